@@ -1,0 +1,1 @@
+"""The hands: the command line and the HTTP face of the simulated cluster."""

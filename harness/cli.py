@@ -1,0 +1,64 @@
+"""The command line: a group that imports a command's module only when the command runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from keepwarm.traces.errors import InputError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("run_commands:demo", "The main job in seconds: bundled trace, simulated cluster, report. No network."),
+    "import": ("trace_commands:import_", "Turn an agent's own logs into a trace."),
+    "synth": ("trace_commands:synth", "Make a synthetic trace fitted to published distributions."),
+    "inspect": ("trace_commands:inspect_", "Say what is in a trace, and how warm its recording was."),
+    "simulate": ("run_commands:simulate", "Replay a trace in virtual time against a simulated cache; no sockets."),
+    "serve": ("run_commands:serve", "Run the simulated cluster as an HTTP endpoint."),
+    "replay": ("run_commands:replay", "Replay a trace against an HTTP endpoint."),
+    "report": ("report_commands:report", "Say what a run meant: cache, latency, cost, validity."),
+    "gate": ("report_commands:gate", "Hold a run against required figures, or against a baseline."),
+    "reproduce": ("report_commands:reproduce", "Set the published cache-reuse figures beside what a trace shows."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"keepwarm.harness.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("keepwarm"), prog_name="keepwarm")
+def cli() -> None:
+    """keepwarm records what coding agents ask of a language model, asks it again, of any endpoint, and says how much of
+    the prompt was still warm in the cache, what each finished task cost, and how long the slow calls took.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """Run the command line; a bad input is one line on stderr and exit code 2."""
+    try:
+        return cli.main(args=None if argv is None else list(argv), prog_name="keepwarm")
+    except InputError as error:
+        click.echo(f"keepwarm: {error}", err=True)
+        sys.exit(2)

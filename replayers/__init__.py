@@ -1,0 +1,1 @@
+"""Again: plan, pacing, prompt text, endpoints, the simulated cluster."""

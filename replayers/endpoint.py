@@ -1,0 +1,73 @@
+"""Endpoint is anything that answers calls: one method, which is also the seam for tests and a user's own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from keepwarm.traces.model import Attempt, Breakpoint, Call
+
+
+class Piece(NamedTuple):
+    """The first ``tokens`` tokens of the segment identified by (hash, whole): a segment, perhaps cut at its end."""
+
+    hash: int
+    whole: int
+    tokens: int
+    kind: str
+    answer_of: str | None = None
+    text: str | None = None
+
+
+class Request(NamedTuple):
+    """A planned call made ready to be sent: the whole prompt as pieces, and how many tokens to answer with.
+
+    ``output`` is the recorded length, or its estimate; None where neither is known.
+    """
+
+    call: Call
+    copy: int
+    prompt: tuple[Piece, ...]
+    output: int | None
+    breakpoints: tuple[Breakpoint, ...] = ()
+
+
+class Answer(NamedTuple):
+    """What came of a request. Times are ns on the clock the endpoint was given; failures are values, not exceptions.
+
+    The token account is the endpoint's own report, None where it reported nothing.
+    """
+
+    sent_ns: int
+    done_ns: int
+    first_byte_ns: int | None = None
+    first_token_ns: int | None = None
+    last_token_ns: int | None = None
+    token_ns: tuple[int, ...] | None = None
+    prompt: int | None = None
+    uncached: int | None = None
+    cache_read: int | None = None
+    cache_write_5m: int | None = None
+    cache_write_1h: int | None = None
+    cache_write_other: int | None = None
+    write_ttl_s: int | None = None
+    output: int | None = None
+    reasoning: int | None = None
+    usage_source: str = "absent"
+    write_source: str = "absent"
+    status: int | None = None
+    error: str | None = None
+    stop_reason: str | None = None
+    worker: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+class Endpoint(Protocol):
+    """Anything that answers calls."""
+
+    async def send(self, request: Request) -> Answer:
+        """Send one request and wait for the whole answer."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        ...

@@ -1,0 +1,1 @@
+"""What it meant: metrics, prices, comparison, gate, tables."""

@@ -1,0 +1,1 @@
+"""What happened: the call model, the Parquet format, importers and synthetic workloads."""

@@ -1,0 +1,111 @@
+"""Rows to Arrow columns and back: named tuples on one side, the schemas' lists of structs on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import pyarrow as pa
+
+from keepwarm.traces import schema
+from keepwarm.traces.model import After, Attempt, Breakpoint, Call, Hints, Outcome, Segment, ToolUse
+
+ROW_TYPES: dict[str, Callable[..., Any]] = {
+    "after": After,
+    "append": Segment,
+    "breakpoints": Breakpoint,
+    "tools": ToolUse,
+    "attempts": Attempt,
+}
+
+
+def _struct_array(rows: Sequence[Any], kind: pa.StructType) -> pa.Array:
+    """Named tuples (or None) whose fields are the struct's, in its order, as one struct array."""
+    known = [row for row in rows if row is not None]
+    if len(known) == len(rows):
+        columns = zip(*rows, strict=True) if rows else [()] * kind.num_fields
+        arrays = [pa.array(list(column), kind.field(i).type) for i, column in enumerate(columns)]
+        return pa.StructArray.from_arrays(arrays, fields=list(kind))
+    return pa.array([None if row is None else row._asdict() for row in rows], kind)
+
+
+def _list_array(rows: Sequence[Sequence[Any]], kind: pa.ListType) -> pa.Array:
+    offsets = [0]
+    for row in rows:
+        offsets.append(offsets[-1] + len(row))
+    values = _struct_array(list(chain.from_iterable(rows)), kind.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
+
+
+def to_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """One column of row values as an Arrow array of the schema's type."""
+    if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        return _list_array(values, kind)
+    if pa.types.is_struct(kind):
+        return _struct_array(values, kind)
+    return pa.array(values, kind)
+
+
+def calls_to_batch(calls: Sequence[Call]) -> pa.RecordBatch:
+    """Calls as one record batch of the trace schema; a Call's fields stand in the schema's order."""
+    columns = zip(*calls, strict=True)
+    kinds = [schema.TRACE.field(name).type for name in Call._fields]
+    return pa.RecordBatch.from_arrays(
+        [to_array(c, k) for c, k in zip(columns, kinds, strict=True)], schema=schema.TRACE
+    )
+
+
+MEASURED_NAMES = {field.name for field in schema.MEASURED}
+
+
+def _outcome_getter(name: str) -> Callable[[Outcome], Any]:
+    if name == "planned_prompt":
+        return lambda outcome: outcome.call.prompt_tokens
+    if name == "planned_keep":
+        return lambda outcome: outcome.call.keep
+    if name in MEASURED_NAMES:
+        return attrgetter(name)
+    return attrgetter("call." + name.removeprefix("rec_"))
+
+
+OUTCOME_GETTERS = {name: _outcome_getter(name) for name in schema.OUTCOMES.names}
+
+
+def outcomes_to_batch(outcomes: Sequence[Outcome]) -> pa.RecordBatch:
+    """Outcomes as one record batch of the outcome schema."""
+    arrays = [
+        to_array([OUTCOME_GETTERS[field.name](outcome) for outcome in outcomes], field.type)
+        for field in schema.OUTCOMES
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema.OUTCOMES)
+
+
+def _read_structs(values: pa.StructArray, make: Callable[..., Any]) -> list[Any]:
+    if not len(values):
+        return []
+    columns = [column.to_pylist() for column in values.flatten()]
+    return [make(*row) for row in zip(*columns, strict=True)]
+
+
+def _read_column(name: str, column: pa.Array) -> list[Any]:
+    if name == "hints":
+        return [None if row is None else Hints(**row) for row in column.to_pylist()]
+    if name not in ROW_TYPES:
+        values: list[Any] = column.to_pylist()
+        return values
+    flat = _read_structs(column.flatten(), ROW_TYPES[name])
+    lengths = column.value_lengths().to_pylist()
+    rows, at = [], 0
+    for length in lengths:
+        rows.append(tuple(flat[at : at + (length or 0)]))
+        at += length or 0
+    return rows
+
+
+def batch_to_calls(batch: pa.RecordBatch) -> Iterator[Call]:
+    """The calls of a record batch that has every column of the trace schema, in its order."""
+    columns = [_read_column(name, batch.column(name)) for name in Call._fields]
+    for row in zip(*columns, strict=True):
+        yield Call(*row)

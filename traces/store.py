@@ -1,0 +1,276 @@
+"""Trace files on disk: a streaming writer and reader, digest, version check.
+
+A trace is one Parquet file or a directory of them, on the local disk or any filesystem pyarrow has a URI for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import groupby
+from operator import attrgetter
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import orjson
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from keepwarm.traces import schema
+from keepwarm.traces.columns import batch_to_calls, calls_to_batch, outcomes_to_batch
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.model import Call, Outcome
+
+ROWS_PER_GROUP = 8192
+PARQUET = {"compression": "zstd", "write_page_checksum": True}
+
+
+class Meta(NamedTuple):
+    """What a trace says of itself: format version, who made it, how its token counts came to be, content digest."""
+
+    version: int
+    producer: str
+    producer_version: str
+    created: str
+    tokens: str
+    digest: str
+    notes: dict[str, Any]
+
+
+def locate(path: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem and the path on it that a path or URI names; InputError if pyarrow has none for it."""
+    if "://" not in path:
+        return pafs.LocalFileSystem(), path
+    try:
+        system, inner = pafs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise InputError(f"{path}: {first_line(error)}") from error
+    return system, inner
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text: Arrow's errors run over several."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _ParquetSink:
+    """A Parquet file written a row group at a time, its metadata given at the end. Nothing is left of a file whose
+    writing failed; an existing file is replaced only when the new one is whole."""
+
+    def __init__(self, path: str, columns: pa.Schema) -> None:
+        self.path = path
+        self._fs, self._inner = locate(path)
+        self._part = self._inner + ".part"
+        try:
+            self._sink = self._fs.open_output_stream(self._part)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
+        self._writer = pq.ParquetWriter(self._sink, columns, **PARQUET)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+
+    def commit(self, key: bytes, meta: dict[str, Any]) -> None:
+        self._writer.add_key_value_metadata({key: orjson.dumps(meta)})
+        self._writer.close()
+        self._sink.close()
+        self._fs.move(self._part, self._inner)
+
+    def discard(self) -> None:
+        self._writer.close()
+        self._sink.close()
+        self._fs.delete_file(self._part)
+
+
+class TraceWriter:
+    """Writes a trace call by call, in trace order; memory is one row group, however many calls there are.
+
+    Use it as a context manager: on an exception nothing is left behind. ``digest`` is known after it closed.
+    """
+
+    def __init__(self, path: str, *, producer: str, version: str, tokens: str, notes: dict[str, Any] | None = None):
+        self._sink = _ParquetSink(path, schema.TRACE)
+        self._meta = {"version": schema.VERSION, "producer": producer, "producer_version": version}
+        self._meta |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "tokens": tokens}
+        self._notes = notes if notes is not None else {}
+        self._buffer: list[Call] = []
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._last: tuple[int, str, int, str] | None = None
+        self.calls = 0
+        self.digest = ""
+
+    def add(self, call: Call) -> None:
+        """Append a call. ValueError if it does not follow the last one in trace order."""
+        order = (call.session_start_ns or 0, call.session, call.start_ns, call.call)
+        if self._last is not None and order <= self._last:
+            raise ValueError(f"call {call.call} does not follow {self._last[3]} in trace order")
+        self._last = order
+        self._hash.update(orjson.dumps(call, default=tuple))
+        self._buffer.append(call)
+        self.calls += 1
+        if len(self._buffer) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self._sink.write(calls_to_batch(self._buffer))
+            self._buffer.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None:
+            self._sink.discard()
+            return
+        self._flush()
+        self.digest = self._hash.hexdigest()
+        self._sink.commit(schema.TRACE_KEY, self._meta | {"digest": self.digest, "notes": self._notes})
+
+
+def write_outcomes(path: str, outcomes: Iterable[Outcome], notes: dict[str, Any] | None = None) -> int:
+    """Write a run's outcomes; how many there were."""
+    sink = _ParquetSink(path, schema.OUTCOMES)
+    rows, buffer = 0, []
+    try:
+        for outcome in outcomes:
+            buffer.append(outcome)
+            rows += 1
+            if len(buffer) >= ROWS_PER_GROUP:
+                sink.write(outcomes_to_batch(buffer))
+                buffer.clear()
+        if buffer:
+            sink.write(outcomes_to_batch(buffer))
+    except BaseException:
+        sink.discard()
+        raise
+    sink.commit(schema.OUTCOMES_KEY, {"version": schema.VERSION, "notes": notes or {}})
+    return rows
+
+
+def trace_files(path: str) -> list[str]:
+    """The Parquet files of a trace, one or a directory of them, as paths or URIs; InputError if there are none."""
+    fs, inner = locate(path)
+    info = fs.get_file_info(inner)
+    if info.type == pafs.FileType.NotFound:
+        raise InputError(f"{path}: no such file or directory")
+    if info.type == pafs.FileType.File:
+        return [path]
+    found = fs.get_file_info(pafs.FileSelector(inner))
+    names = sorted(f.base_name for f in found if f.type == pafs.FileType.File and f.base_name.endswith(".parquet"))
+    if not names:
+        raise InputError(f"{path}: holds no .parquet file")
+    return [f"{path.rstrip('/')}/{name}" for name in names]
+
+
+@contextmanager
+def _opened(path: str, key: bytes, what: str) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
+    """A Parquet file of ours and its metadata. Whatever is wrong with it is said in one line."""
+    fs, inner = locate(path)
+    try:
+        with fs.open_input_file(inner) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            raw = (file.schema_arrow.metadata or {}).get(key) or (file.metadata.metadata or {}).get(key)
+            if raw is None:
+                raise InputError(f"{path}: not a keepwarm {what}: its metadata has no {key.decode()!r}")
+            yield file, _checked_meta(path, raw)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable {what} file: {first_line(error)}") from error
+
+
+def _checked_meta(path: str, raw: bytes) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = orjson.loads(raw)
+        version = int(meta["version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its keepwarm metadata is damaged: {first_line(error)}") from error
+    if version > schema.VERSION:
+        raise InputError(
+            f"{path}: format version {version} is newer than this program reads ({schema.VERSION}): upgrade keepwarm"
+        )
+    return meta
+
+
+def read_meta(path: str) -> Meta:
+    """What a trace says of itself. Of a directory: the first file's, with one digest over all files' digests."""
+    metas = []
+    for name in trace_files(path):
+        with _opened(name, schema.TRACE_KEY, "trace") as (_, meta):
+            metas.append(meta)
+    digest = metas[0].get("digest", "")
+    if len(metas) > 1:
+        digest = hashlib.blake2b("".join(m.get("digest", "") for m in metas).encode(), digest_size=16).hexdigest()
+    first = metas[0]
+    known = {name: str(first.get(name, "")) for name in ("producer", "producer_version", "created", "tokens")}
+    return Meta(version=int(first["version"]), digest=digest, notes=first.get("notes") or {}, **known)
+
+
+def _conform(path: str, table: pa.Table, version: int, columns: pa.Schema) -> pa.Table:
+    """A table as the present schema has it: upgraded, unknown columns dropped, missing nullable ones null."""
+    while version < schema.VERSION:
+        if version not in schema.UPGRADES:
+            raise InputError(f"{path}: format version {version} is not one this program reads")
+        table = schema.UPGRADES[version](table)
+        version += 1
+    arrays = []
+    for field in columns:
+        if field.name in table.column_names:
+            column = table.column(field.name)
+        elif field.nullable:
+            column = pa.nulls(table.num_rows, field.type)
+        else:
+            raise InputError(f"{path}: column {field.name!r} is missing, expected {field.type}")
+        arrays.append(_cast(path, column, field))
+    return pa.Table.from_arrays(arrays, schema=columns)
+
+
+def _cast(path: str, column: Any, field: pa.Field) -> Any:
+    if not field.nullable and column.null_count:
+        row = next(i for i, value in enumerate(column) if not value.is_valid)
+        raise InputError(f"{path}: row {row}, column {field.name!r} is null, expected {field.type}")
+    if column.type == field.type:
+        return column
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: column {field.name!r} is {column.type}, expected {field.type}") from error
+
+
+def read_calls(path: str) -> Iterator[Call]:
+    """The calls of a trace in its order, a row group's worth in memory at a time."""
+    for name in trace_files(path):
+        with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
+            for batch in file.iter_batches(ROWS_PER_GROUP):
+                table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE)
+                for part in table.to_batches():
+                    yield from batch_to_calls(part)
+
+
+def read_sessions(path: str) -> Iterator[list[Call]]:
+    """The sessions of a trace, each the list of its calls, in the order of their start within each file."""
+    for _, calls in groupby(read_calls(path), key=attrgetter("session")):
+        yield list(calls)
+
+
+def read_trace_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    """A trace as one Arrow table, all columns of the schema or the named ones."""
+    return _read_table(trace_files(path), schema.TRACE_KEY, "trace", schema.TRACE, columns)
+
+
+def read_outcome_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    """An outcome file as one Arrow table, all columns of the schema or the named ones."""
+    return _read_table([path], schema.OUTCOMES_KEY, "outcome", schema.OUTCOMES, columns)
+
+
+def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, names: list[str] | None) -> pa.Table:
+    wanted = columns if names is None else pa.schema([columns.field(name) for name in names])
+    tables = []
+    for name in files:
+        with _opened(name, key, what) as (file, meta):
+            version = int(meta["version"])
+            known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
+            tables.append(_conform(name, file.read(columns=known), version, wanted))
+    return pa.concat_tables(tables)
