@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from keepwarm.traces.model import Attempt, Breakpoint, Call
+from keepwarm.traces.model import Attempt, Call
 
 
 class Piece(NamedTuple):
-    """The first ``tokens`` tokens of the segment identified by (hash, whole): a segment, perhaps cut at its end."""
+    """The first ``tokens`` tokens of the segment ``ident``: a segment as a prompt holds it, perhaps cut at its end."""
 
-    hash: int
-    whole: int
+    ident: int
     tokens: int
     kind: str
     answer_of: str | None = None
@@ -19,16 +18,17 @@ class Piece(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A planned call made ready to be sent: the whole prompt as pieces, and how many tokens to answer with.
+    """A planned call made ready to be sent.
 
-    ``output`` is the recorded length, or its estimate; None where neither is known.
+    ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None. ``answer`` are the
+    pieces in which later prompts repeat this call's answer.
     """
 
     call: Call
-    copy: int
     prompt: tuple[Piece, ...]
     output: int | None
-    breakpoints: tuple[Breakpoint, ...] = ()
+    answer: tuple[Piece, ...] = ()
+    copy: int = 0
 
 
 class Answer(NamedTuple):

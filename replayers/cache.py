@@ -1,0 +1,195 @@
+"""PrefixCache is a run-length radix tree of cached prompt prefixes: block-granular, exact LRU, TTL, capacity.
+
+A node is a run of tokens of one segment that share their last use. Prompts with the same pieces share nodes; where a
+prompt leaves a run in its middle, the run is split. Blocks are counted as an engine that hashes full blocks in a chain
+counts them: a node owns the blocks that end inside it, so a block over a fork belongs to each branch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from keepwarm.replayers.endpoint import Piece
+
+NEVER = 1 << 62
+"""A time that does not come, ns."""
+
+
+class Write(NamedTuple):
+    """The prompt's tokens up to ``upto`` are to be cached for ``ttl_ns``, past those that an earlier Write covers."""
+
+    upto: int
+    ttl_ns: int = NEVER
+
+
+class _Node:
+    __slots__ = ("children", "expires", "key", "length", "parent", "refs", "start", "ttl_ns")
+
+    def __init__(self, parent: _Node | None, key: tuple[int, int], start: int, length: int, ttl_ns: int) -> None:
+        self.parent = parent
+        self.key = key
+        self.start = start
+        self.length = length
+        self.ttl_ns = ttl_ns
+        self.expires: int | None = None
+        self.refs = 0
+        self.children: dict[tuple[int, int], _Node] = {}
+
+
+class Lease:
+    """A running call's hold on the nodes it uses: they are neither evicted nor expired until it is released."""
+
+    __slots__ = ("node", "tokens")
+
+    def __init__(self, node: _Node, tokens: int) -> None:
+        self.node = node
+        self.tokens = tokens
+
+
+class PrefixCache:
+    """What one worker remembers of prompts. Times are ns and passed in; they must not run back.
+
+    ``capacity`` is in blocks, None for endless. With ``refresh`` a read renews the TTL of what it read.
+    """
+
+    def __init__(self, *, block: int = 1, capacity: int | None = None, refresh: bool = True) -> None:
+        if block < 1 or (capacity is not None and capacity < 0):
+            raise ValueError("block must be at least 1 token and capacity at least 0 blocks")
+        self.block = block
+        self.capacity = capacity
+        self.refresh = refresh
+        self.blocks = 0
+        self.evicted = 0
+        self._root = _Node(None, (0, 0), 0, 0, NEVER)
+        self._root.refs = 1
+        self._idle: OrderedDict[_Node, None] = OrderedDict()
+
+    def acquire(self, prompt: Sequence[Piece], now_ns: int) -> Lease:
+        """Hold what is cached of a prompt; the lease's ``tokens`` (whole blocks) are readable."""
+        node, _, matched = self._walk(prompt, now_ns)
+        self._hold(node)
+        return Lease(node, matched // self.block * self.block)
+
+    def store(self, lease: Lease, prompt: Sequence[Piece], writes: Sequence[Write], now_ns: int) -> None:
+        """Cache a prompt as the writes say and extend the lease over it. Where running calls hold all of a full cache,
+        the prompt's rest stays uncached.
+        """
+        node, at, matched = self._walk(prompt, now_ns)
+        index, offset = at
+        self._hold(node)
+        self._let_go(lease.node, now_ns, used=False)
+        for write in sorted(writes):
+            while matched < write.upto and index < len(prompt):
+                part = prompt[index]
+                fits = self._room(matched, min(part.tokens - offset, write.upto - matched))
+                if fits:
+                    node = self._grow(node, (part.ident, offset), matched, fits, write.ttl_ns)
+                    matched += fits
+                    offset += fits
+                if offset < part.tokens:
+                    break
+                index, offset = index + 1, 0
+        lease.node = node
+
+    def release(self, lease: Lease, now_ns: int) -> None:
+        """End a call's hold: now is the last use of all that it held, its tail to be evicted first."""
+        self._let_go(lease.node, now_ns, used=True)
+        lease.node = self._root
+
+    def _walk(self, prompt: Sequence[Piece], now_ns: int) -> tuple[_Node, tuple[int, int], int]:
+        """The deepest living node of a prompt, (piece, offset) where the match ends, and how many tokens match."""
+        node, matched = self._root, 0
+        for index, part in enumerate(prompt):
+            offset = 0
+            while offset < part.tokens:
+                child = node.children.get((part.ident, offset))
+                if child is not None and not child.refs and child.expires is not None and child.expires <= now_ns:
+                    self._drop(child)
+                    child = None
+                if child is None:
+                    return node, (index, offset), matched
+                common = min(child.length, part.tokens - offset)
+                if common < child.length:
+                    child = self._split(child, common)
+                offset += common
+                matched += common
+                node = child
+        return node, (len(prompt), 0), matched
+
+    def _owned(self, start: int, length: int) -> int:
+        return (start + length) // self.block - start // self.block
+
+    def _split(self, node: _Node, length: int) -> _Node:
+        """Cut a node in two and return the upper half; whoever holds the node object holds its lower half."""
+        upper = _Node(node.parent, node.key, node.start, length, node.ttl_ns)
+        upper.expires, upper.refs = node.expires, node.refs
+        assert node.parent is not None
+        node.parent.children[node.key] = upper
+        node.key = (node.key[0], node.key[1] + length)
+        node.start += length
+        node.length -= length
+        node.parent = upper
+        upper.children[node.key] = node
+        if not node.refs:
+            self._idle[upper] = None  # its place does not matter: whoever splits a run holds its upper half next
+        return upper
+
+    def _grow(self, parent: _Node, key: tuple[int, int], start: int, length: int, ttl_ns: int) -> _Node:
+        node = _Node(parent, key, start, length, ttl_ns)
+        node.refs = 1
+        parent.children[key] = node
+        self.blocks += self._owned(start, length)
+        return node
+
+    def _room(self, start: int, length: int) -> int:
+        """How many of ``length`` tokens from ``start`` there is room for, after evicting what may be evicted."""
+        if self.capacity is None:
+            return length
+        need = self.blocks + self._owned(start, length) - self.capacity
+        while need > 0 and self._idle:
+            need -= self._evict(next(iter(self._idle)), need)
+        if need <= 0:
+            return length
+        return max(0, ((start + length) // self.block - need) * self.block + self.block - 1 - start)
+
+    def _evict(self, leaf: _Node, need: int) -> int:
+        """Take up to ``need`` blocks from the tail of the least recently used leaf; how many it gave."""
+        owned = self._owned(leaf.start, leaf.length)
+        if owned <= need:
+            self._drop(leaf)
+            self.evicted += owned
+            return owned
+        end = ((leaf.start + leaf.length) // self.block - need) * self.block
+        leaf.length = end - leaf.start
+        self.blocks -= need
+        self.evicted += need
+        return need
+
+    def _drop(self, node: _Node) -> None:
+        """Forget a node and all below it; nothing of it is in use."""
+        assert node.parent is not None
+        del node.parent.children[node.key]
+        stack = [node]
+        while stack:
+            gone = stack.pop()
+            self.blocks -= self._owned(gone.start, gone.length)
+            self._idle.pop(gone, None)
+            stack.extend(gone.children.values())
+
+    def _hold(self, node: _Node | None) -> None:
+        while node is not None and node is not self._root:
+            if not node.refs:
+                del self._idle[node]
+            node.refs += 1
+            node = node.parent
+
+    def _let_go(self, node: _Node | None, now_ns: int, *, used: bool) -> None:
+        while node is not None and node is not self._root:
+            node.refs -= 1
+            if used and node.ttl_ns < NEVER and (self.refresh or node.expires is None):
+                node.expires = now_ns + node.ttl_ns
+            if not node.refs:
+                self._idle[node] = None
+            node = node.parent
