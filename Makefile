@@ -1,0 +1,30 @@
+# Everything runs from .venv, made here from python3 and venv; the second time it is there already.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+TYPED := traces replayers reports harness
+MYPYROOT := .venv/mypyroot
+
+.PHONY: demo test check
+
+demo: $(READY)
+	@$(BIN)/keepwarm demo
+
+test: $(READY)
+	@$(BIN)/pytest
+
+# The packages lie at the root but are imported as keepwarm.*: mypy sees them through links.
+check: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@mkdir -p $(MYPYROOT)/keepwarm
+	@for name in $(TYPED); do ln -sfn ../../../$$name $(MYPYROOT)/keepwarm/$$name; done
+	@cd $(MYPYROOT) && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache --strict \
+		--namespace-packages --explicit-package-bases $(TYPED:%=-p keepwarm.%)
+	@$(BIN)/pytest tests/test_layers.py
+
+$(READY): pyproject.toml constraints.txt
+	@echo "keepwarm: setting up .venv (once)" >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

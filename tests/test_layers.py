@@ -1,0 +1,77 @@
+"""Imports point one way, and each outside library has its layer."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = {
+    "traces": {"traces"},
+    "replayers": {"traces", "replayers"},
+    "reports": {"traces", "reports"},
+    "harness": {"traces", "replayers", "reports", "harness"},
+}
+OUTSIDE = {
+    "click": {"harness"},
+    "starlette": {"harness"},
+    "uvicorn": {"harness"},
+    "polars": {"reports"},
+    "hdrh": {"reports"},
+    "httpx": {"replayers", "harness"},
+    "asyncio_throttle": {"replayers", "harness"},
+}
+
+
+def imported(source: str) -> set[str]:
+    """Dotted names a module imports, those inside functions too; ``from a import b`` counts as a and as a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def offences(layer: str, source: str) -> set[str]:
+    """What a module of that layer imports and may not."""
+    bad = set()
+    for name in imported(source):
+        top, _, rest = name.partition(".")
+        inner = rest.partition(".")[0]
+        if top == "keepwarm" and inner and inner not in LAYERS[layer]:
+            bad.add(name)
+        if not top or top in LAYERS or layer not in OUTSIDE.get(top, {layer}):
+            bad.add(name)
+    return bad
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layer_imports_only_what_lies_below_it(layer: str) -> None:
+    """No module of a layer imports a layer above or beside it, or a library that belongs to another layer."""
+    files = sorted((ROOT / layer).rglob("*.py"))
+    assert files
+    assert {f.name: bad for f in files if (bad := offences(layer, f.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    ("layer", "line"),
+    [
+        ("traces", "from keepwarm import reports"),
+        ("traces", "import keepwarm.replayers.cache"),
+        ("replayers", "def f():\n    from keepwarm.reports.metrics import table"),
+        ("reports", "import httpx"),
+        ("traces", "from click import echo"),
+        ("replayers", "import polars as pl"),
+        ("harness", "from traces.model import Call"),
+        ("reports", "from . import metrics"),
+    ],
+)
+def test_every_way_to_break_the_rule_is_seen(layer: str, line: str) -> None:
+    """The rule catches an upward import however it is spelt, late imports and bare or relative names included."""
+    assert offences(layer, line)
+    assert not offences("harness", "import click\nfrom keepwarm.reports import metrics\nimport keepwarm.traces")
