@@ -1,0 +1,108 @@
+"""Identity: keyed hashes of what reaches a model, and pseudonyms for every name that could tell who or where.
+
+One salt an output; without it neither hashes nor pseudonyms can be computed again or compared.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from keepwarm.traces.errors import InputError
+
+SALT_BYTES = 32
+
+TOOL_NAMES = frozenset(
+    """Agent AskUserQuestion Bash BashOutput Edit EnterPlanMode EnterWorktree ExitPlanMode ExitWorktree Glob Grep
+    KillShell KillBash LS ListMcpResourcesTool LSP Monitor MultiEdit NotebookEdit NotebookRead Read ReadMcpResourceTool
+    SendMessage Skill SlashCommand StructuredOutput Task TaskCreate TaskGet TaskList TaskOutput TaskStop TaskUpdate
+    TeamCreate TeamDelete TodoRead TodoWrite ToolSearch WebFetch WebSearch Write
+    apply_patch exec_command local_shell shell shell_command update_plan view_image web_search write_stdin
+    bash edit glob grep list patch read task todoread todowrite webfetch write""".split()
+)
+"""Tools that coding agents ship with; any other name is told only as a pseudonym."""
+
+AGENT_TYPES = frozenset(
+    "explore plan general-purpose code-reviewer bash statusline-setup output-style-setup claude-code-guide".split()
+)
+
+
+class Identity:
+    """Hashes and pseudonyms under one salt."""
+
+    def __init__(self, salt: bytes) -> None:
+        self._keyed = blake2b(key=salt, digest_size=8)
+
+    def _digest(self, data: bytes) -> bytes:
+        state = self._keyed.copy()
+        state.update(data)
+        return state.digest()
+
+    def hash(self, data: bytes) -> int:
+        """A signed 64-bit identity of some content."""
+        return int.from_bytes(self._digest(data), "big", signed=True)
+
+    def name(self, kind: str, *parts: str) -> str:
+        """A pseudonym: the kind's first letter and 16 hex digits."""
+        return kind[0] + self._digest("\0".join((kind, *parts)).encode("utf-8", "surrogatepass")).hex()
+
+    def tool(self, name: str) -> str:
+        """A tool's name where agents ship with it, else ``mcp:`` or ``tool:`` and a pseudonym."""
+        if name in TOOL_NAMES:
+            return name
+        return ("mcp:" if name.startswith("mcp__") else "tool:") + self.name("tool", name)[1:]
+
+    def agent_type(self, name: str | None) -> str | None:
+        """A sub-agent's type in lower case where it is a common one, else a pseudonym."""
+        if not name:
+            return None
+        return name.lower() if name.lower() in AGENT_TYPES else self.name("type", name)
+
+
+def content_bytes(block: dict[str, Any] | str) -> bytes:
+    """What of a content block reaches the model, in one shape: ids, cache marks, key order and the choice between a
+    string and a list of one text change nothing.
+    """
+    if isinstance(block, str):
+        return b"text\0" + block.encode("utf-8", "surrogatepass")
+    kind = block.get("type")
+    if kind == "text":
+        return content_bytes(block["text"])
+    if kind == "tool_use":
+        return (
+            b"tool_use\0" + block["name"].encode() + b"\0" + orjson.dumps(block["input"], option=orjson.OPT_SORT_KEYS)
+        )
+    if kind == "tool_result":
+        inner = block.get("content") or ""
+        parts = [inner] if isinstance(inner, str) else inner
+        return b"tool_result\0" + b"\0".join(content_bytes(part) for part in parts)
+    if kind == "thinking":
+        return b"thinking\0" + (block["thinking"] + block.get("signature", "")).encode("utf-8", "surrogatepass")
+    bare = {key: value for key, value in block.items() if key not in ("cache_control", "id")}
+    return orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)
+
+
+def new_salt() -> bytes:
+    """A salt that nobody keeps."""
+    return secrets.token_bytes(SALT_BYTES)
+
+
+def salt_from_file(path: Path) -> bytes:
+    """The salt kept in a file, made now (mode 0600) if there is none."""
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
+            salt = new_salt()
+            new.write(salt)
+            return salt
+    except FileExistsError:
+        salt = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot make a salt file: {error.strerror}") from error
+    if len(salt) != SALT_BYTES:
+        raise InputError(f"{path}: not a salt file: {len(salt)} bytes, expected {SALT_BYTES}")
+    return salt
