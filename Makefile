@@ -26,5 +26,5 @@ check: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@echo "keepwarm: setting up .venv (once)" >&2
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -56,6 +56,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _leaves(fields: Any, above: str = "") -> list[str]:
+    """The dotted names of all values of a schema, those inside lists and structs too: what a reader must find again."""
+    names = []
+    for field in fields:
+        name = above + field.name
+        kind = field.type.value_type if pa.types.is_list(field.type) else field.type
+        names += _leaves(kind, name + ".") if pa.types.is_struct(kind) else [name]
+    return names
+
+
 class _ParquetSink:
     """A Parquet file written a row group at a time, its metadata given at the end. Nothing is left of a file whose
     writing failed; an existing file is replaced only when the new one is whole."""
@@ -64,6 +74,10 @@ class _ParquetSink:
         self.path = path
         self._fs, self._inner = locate(path)
         self._part = self._inner + ".part"
+        self._meta = {"columns": _leaves(columns)}
+        self._rows = 0
+        if self._fs.get_file_info(self._inner).type == pafs.FileType.Directory:
+            raise InputError(f"{path}: is a directory, expected the name of a file to write")
         try:
             self._sink = self._fs.open_output_stream(self._part)
         except OSError as error:
@@ -72,9 +86,10 @@ class _ParquetSink:
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)
+        self._rows += batch.num_rows
 
     def commit(self, key: bytes, meta: dict[str, Any]) -> None:
-        self._writer.add_key_value_metadata({key: orjson.dumps(meta)})
+        self._writer.add_key_value_metadata({key: orjson.dumps(meta | self._meta | {"rows": self._rows})})
         self._writer.close()
         self._sink.close()
         self._fs.move(self._part, self._inner)
@@ -126,7 +141,11 @@ class TraceWriter:
         if kind is not None:
             self._sink.discard()
             return
-        self._flush()
+        try:
+            self._flush()
+        except BaseException:
+            self._sink.discard()
+            raise
         self.digest = self._hash.hexdigest()
         self._sink.commit(schema.TRACE_KEY, self._meta | {"digest": self.digest, "notes": self._notes})
 
@@ -154,12 +173,15 @@ def write_outcomes(path: str, outcomes: Iterable[Outcome], notes: dict[str, Any]
 def trace_files(path: str) -> list[str]:
     """The Parquet files of a trace, one or a directory of them, as paths or URIs; InputError if there are none."""
     fs, inner = locate(path)
-    info = fs.get_file_info(inner)
+    try:
+        info = fs.get_file_info(inner)
+        found = fs.get_file_info(pafs.FileSelector(inner)) if info.type == pafs.FileType.Directory else []
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be looked up: {first_line(error)}") from error
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"{path}: no such file or directory")
-    if info.type == pafs.FileType.File:
+    if info.type != pafs.FileType.Directory:
         return [path]
-    found = fs.get_file_info(pafs.FileSelector(inner))
     names = sorted(f.base_name for f in found if f.type == pafs.FileType.File and f.base_name.endswith(".parquet"))
     if not names:
         raise InputError(f"{path}: holds no .parquet file")
@@ -176,8 +198,10 @@ def _opened(path: str, key: bytes, what: str) -> Iterator[tuple[pq.ParquetFile, 
             raw = (file.schema_arrow.metadata or {}).get(key) or (file.metadata.metadata or {}).get(key)
             if raw is None:
                 raise InputError(f"{path}: not a keepwarm {what}: its metadata has no {key.decode()!r}")
-            yield file, _checked_meta(path, raw)
-    except (pa.ArrowException, OSError) as error:
+            meta = _checked_meta(path, raw)
+            _check_whole(path, file, meta)
+            yield file, meta
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable {what} file: {first_line(error)}") from error
 
 
@@ -194,6 +218,19 @@ def _checked_meta(path: str, raw: bytes) -> dict[str, Any]:
     return meta
 
 
+def _check_whole(path: str, file: pq.ParquetFile, meta: dict[str, Any]) -> None:
+    """Parquet keeps no checksum of its footer: a damaged one could lose columns or rows unnoticed. Ours are listed."""
+    lost = set(meta.get("columns", ())) - set(_leaves(file.schema_arrow))
+    if lost:
+        raise InputError(f"{path}: damaged: column {min(lost)!r} was written and is not there")
+    _check_rows(path, meta, file.metadata.num_rows)
+
+
+def _check_rows(path: str, meta: dict[str, Any], rows: int) -> None:
+    if rows != meta.get("rows", rows):
+        raise InputError(f"{path}: damaged: {meta['rows']} rows were written, {rows} are there")
+
+
 def read_meta(path: str) -> Meta:
     """What a trace says of itself. Of a directory: the first file's, with one digest over all files' digests."""
     metas = []
@@ -208,7 +245,7 @@ def read_meta(path: str) -> Meta:
     return Meta(version=int(first["version"]), digest=digest, notes=first.get("notes") or {}, **known)
 
 
-def _conform(path: str, table: pa.Table, version: int, columns: pa.Schema) -> pa.Table:
+def _conform(path: str, table: pa.Table, version: int, columns: pa.Schema, first_row: int = 0) -> pa.Table:
     """A table as the present schema has it: upgraded, unknown columns dropped, missing nullable ones null."""
     while version < schema.VERSION:
         if version not in schema.UPGRADES:
@@ -223,13 +260,13 @@ def _conform(path: str, table: pa.Table, version: int, columns: pa.Schema) -> pa
             column = pa.nulls(table.num_rows, field.type)
         else:
             raise InputError(f"{path}: column {field.name!r} is missing, expected {field.type}")
-        arrays.append(_cast(path, column, field))
+        arrays.append(_cast(path, column, field, first_row))
     return pa.Table.from_arrays(arrays, schema=columns)
 
 
-def _cast(path: str, column: Any, field: pa.Field) -> Any:
+def _cast(path: str, column: Any, field: pa.Field, first_row: int) -> Any:
     if not field.nullable and column.null_count:
-        row = next(i for i, value in enumerate(column) if not value.is_valid)
+        row = first_row + next(i for i, value in enumerate(column) if not value.is_valid)
         raise InputError(f"{path}: row {row}, column {field.name!r} is null, expected {field.type}")
     if column.type == field.type:
         return column
@@ -243,10 +280,13 @@ def read_calls(path: str) -> Iterator[Call]:
     """The calls of a trace in its order, a row group's worth in memory at a time."""
     for name in trace_files(path):
         with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
+            rows = 0
             for batch in file.iter_batches(ROWS_PER_GROUP):
-                table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE)
+                table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE, rows)
+                rows += batch.num_rows
                 for part in table.to_batches():
                     yield from batch_to_calls(part)
+            _check_rows(name, meta, rows)
 
 
 def read_sessions(path: str) -> Iterator[list[Call]]:
@@ -272,5 +312,7 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
         with _opened(name, key, what) as (file, meta):
             version = int(meta["version"])
             known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
-            tables.append(_conform(name, file.read(columns=known), version, wanted))
+            table = file.read(columns=known)
+            _check_rows(name, meta, table.num_rows)
+            tables.append(_conform(name, table, version, wanted))
     return pa.concat_tables(tables)
