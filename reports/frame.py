@@ -1,0 +1,188 @@
+"""Frame is a run or a recording as one table of outcome rows, sorted so that an agent's calls follow each other."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+import polars as pl
+
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.store import first_line, locate, read_meta, read_outcome_table, read_trace_table
+
+DESCRIPTIVE = (
+    *("session", "session_start_ns", "agent", "call", "role", "agent_type", "turn"),
+    *("flow", "gap_ns", "gap_kind", "model", "prefix_change"),
+)
+USAGE = ("prompt", "uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other", "output")
+SOURCES = ("usage_source", "write_source", "error", "status", "completed")
+RECORDED = ("start_ns", "first_token_ns", "end_ns", *USAGE, "output_est", "miss_reason", *SOURCES)
+TIMES = ("due_ns", "sent_ns", "first_token_ns", "done_ns", "token_ns")
+RUN_COLUMNS = [
+    *(*DESCRIPTIVE, "copy", "planned_prompt", "planned_keep", *TIMES, *USAGE, "write_ttl_s", *SOURCES),
+    *(f"rec_{name}" for name in RECORDED),
+]
+TRACE_COLUMNS = [*DESCRIPTIVE, "keep", *RECORDED]
+
+TURNS = ((0, "0"), (1, "1"), (5, "2-5"), (19, "6-19"), (49, "20-49"))
+"""Turn buckets as (last turn, name); later turns are ``50+``."""
+
+GAPS = ((1, "<1s"), (10, "1-10s"), (60, "10-60s"), (300, "1-5m"), (3600, "5-60m"))
+"""Gap buckets as (end in seconds, excluded; name); longer gaps are ``>1h``, no gap is ``none``."""
+
+TURN_NAMES = (*(name for _, name in TURNS), "50+")
+GAP_NAMES = (*(name for _, name in GAPS), ">1h", "none")
+
+
+class Loaded(NamedTuple):
+    """A run or a recording: its rows, and what it says of itself (``run.json``, or the trace's own metadata)."""
+
+    kind: str
+    name: str
+    path: str
+    rows: pl.DataFrame
+    about: dict[str, Any]
+    bounds: pl.DataFrame | None = None
+
+
+def _exists(path: str) -> bool:
+    system, inner = locate(path)
+    return bool(system.get_file_info(inner).type != 0)
+
+
+def load(path: str) -> Loaded:
+    """A run directory, or a trace (file or directory), as outcome rows; InputError if it is neither."""
+    path = path.rstrip("/")
+    if not _exists(f"{path}/outcomes.parquet"):
+        if _exists(f"{path}/run.json"):
+            raise InputError(f"{path}: run.json is there but outcomes.parquet is not: the run wrote no outcomes")
+        return load_recording(path)
+    about = _read_json(f"{path}/run.json")
+    rows = pl.DataFrame(read_outcome_table(f"{path}/outcomes.parquet", RUN_COLUMNS))
+    return Loaded("run", str(about.get("name") or path), path, arranged(rows), about, _read_bounds(path))
+
+
+def load_recording(path: str) -> Loaded:
+    """A trace as the outcomes of its own recording: due = sent = start, and every ``rec_`` equal to the measured."""
+    meta = read_meta(path)
+    rows = pl.DataFrame(read_trace_table(path, TRACE_COLUMNS))
+    rows = rows.with_columns(pl.col(name).alias(f"rec_{name}") for name in RECORDED)
+    rows = rows.rename({"keep": "planned_keep"}).with_columns(
+        pl.lit(0, pl.Int32).alias("copy"),
+        pl.lit(None, pl.List(pl.Int64)).alias("token_ns"),
+        pl.col("prompt").alias("planned_prompt"),
+    )
+    return Loaded("recording", path.rsplit("/", 1)[-1], path, arranged(recorded_side(rows)), meta._asdict())
+
+
+def recorded_side(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same rows with what was recorded in the place of what was measured."""
+    start = pl.col("session_start_ns").fill_null(0)
+    return rows.with_columns(
+        *(pl.col(f"rec_{name}").alias(name) for name in (*USAGE, *SOURCES)),
+        (start + pl.col("rec_start_ns")).alias("due_ns"),
+        (start + pl.col("rec_start_ns")).alias("sent_ns"),
+        (start + pl.col("rec_first_token_ns")).alias("first_token_ns"),
+        (start + pl.col("rec_end_ns")).alias("done_ns"),
+        pl.when(pl.col("rec_cache_write_5m") > 0)
+        .then(300)
+        .when(pl.col("rec_cache_write_1h") > 0)
+        .then(3600)
+        .cast(pl.Int32)
+        .alias("write_ttl_s"),
+        written("rec_").alias("written"),
+    )
+
+
+def written(prefix: str = "") -> pl.Expr:
+    """Tokens a call wrote to the cache: the reported writes, or prompt - read where they are inferred."""
+    parts = [pl.col(f"{prefix}cache_write_{kind}") for kind in ("5m", "1h", "other")]
+    told = pl.any_horizontal(part.is_not_null() for part in parts)
+    return (
+        pl.when(pl.col(f"{prefix}write_source") == "inferred")
+        .then(pl.col(f"{prefix}prompt") - pl.col(f"{prefix}cache_read"))
+        .when((pl.col(f"{prefix}write_source") == "reported") & told)
+        .then(pl.sum_horizontal(part.fill_null(0) for part in parts))
+    )
+
+
+def turn_bucket() -> pl.Expr:
+    """The name of the turn bucket of a row."""
+    bucket: Any = pl
+    for last, name in TURNS:
+        bucket = bucket.when(pl.col("turn") <= last).then(pl.lit(name))
+    named: pl.Expr = bucket.otherwise(pl.lit("50+"))
+    return named
+
+
+def gap_bucket() -> pl.Expr:
+    """The name of the gap bucket of a row."""
+    bucket: Any = pl.when(pl.col("gap_ns").is_null()).then(pl.lit("none"))
+    for end, name in GAPS:
+        bucket = bucket.when(pl.col("gap_ns") < end * 1_000_000_000).then(pl.lit(name))
+    named: pl.Expr = bucket.otherwise(pl.lit(">1h"))
+    return named
+
+
+def arranged(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows in the order copy, session, agent, turn, with numbers for session and agent, buckets, and tokens written."""
+    rows = rows.sort("copy", "session", "agent", "turn", "sent_ns", nulls_last=True)
+    new_session = changed("copy") | changed("session")
+    return rows.with_columns(
+        new_session.cum_sum().cast(pl.UInt32).alias("session_no"),
+        (new_session | changed("agent")).cum_sum().cast(pl.UInt32).alias("agent_no"),
+        turn_bucket().alias("turn_bucket"),
+        gap_bucket().alias("gap_bucket"),
+        written().alias("written"),
+    )
+
+
+def changed(name: str) -> pl.Expr:
+    """Whether a column's value differs from the row before; true on the first row."""
+    return pl.col(name).ne_missing(pl.col(name).shift(1))
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    system, inner = locate(path)
+    try:
+        with system.open_input_file(inner) as source:
+            about = orjson.loads(source.read())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file, expected beside outcomes.parquet") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable JSON: {first_line(error)}") from error
+    if not isinstance(about, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return about
+
+
+def _read_bounds(path: str) -> pl.DataFrame | None:
+    where = f"{path}/bounds.parquet"
+    if not _exists(where):
+        return None
+    system, inner = locate(where)
+    try:
+        with system.open_input_file(inner) as source:
+            bounds = pl.read_parquet(source.read())
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{where}: not a readable Parquet file: {first_line(error)}") from error
+    missing = {"call", "copy", "bound", "cache_read"} - set(bounds.columns)
+    if missing:
+        raise InputError(f"{where}: column {min(missing)!r} is missing")
+    return bounds
+
+
+def time_scale(loaded: Loaded) -> float:
+    """Seconds of the endpoint's clock in one measured second: the run's speed where that clock was driven by it."""
+    speed = (loaded.about.get("options") or {}).get("speed") or 1.0
+    driven = (loaded.about.get("endpoint") or {}).get("clock_driven")
+    return float(speed) if loaded.kind == "run" and driven else 1.0
+
+
+def prefix_breaks(loaded: Loaded) -> str | None:
+    """``blind`` or ``recorded`` (informed), as the trace's import was; None where it does not apply or is not told."""
+    if loaded.kind == "run":
+        told = (loaded.about.get("trace") or {}).get("prefix_breaks")
+    else:
+        told = (loaded.about.get("notes") or {}).get("prefix_breaks")
+    return str(told) if told else None

@@ -1,0 +1,149 @@
+"""Loss is a call that read less than half of what its predecessor left; here each gets its cause.
+
+Also: where a run's reads differ from the recorded ones, and what explains it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from keepwarm.reports.frame import recorded_side
+from keepwarm.reports.metrics import REPORTED, WARM, with_previous
+
+LOSS = 0.5
+SMALL = 32
+FALL = 1024
+CAUSES = ("model_switch", "compaction", "prompt_changed", "ttl", "unknown")
+
+
+def cause(scale: float, provider: bool) -> pl.Expr:
+    """Why a call kept less of its prefix than it might: the first cause that holds.
+
+    ``scale`` is the seconds of the endpoint's clock in a measured second; ``provider`` is whether ``rec_miss_reason``
+    is the word of the endpoint that was measured.
+    """
+    told = pl.col("rec_miss_reason") if provider else pl.lit(None, pl.String)
+    change = pl.col("prefix_change").fill_null("")
+    idle_s = (pl.col("sent_ns") - pl.col("prev_done_ns")) / 1e9 * scale
+    return (
+        pl.when(told.is_not_null())
+        .then("provider: " + told)
+        .when((change == "model_switch") | (pl.col("model") != pl.col("prev_model")))
+        .then(pl.lit("model_switch"))
+        .when(change.is_in(["compaction", "microcompaction"]))
+        .then(pl.lit("compaction"))
+        .when((pl.col("planned_keep") < pl.col("prev_planned_prompt")) | (change != ""))
+        .then(pl.lit("prompt_changed"))
+        .when(idle_s > pl.col("prev_write_ttl_s"))
+        .then(pl.lit("ttl"))
+        .otherwise(pl.lit("unknown"))
+    )
+
+
+def table(linked: pl.DataFrame, scale: float = 1.0, provider: bool = False) -> list[dict[str, Any]]:
+    """Prefix losses by cause, most tokens first: calls, tokens lost of the previous prompt, share of all written
+    tokens that these calls wrote (None where writes are unknown), and the points of warm hit rate they cost.
+    """
+    held = pl.min_horizontal("cache_read", "prev_prompt")
+    could = pl.min_horizontal("prompt", "prev_prompt") - held
+    all_written = linked["written"].sum() if linked["written"].count() else None
+    warm_prompt = linked.filter(WARM & REPORTED)["prompt"].sum()
+    lost = linked.filter(pl.col("retention") < LOSS).group_by(cause=cause(scale, provider))
+    rows = lost.agg(
+        calls=pl.len(),
+        tokens_lost=(pl.col("prev_prompt") - held).sum(),
+        share_of_written=pl.col("written").sum() / all_written if all_written else pl.lit(None, pl.Float64),
+        points_of_warm_hit_rate=100 * could.clip(0).sum() / warm_prompt,
+    )
+    return rows.sort("tokens_lost", "cause", descending=[True, False]).to_dicts()
+
+
+def compare_recorded(rows: pl.DataFrame) -> dict[str, Any] | None:
+    """A run's cache reads beside the recorded ones of the same calls; None where no call has both.
+
+    Rates are over the calls that have both. ``explained`` groups run minus recorded by what the recording shows.
+    """
+    both = REPORTED & pl.col("rec_cache_read").is_not_null() & (pl.col("rec_prompt") > 0) & (pl.col("prompt") > 0)
+    linked = with_previous(recorded_side(rows)).with_columns(
+        (rows["cache_read"] - rows["rec_cache_read"]).alias("difference"),
+        rows["prompt"].alias("run_prompt"),
+        rows["cache_read"].alias("run_read"),
+    )
+    linked = linked.filter(rows.select(both).to_series())
+    if not len(linked):
+        return None
+    warm = linked.filter(WARM)
+    rates = _rates(warm)
+    exact = warm.select((pl.col("difference").abs() <= SMALL).mean()).item()
+    return {
+        "calls": len(linked),
+        "warm_calls": len(warm),
+        "warm_hit_rate": rates[0],
+        "recorded_warm_hit_rate": rates[1],
+        "difference_points": None if None in rates else 100 * (rates[0] - rates[1]),
+        "warm_calls_within_32_tokens": exact,
+        "sessions": session_differences(warm),
+        "informed_calls": rows.filter(pl.col("prefix_change") == "recorded_break").height,
+        "explained": explained(linked),
+    }
+
+
+def _rates(warm: pl.DataFrame) -> tuple[Any, Any]:
+    run = pl.col("run_read").sum() / pl.col("run_prompt").sum()
+    recorded = pl.col("cache_read").sum() / pl.col("prompt").sum()
+    return warm.select(run=run, recorded=recorded).row(0) if len(warm) else (None, None)
+
+
+def session_differences(warm: pl.DataFrame) -> dict[str, Any]:
+    """Points of warm hit rate, session by session, that the run is away from the recording."""
+    sessions = warm.group_by("session_no").agg(
+        run=pl.col("run_read").sum() / pl.col("run_prompt").sum(),
+        recorded=pl.col("cache_read").sum() / pl.col("prompt").sum(),
+    )
+    away = (100 * (sessions["run"] - sessions["recorded"])).abs()
+    within = {f"within_{p:g}": (away <= p).mean() if len(away) else None for p in (0.5, 1.0, 1.5, 2.0)}
+    return {"sessions": len(away), **within, "max": away.max()}
+
+
+def explanation() -> pl.Expr:
+    """What the recording shows of a call whose read a run did not repeat; first that holds."""
+    left = pl.col("prev_prompt") - pl.col("prev_uncached").fill_null(0)
+    why = cause(1.0, provider=True)
+    fell = pl.col("cache_read") < pl.min_horizontal(left, pl.col("prompt")) - FALL
+    kind = pl.col("gap_kind").fill_null("unknown")
+    return (
+        pl.when(pl.col("turn") == 0)
+        .then(pl.lit("first call: warmed by traffic outside the data"))
+        .when(pl.col("difference").abs() <= SMALL)
+        .then(pl.lit("32 tokens or less"))
+        .when(pl.col("prefix_change") == "recorded_break")
+        .then(pl.lit("prefix cut to what was read (informed)"))
+        .when(pl.col("cache_read") > left + SMALL)
+        .then(pl.lit("read more than its predecessor left: a call outside the data wrote"))
+        .when(why.is_in(["unknown", "prompt_changed"]) & fell & pl.col("prefix_change").is_null())
+        .then("fell inside its TTL, no cause in the log, after a " + kind + " gap")
+        .when(why == "unknown")
+        .then(pl.lit("other"))
+        .otherwise(why)
+    )
+
+
+def explained(linked: pl.DataFrame) -> list[dict[str, Any]]:
+    """Run minus recorded tokens read, by explanation, largest first; points are of the warm hit rate, or of the
+    hit rate for first calls.
+    """
+    prompts = linked.select(all=pl.col("run_prompt").sum(), warm=pl.col("run_prompt").filter(WARM).sum()).row(0)
+    groups = (
+        linked.filter(pl.col("difference") != 0)
+        .group_by(cause=explanation())
+        .agg(
+            calls=pl.len(),
+            tokens=pl.col("difference").sum(),
+            first=(pl.col("turn") == 0).all(),
+        )
+    )
+    whole = pl.when(pl.col("first")).then(prompts[0]).otherwise(prompts[1])
+    points = groups.with_columns(points=100 * pl.col("tokens") / whole)
+    return points.sort(pl.col("tokens").abs(), "cause", descending=[True, False]).drop("first").to_dicts()

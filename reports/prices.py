@@ -1,0 +1,164 @@
+"""Price is what a model's tokens cost, from a dated table kept as data; runs and recordings turn into money (USD)."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from keepwarm.reports.frame import Loaded
+from keepwarm.traces.errors import InputError
+
+WRITES = ("write_5m", "write_1h", "write_other")
+KINDS = ("uncached", "read", *WRITES, "output")
+SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{6}|\d{4}-\d{2}-\d{2}|latest|preview))*(?:-v\d+(?::\d+)?)?(?:\[1m\])?")
+"""What may follow a model's bare id and leave its price as it is: a date, a release channel, a platform's version."""
+
+
+class Prices(NamedTuple):
+    """A price table: its date, where it is from, and by model id the prices (USD per million tokens)."""
+
+    date: str
+    source: str
+    models: dict[str, dict[str, Any]]
+
+
+def load_prices(path: str | None = None) -> Prices:
+    """The shipped table; with a file of the same form, that file's models over it. InputError tells what is wrong."""
+    shipped = _parse("prices.toml", files("keepwarm.reports").joinpath("prices.toml").read_text("utf-8"))
+    if path is None:
+        return shipped
+    try:
+        own = _parse(path, Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable price file: {error}") from error
+    return Prices(own.date, f"{own.source} ({path}), over {shipped.date}", shipped.models | own.models)
+
+
+def _parse(path: str, text: str) -> Prices:
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
+    models = table.get("models")
+    if not isinstance(models, dict) or not isinstance(table.get("date"), str):
+        raise InputError(f"{path}: expected a 'date' (text) and a table 'models'")
+    parsed = {name.lower(): _checked(path, name, row) for name, row in models.items()}
+    return Prices(table["date"], str(table.get("source", "")), parsed)
+
+
+def _checked(path: str, name: str, row: Any) -> dict[str, Any]:
+    """One model's prices with ``write`` spread over the kinds of writes; unknown fields and non-numbers are errors."""
+    if not isinstance(row, dict):
+        raise InputError(f"{path}: model {name!r}: expected a table of prices")
+    prices = dict.fromkeys(WRITES, row["write"]) if "write" in row else {}
+    for field, value in row.items():
+        if field == "above":
+            prices["above"] = _checked(path, f"{name}.above", value)
+        elif field not in (*KINDS, "write", "prompt"):
+            raise InputError(f"{path}: model {name!r}: unknown field {field!r}, expected one of {', '.join(KINDS)}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise InputError(f"{path}: model {name!r}: field {field!r} is {value!r}, expected a number of USD")
+        elif field != "write":
+            prices[field] = value
+    return prices
+
+
+def price_of(prices: Prices, model: str | None) -> dict[str, Any] | None:
+    """A model's prices: of the longest listed id that the bare id is, but for a date or the like behind it."""
+    if model is None:
+        return None
+    bare = model.lower()
+    fits = [name for name in prices.models if bare.startswith(name) and SUFFIX.fullmatch(bare[len(name) :])]
+    return prices.models[max(fits, key=len)] if fits else None
+
+
+def _money(tokens: pl.Expr, kind: str, rows: dict[str, dict[str, Any]]) -> pl.Expr:
+    """Tokens at their price, by the tier of the call's prompt; no tokens cost nothing, whatever their price."""
+
+    def listed(field: str, tier: str | None = None) -> pl.Expr:
+        of_model = {m: (row.get(tier) or {} if tier else row).get(field) for m, row in rows.items()}
+        return pl.col("model").replace_strict(of_model, default=None, return_dtype=pl.Float64)
+
+    long = (pl.col("prompt") > listed("prompt", "above")).fill_null(False)
+    price = pl.when(long).then(listed(kind, "above")).otherwise(listed(kind))
+    return pl.when(tokens == 0).then(0.0).otherwise(tokens * price / 1e6)
+
+
+def estimated_output() -> pl.Expr:
+    """Whether a call's output count rests on an estimate: it is not known, or is what the estimate asked for."""
+    asked = pl.col("rec_output").is_null() & (pl.col("output") == pl.col("rec_output_est"))
+    return pl.col("output").is_null() | asked.fill_null(False)
+
+
+def priced(rows: pl.DataFrame, prices: Prices) -> pl.DataFrame:
+    """Rows with ``cost`` and ``cost_estimated`` (the part of it that rests on estimated outputs), USD.
+
+    A call is null where its usage or a price it needs is not known. A call that failed without usage costs nothing:
+    only answers are billed.
+    """
+    table = {m: price_of(prices, m) or {} for m in rows["model"].unique().drop_nulls().to_list()}
+    writes = {kind: pl.col(f"cache_{kind}").fill_null(0) for kind in WRITES}
+    rest = pl.col("prompt") - pl.col("cache_read") - pl.sum_horizontal(writes.values())
+    output = pl.coalesce("output", "rec_output", "rec_output_est")
+    inputs = _money(pl.col("cache_read"), "read", table) + _money(pl.coalesce("uncached", rest), "uncached", table)
+    for kind, tokens in writes.items():
+        inputs = inputs + _money(tokens, kind, table)
+    free = pl.col("error").is_not_null() & pl.col("prompt").is_null()
+    outputs = pl.when(free).then(0.0).otherwise(_money(output, "output", table))
+    return rows.with_columns(
+        (pl.when(free).then(0.0).otherwise(inputs) + outputs).alias("cost"),
+        pl.when(estimated_output()).then(outputs).otherwise(0.0).alias("cost_estimated"),
+    )
+
+
+def cost(
+    loaded: Loaded, prices: Prices, gpu_hour_price: float | None = None, gpus: int | None = None
+) -> dict[str, Any]:
+    """What a completed task cost: money of all calls of sessions with known outcome over the sessions completed.
+
+    None where none completed, or where any of those calls has no known cost; what is missing is named and counted.
+    """
+    rows = priced(loaded.rows, prices)
+    sessions = rows.group_by("session_no").agg(
+        completed=pl.col("completed").min(),
+        cost=pl.when(pl.col("cost").is_not_null().all()).then(pl.col("cost").sum()),
+        estimated=pl.col("cost_estimated").sum(),
+    )
+    known = sessions.filter(pl.col("completed").is_not_null())
+    done = known.filter("completed").height
+    spent = known["cost"].sum() if known.height and not known["cost"].null_count() else None
+    without = rows.filter(pl.col("cost").is_null())
+    unpriced = [m for m in rows["model"].unique().sort().to_list() if price_of(prices, m) is None]
+    return {
+        "cost_per_completed_task": spent / done if done and spent is not None else None,
+        "sessions_known": known.height,
+        "sessions_completed": done,
+        "sessions_without_cost": int(sessions["cost"].null_count()),
+        "calls_without_cost": without.height,
+        "models_without_price": ["unknown" if model is None else model for model in unpriced],
+        "money": spent,
+        "money_of_priced_calls": rows["cost"].sum() if without.height < rows.height else None,
+        "output_est_share": known.select(pl.col("estimated").sum() / spent).item() if spent else None,
+        "prices_date": prices.date,
+        "prices_source": prices.source,
+        **_gpu_cost(loaded, done, gpu_hour_price, gpus),
+    }
+
+
+def _gpu_cost(loaded: Loaded, done: int, gpu_hour_price: float | None, gpus: int | None) -> dict[str, Any]:
+    """GPU-hours of the run's wall time, their money, and that per completed task; None where no price was given."""
+    wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
+    if gpu_hour_price is None or wall is None or loaded.kind != "run":
+        return {"gpu_hours": None, "gpu_money": None, "gpu_cost_per_completed_task": None}
+    hours = wall * (gpus or 1)
+    money = hours * gpu_hour_price
+    return {
+        "gpu_hours": hours,
+        "gpu_money": money,
+        "gpu_cost_per_completed_task": money / done if done else None,
+    }

@@ -1,0 +1,122 @@
+"""Recording is what a trace holds before anything is replayed: shape, growth, gaps, fan-out, tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from keepwarm.reports import losses, metrics
+from keepwarm.reports.frame import load_recording, prefix_breaks
+from keepwarm.reports.validity import validity
+from keepwarm.traces.store import read_trace_table
+
+TOP_TOOLS = 10
+
+
+def inspect_summary(path: str) -> dict[str, Any]:
+    """What is in a trace and how warm its recording was: the figures of a report that need no replay, JSON-ready."""
+    loaded = load_recording(path)
+    linked = metrics.with_previous(loaded.rows)
+    return {
+        "name": loaded.name,
+        "kind": loaded.kind,
+        "path": path,
+        "about": loaded.about,
+        "prefix_breaks": prefix_breaks(loaded),
+        **validity(loaded, linked),
+        **metrics.of(loaded.rows),
+        **metrics.whole(loaded, linked),
+        **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},
+        "losses": losses.table(linked, provider=True),
+        "gaps": gaps(loaded.rows),
+        "growth": growth(linked),
+        "fan_out": fan_out(loaded.rows),
+        "tools": tools(path),
+        "span_s": _span(loaded.rows),
+    }
+
+
+def _percentiles(values: pl.Series, *percents: float) -> dict[str, Any]:
+    found = {f"p{percent:g}": values.quantile(percent / 100, "equiprobable") for percent in percents}
+    return {**found, "max": values.max()}
+
+
+def _span(rows: pl.DataFrame) -> float | None:
+    span: float | None = rows.select((pl.col("done_ns").max() - pl.col("sent_ns").min()) / 1e9).item()
+    return span
+
+
+def gaps(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
+    """Gaps by kind: how many, p50 p90 p99 max in seconds, and the share of all gap time."""
+    known = rows.filter(pl.col("gap_ns").is_not_null()).select(
+        kind=pl.col("gap_kind").fill_null("unknown"), s=pl.col("gap_ns") / 1e9
+    )
+    kinds = known["kind"].value_counts().sort("count", "kind", descending=[True, False])["kind"]
+    found = {}
+    for kind in kinds:
+        values = known.filter(pl.col("kind") == kind)["s"]
+        share = known.select(pl.col("s").filter(pl.col("kind") == kind).sum() / pl.col("s").sum()).item()
+        found[kind] = {"count": len(values), **_percentiles(values, 50, 90, 99), "share_of_time": share}
+    return found
+
+
+def growth(linked: pl.DataFrame) -> dict[str, Any]:
+    """How prompts start and grow, in tokens: added a call over the one before, first prompts by role, the longest."""
+    added = linked.select(added=pl.col("prompt") - pl.col("prev_prompt"))["added"].drop_nulls()
+    first = linked.filter((pl.col("turn") == 0) & pl.col("prompt").is_not_null()).group_by("role")
+    medians = first.agg(p50=pl.col("prompt").quantile(0.5, "equiprobable")).sort("role")
+    return {
+        "added_a_call": _percentiles(added, 50, 90, 99),
+        "shrinking_calls": int((added < 0).sum()),
+        "first_prompt_p50": {role: int(p50) for role, p50 in medians.iter_rows()},
+        "longest_prompt": linked["prompt"].max(),
+    }
+
+
+def fan_out(rows: pl.DataFrame) -> dict[str, Any]:
+    """Sub-agents: how many a session has, how many run at once, and calls a session."""
+    sessions = rows.group_by("session_no").agg(
+        calls=pl.len(), subagents=pl.col("agent_no").filter(pl.col("role") == "subagent").n_unique()
+    )
+    peaks = peak_concurrent(rows)
+    counts = sessions.group_by("subagents").len().sort("subagents")
+    return {
+        "calls_a_session": _percentiles(sessions["calls"], 50, 90, 99),
+        "sessions_by_subagents": {str(number): count for number, count in counts.iter_rows()},
+        "sessions_by_peak_at_once": {
+            str(peak): count for peak, count in peaks.group_by("peak").len().sort("peak").iter_rows()
+        },
+        "most_at_once": peaks["peak"].max(),
+    }
+
+
+def peak_concurrent(rows: pl.DataFrame) -> pl.DataFrame:
+    """The most sub-agents at work at the same moment, session by session (``session_no``, ``peak``)."""
+    agents = rows.filter(pl.col("role") == "subagent").group_by("session_no", "agent_no")
+    spans = agents.agg(start=pl.col("sent_ns").min(), end=pl.col("done_ns").max())
+    steps = pl.concat(
+        [
+            spans.select("session_no", at="start", step=pl.lit(1, pl.Int32)),
+            spans.select("session_no", at="end", step=pl.lit(-1, pl.Int32)),
+        ]
+    ).sort("session_no", "at", "step")
+    running = steps.with_columns(running=pl.col("step").cum_sum().over("session_no"))
+    return running.group_by("session_no").agg(peak=pl.col("running").max())
+
+
+def tools(path: str) -> dict[str, Any]:
+    """Tool uses: how many, how many a call that asked for any, and the most used names."""
+    column = read_trace_table(path, ["tools"]).column("tools").combine_chunks()
+    lengths = pl.Series(column.value_lengths())
+    names = pl.Series("name", pa.chunked_array([column.flatten().field("name")], pa.string()))
+    counts = names.value_counts().sort("count", "name", descending=[True, False])
+    asking = int((lengths > 0).sum())
+    return {
+        "uses": len(names),
+        "calls_with_tools": asking,
+        "uses_a_call": len(names) / asking if asking else None,
+        "by_name": dict(counts.head(TOP_TOOLS).iter_rows()),
+        "names": counts.height,
+    }

@@ -1,0 +1,163 @@
+"""Requirement is one required figure as a user writes it: ``metric[.statistic][selectors] operator value``.
+
+``warm_hit_rate >= 90%``, ``ttft.p99[flow=interactive,role=main] <= 2s``, ``cost_per_completed_task <= $1.20``. The
+value may be relative to a baseline run: ``baseline``, ``baseline*1.05``, ``baseline+5%`` (of the baseline's figure),
+``baseline-1pt`` (points of a rate), ``baseline+50ms``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from keepwarm.reports import latency, metrics
+from keepwarm.traces.errors import InputError
+
+UNITS = {
+    "rate": {"%": 0.01, "": 1.0},
+    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "ratio": {"x": 1.0, "": 1.0},
+    "money": {"$": 1.0, "": 1.0},
+    "count": {"": 1.0},
+}
+RATES = ("hit_rate", "warm_hit_rate", "hit_rate_excluding_writes")
+WHOLE = {
+    "hit_rate_macro": "rate",
+    "cold_write_share": "rate",
+    "turn_drift": "ratio",
+    "task_time": "time",
+    "stretch": "ratio",
+    "schedule_lag": "time",
+    "warm_hit_range": "rate",
+    "retention": "rate",
+    "achievable_hit_rate": "rate",
+    "efficiency": "rate",
+    "cost_per_completed_task": "money",
+    "gpu_cost_per_completed_task": "money",
+}
+"""Figures that are a whole run's only, and what they are measured in; those that spread need a statistic."""
+
+STATISTICS = {
+    "task_time": ("p50", "p90", "max"),
+    "stretch": ("p50", "p90", "max"),
+    "schedule_lag": ("p50", "p99", "max"),
+    "warm_hit_range": ("p5", "p50", "p95", "inside_85_97"),
+    "retention": ("p1", "p5", "p50", "of_tokens"),
+    "achievable_hit_rate": (),
+    "efficiency": (),
+}
+"""The statistics of the figures that have several; none listed: whatever bounds the run stored."""
+
+COUNTS = tuple(name for name in metrics.FIGURES if name not in (*RATES, "read_write_ratio", "write_source"))
+KINDS = {
+    **dict.fromkeys(RATES, "rate"),
+    "read_write_ratio": "ratio",
+    **dict.fromkeys(latency.NAMES, "time"),
+    **WHOLE,
+    **dict.fromkeys(COUNTS, "count"),
+}
+FORM = re.compile(
+    r"\s*(?P<metric>[a-z_]+)(?:\.(?P<stat>[a-z][a-z0-9_]*(?:\.\d+)?))?\s*(?:\[(?P<where>[^\]]*)\])?"
+    r"\s*(?P<op>>=|<=|==|>|<)\s*(?P<value>\S.*?)\s*"
+)
+NUMBER = re.compile(r"\$?\s*(\d+(?:\.\d+)?)\s*(%|s|ms|us|x|\$|)")
+RELATIVE = re.compile(r"baseline\s*(?:\*\s*(?P<times>\d+(?:\.\d+)?)|(?P<sign>[+-])\s*(?P<by>\d.*))?")
+EXPECTED = "expected 'metric[.statistic][selectors] operator value', such as 'ttft.p99[role=main] <= 2s'"
+
+
+class Requirement(NamedTuple):
+    """One required figure, parsed. ``times`` and ``plus`` apply to the baseline's figure where ``relative``."""
+
+    text: str
+    metric: str
+    stat: str | None
+    where: tuple[tuple[str, str], ...]
+    op: str
+    value: float
+    relative: bool = False
+    times: float = 1.0
+
+    @property
+    def subject(self) -> str:
+        """The figure's name as the user wrote it."""
+        chosen = ",".join(f"{key}={value}" for key, value in self.where)
+        return self.metric + (f".{self.stat}" if self.stat else "") + (f"[{chosen}]" if chosen else "")
+
+
+def parse(text: str) -> Requirement:
+    """A requirement; InputError names the text and what is wrong in it."""
+    found = FORM.fullmatch(text)
+    if not found:
+        raise InputError(f"--require {text!r}: {EXPECTED}")
+    metric, stat = found["metric"], found["stat"]
+    if metric not in KINDS:
+        raise InputError(f"--require {text!r}: no figure {metric!r}, expected one of {', '.join(sorted(KINDS))}")
+    _check_stat(text, metric, stat)
+    where = _selectors(text, metric, found["where"] or "")
+    value, relative, times = _value(text, metric, found["value"])
+    return Requirement(text, metric, stat, where, found["op"], value, relative, times)
+
+
+def _check_stat(text: str, metric: str, stat: str | None) -> None:
+    if metric in latency.NAMES:
+        if stat != "max" and not (stat and percent(stat)):
+            raise InputError(f"--require {text!r}: {metric} needs a percentile or max, such as {metric}.p99")
+    elif metric in STATISTICS:
+        known = STATISTICS[metric]
+        if stat is None or (known and stat not in known):
+            some = f"one of {', '.join(known)}" if known else "the name of a bound, such as endless or ttl"
+            raise InputError(f"--require {text!r}: {metric} needs a statistic: {some}")
+    elif stat is not None:
+        raise InputError(f"--require {text!r}: {metric} is one figure and has no {stat!r}")
+
+
+def percent(stat: str) -> float | None:
+    """99.9 of ``p99.9``; None if it is no percentile."""
+    found = re.fullmatch(r"p(\d+(?:\.\d+)?)", stat)
+    return float(found[1]) if found and 0 < float(found[1]) <= 100 else None
+
+
+def _selectors(text: str, metric: str, where: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for part in filter(None, (part.strip() for part in where.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or key not in metrics.GROUPS:
+            raise InputError(f"--require {text!r}: selector {part!r}: expected {'|'.join(metrics.GROUPS)}=value")
+        pairs.append((key, value))
+    if pairs and metric in WHOLE:
+        raise InputError(f"--require {text!r}: {metric} is a whole run's and takes no selector")
+    return tuple(pairs)
+
+
+def _value(text: str, metric: str, value: str) -> tuple[float, bool, float]:
+    """(number, whether relative to the baseline, factor of the baseline) of the right-hand side."""
+    relative = RELATIVE.fullmatch(value)
+    if relative is None:
+        return _number(text, metric, value), False, 1.0
+    if relative["times"]:
+        return 0.0, True, float(relative["times"])
+    if not relative["by"]:
+        return 0.0, True, 1.0
+    sign = 1.0 if relative["sign"] == "+" else -1.0
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", relative["by"])
+    if share:
+        return 0.0, True, 1.0 + sign * float(share[1]) / 100
+    points = re.fullmatch(r"(\d+(?:\.\d+)?)\s*pt", relative["by"])
+    if points and KINDS[metric] == "rate":
+        return sign * float(points[1]) / 100, True, 1.0
+    return sign * _number(text, metric, relative["by"]), True, 1.0
+
+
+def _number(text: str, metric: str, value: str) -> float:
+    kind = KINDS[metric]
+    found = NUMBER.fullmatch(value)
+    unit = "$" if found and value.startswith("$") and not found[2] else found[2] if found else None
+    if found is None or unit not in UNITS[kind]:
+        units = " or ".join(repr(u) if u else "none" for u in UNITS[kind])
+        raise InputError(
+            f"--require {text!r}: value {value!r}: {metric} is a {kind}, expected a number with unit {units}"
+        )
+    number = float(found[1]) * UNITS[kind][unit]
+    if kind == "rate" and number > 1:
+        raise InputError(f"--require {text!r}: value {value!r} is over 100 %: a rate is a fraction, or has a %")
+    return number

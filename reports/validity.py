@@ -1,0 +1,150 @@
+"""Validity is whether a run's figures may be believed: each check with its figure and its limit.
+
+A missing figure is never zero and never a pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from keepwarm.reports.frame import Loaded
+from keepwarm.reports.metrics import REPORTED
+
+COVERAGE = 0.99
+FAILED = 0.01
+TOKENS_OFF = 0.01
+LAG_S = 0.05
+LAG_OF_LATENCY = 0.1
+SKIPPED = pl.col("error") == "skipped"
+ANSWERED = (
+    pl.col("error").is_null() & pl.col("done_ns").is_not_null() & pl.col("status").fill_null(200).is_between(200, 299)
+)
+
+COMPRESSED = "time compressed: TTL effects not measured"
+
+
+def _check(name: str, value: float | None, limit: float, *, least: bool, unit: str = "%") -> dict[str, Any]:
+    """One check. ``least`` says whether the limit is the least or the most that is good."""
+    good = value is not None and (value >= limit if least else value <= limit)
+    return {"check": name, "value": value, "limit": limit, "least": least, "unit": unit, "good": good}
+
+
+def _note(name: str, value: Any, unit: str = "%") -> dict[str, Any]:
+    """A figure that is told and judged by nobody."""
+    return {"check": name, "value": value, "limit": None, "least": None, "unit": unit, "good": None}
+
+
+def compression(loaded: Loaded) -> str | None:
+    """``sound`` or ``unsound`` where the run's time was scaled or cut; None where it was not, or for a recording."""
+    options = loaded.about.get("options") or {}
+    cut = options.get("gap_cap_s") is not None
+    if loaded.kind != "run" or not (cut or (options.get("speed") or 1.0) != 1.0):
+        return None
+    endpoint = loaded.about.get("endpoint") or {}
+    sound = endpoint.get("has_ttl") is False or (bool(endpoint.get("clock_driven")) and not cut)
+    return "sound" if sound else "unsound"
+
+
+def token_fidelity(rows: pl.DataFrame) -> dict[str, float | None]:
+    """How far the prompt tokens an endpoint reported are from the planned ones: p50, p95, max, as shares."""
+    planned = pl.col("planned_prompt")
+    off = (pl.col("prompt") - planned).abs() / planned
+    shares = rows.filter(ANSWERED & (planned > 0)).select(off=off)["off"].drop_nulls()
+    return {
+        "p50": shares.quantile(0.5, "equiprobable"),
+        "p95": shares.quantile(0.95, "equiprobable"),
+        "max": shares.max(),  # type: ignore[dict-item]
+    }
+
+
+def _share(rows: pl.DataFrame, good: pl.Expr) -> float | None:
+    return rows.select(good.fill_null(False).mean()).item() if rows.height else None
+
+
+def extending(linked: pl.DataFrame) -> float | None:
+    """Share of later calls whose planned prompt holds the whole planned prompt before it."""
+    later = linked.filter(pl.col("prev_planned_prompt").is_not_null())
+    return _share(later, pl.col("planned_keep") >= pl.col("prev_planned_prompt"))
+
+
+def drain_tail(rows: pl.DataFrame) -> float | None:
+    """Share of calls due after the last session had started: measured under a load that only falls."""
+    starts = rows.group_by("session_no").agg(start=pl.col("due_ns").min())["start"]
+    return _share(rows.filter(pl.col("due_ns").is_not_null()), pl.col("due_ns") > starts.max())
+
+
+def _lag_check(rows: pl.DataFrame) -> dict[str, Any]:
+    lag, latency = rows.select(
+        lag=((pl.col("sent_ns") - pl.col("due_ns")) / 1e9).quantile(0.99, "equiprobable"),
+        latency=((pl.col("done_ns") - pl.col("due_ns")) / 1e9).filter(ANSWERED).quantile(0.5, "equiprobable"),
+    ).row(0)
+    return _check("schedule_lag.p99", lag, max(LAG_S, LAG_OF_LATENCY * (latency or 0.0)), least=False, unit="s")
+
+
+def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
+    """The checks of a run. The lag's limit is 50 ms, or a tenth of the median latency where that is more."""
+    rows, planned = loaded.rows, loaded.about.get("planned_calls")
+    answered = rows.filter(ANSWERED)
+    failed = rows.filter(~SKIPPED.fill_null(False) & ~ANSWERED).height
+    off = token_fidelity(rows)
+    whole = loaded.about.get("interrupted") is False
+    return [
+        _check("coverage", answered.height / planned if planned else None, COVERAGE, least=True),
+        _check("cached_tokens_reported", _share(answered, REPORTED), COVERAGE, least=True),
+        _check("token_fidelity.p95", off["p95"], TOKENS_OFF, least=False),
+        _note("token_fidelity.p50", off["p50"]),
+        _note("token_fidelity.max", off["max"]),
+        _note("prefix_fidelity", extending(linked)),
+        _lag_check(rows),
+        _check("failed_calls", failed / planned if planned else None, FAILED, least=False),
+        _check("skipped_calls", _share(rows, SKIPPED), FAILED, least=False),
+        _note("drain_tail", drain_tail(rows)),
+        _check("uninterrupted", 1.0 if whole else 0.0, 1.0, least=True),
+    ]
+
+
+def checks_of_recording(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """The checks of a recording: its calls tell their tokens, and the disjoint parts add up to the prompt."""
+    parts = pl.sum_horizontal(
+        pl.col(name).fill_null(0)
+        for name in ("uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other")
+    )
+    told = rows.filter(REPORTED & pl.col("uncached").is_not_null())
+    return [
+        _check(
+            "cached_tokens_reported", _share(rows.filter(pl.col("error").is_null()), REPORTED), COVERAGE, least=True
+        ),
+        _check("tokens_add_up", _share(told, parts == pl.col("prompt")), COVERAGE, least=True),
+    ]
+
+
+def validity(loaded: Loaded, linked: pl.DataFrame) -> dict[str, Any]:
+    """``valid``, why not (a list of lines), every check, and how time was compressed; linked: rows with_previous."""
+    checks = checks_of_run(loaded, linked) if loaded.kind == "run" else checks_of_recording(loaded.rows)
+    reasons = [reason(check) for check in checks if check["good"] is False]
+    squeezed = compression(loaded)
+    return {
+        "valid": not reasons,
+        "because": reasons,
+        "checks": checks,
+        "time_compression": squeezed,
+        "notes": [COMPRESSED] if squeezed == "unsound" else [],
+    }
+
+
+def figure(value: float | None, unit: str) -> str:
+    """A check's figure in its unit."""
+    if value is None:
+        return "not measured"
+    return f"{100 * value:.2f} %" if unit == "%" else f"{1000 * value:.1f} ms"
+
+
+def reason(check: dict[str, Any]) -> str:
+    """One line on a check that was not passed."""
+    bound = "at least" if check["least"] else "at most"
+    if check["check"] == "uninterrupted":
+        return "it was interrupted"
+    value = figure(check["value"], check["unit"])
+    return f"{check['check']} is {value}, expected {bound} {figure(check['limit'], check['unit'])}"
