@@ -58,7 +58,7 @@ def first_line(error: BaseException) -> str:
 
 def _leaves(fields: Any, above: str = "") -> list[str]:
     """The dotted names of all values of a schema, those inside lists and structs too: what a reader must find again."""
-    names = []
+    names: list[str] = []
     for field in fields:
         name = above + field.name
         kind = field.type.value_type if pa.types.is_list(field.type) else field.type

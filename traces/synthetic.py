@@ -1,0 +1,311 @@
+"""Synthetic sessions: calls made up from a workload's figures, with the account a managed API would have given them.
+
+Every session is drawn from its own random numbers, so a trace of more sessions begins with the sessions of a shorter
+one. Times are whole milliseconds: what differs between two machines' logarithms does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
+from random import Random
+from typing import NamedTuple
+
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.model import After, Breakpoint, Call, Segment, ToolUse
+from keepwarm.traces.workloads import HOUR, WORKLOADS, Kind, Script, Spread, Workload
+
+MILLISECOND, SECOND = 1_000_000, 1_000_000_000
+
+TOOLS = {"Bash": 38, "Read": 30, "Edit": 16, "Grep": 9, "Glob": 4, "Write": 3}
+FIRST_TOKEN = Spread(0.9, 2.2, 0.3, 30)
+"""Seconds to the first token, but for the time that new tokens take."""
+PREFILL_TPS = 10_000
+DECODE_TPS = Spread(62, 85, 25, 140)
+HANDOVER = Spread(0.06, 0.25, 0.005, 2)
+"""Seconds between an agent's end and its starter's next call, or between a call's end and the agent it starts."""
+SUMMARY = Spread(3_000, 6_000, 800, 9_000)
+REATTACHED = Spread(2_000, 8_000, 200, 15_000)
+"""Tokens of files shown again after a compaction."""
+
+
+class _Agent(NamedTuple):
+    name: str
+    role: str
+    kind: Kind
+    lead: tuple[Segment, Segment]
+    agent_type: str | None = None
+    parent: str | None = None
+    spawned_by: str | None = None
+    flow: str | None = None
+
+
+class _Next(NamedTuple):
+    """What an agent's next call waits for, and what it adds to the prompt."""
+
+    edges: tuple[After, ...]
+    append: tuple[Segment, ...]
+    parent: Call | None = None
+    keep: int = 0
+    change: str | None = None
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(round(seconds * 1000), 1) * MILLISECOND
+
+
+class _Session:
+    """One session being made up; ``calls`` are its rows, in no order yet and without an account."""
+
+    def __init__(self, workload: Workload, number: int, project: int, start_ns: int, rng: Random, identity: Identity):
+        self.workload = workload
+        self.script = workload.script(number, rng)
+        self.start_ns = start_ns
+        self.calls: list[Call] = []
+        self.leads: dict[str, tuple[Segment, Segment]] = {}
+        self._ends: dict[str, int] = {}
+        self._rng = rng
+        self._identity = identity
+        self._project = str(project)
+        self._name = identity.name("session", str(number))
+
+    def tell(self) -> None:
+        """Make up the whole session."""
+        main = self._agent("main", "main")
+        self._run(main, (), self.script.calls)
+
+    def _id(self, kind: str, *parts: str) -> str:
+        return self._identity.name(kind, self._name, *parts)
+
+    def _tokens(self, spread: Spread) -> int:
+        return round(spread.draw(self._rng))
+
+    def _segment(self, tokens: int, kind: str, *parts: str, answer_of: str | None = None) -> Segment:
+        return Segment(self._identity.hash("\0".join((kind, *parts)).encode()), tokens, kind, answer_of)
+
+    def _agent(
+        self, role: str, kind: str, number: int = 0, by: _Agent | None = None, call: str | None = None
+    ) -> _Agent:
+        """A new agent. Its lead is the project's for its kind; the rest of its system prompt is the session's."""
+        known = self.workload.kinds[kind]
+        rest = round(known.rest.draw(Random(f"{self._name}/{kind}")))
+        lead = (
+            self._segment(known.lead, "lead", self._project, kind, known.model),
+            self._segment(rest, "system", self._name, kind),
+        )
+        name = self._id("agent", str(number), call or "")
+        self.leads[name] = lead
+        if by is None:
+            return _Agent(name, role, known, lead, flow=known.flow)
+        return _Agent(name, role, known, lead, kind, by.name, call, known.flow or by.flow)
+
+    def _run(self, agent: _Agent, edges: tuple[After, ...], calls: int) -> Call:
+        """Make up all calls of an agent, those of its sub-agents included; its last call."""
+        task = self._segment(self._tokens(agent.kind.task), "user", agent.name)
+        now = _Next(edges, (*agent.lead, task))
+        for turn in range(calls):
+            call = self._call(agent, turn, now)
+            if turn + 1 < calls:
+                tools, now = self._after(agent, call)
+            else:
+                left_open = agent.role == "main" and not self.script.completed
+                tools = (ToolUse("Bash", call.end_ns),) if left_open else ()
+            self.calls.append(call._replace(tools=tools, stop_reason="tool_use" if tools else "end_turn"))
+        return call
+
+    def _call(self, agent: _Agent, turn: int, now: _Next) -> Call:
+        """A call, but for its account and what its answer asks for."""
+        name = self._id("call", agent.name, str(turn))
+        last = max(now.edges, key=self._due, default=None)
+        start = 0 if last is None else self._due(last)
+        prompt = now.keep + sum(segment.tokens for segment in now.append)
+        output = self._tokens(SUMMARY if agent.role == "compaction" else agent.kind.output)
+        cold = now.parent is None or start - now.parent.end_ns > agent.kind.ttl_s * SECOND
+        new = prompt if cold else prompt - now.keep
+        first = start + _nanoseconds(FIRST_TOKEN.draw(self._rng) + new / PREFILL_TPS)
+        end = first + _nanoseconds(output / DECODE_TPS.draw(self._rng))
+        self._ends[name] = end
+        return Call(
+            session=self._name,
+            session_start_ns=self.start_ns,
+            agent=agent.name,
+            call=name,
+            role=agent.role,
+            agent_type=agent.agent_type,
+            parent_agent=agent.parent,
+            spawned_by=agent.spawned_by,
+            turn=turn,
+            flow=agent.flow,
+            after=now.edges,
+            gap_ns=last.gap_ns if last else None,
+            gap_kind=last.kind if last else None,
+            start_ns=start,
+            first_token_ns=first,
+            end_ns=end,
+            model=agent.kind.model,
+            dialect="messages",
+            stream=True,
+            prompt_parent=now.parent.call if now.parent else None,
+            keep=now.keep,
+            append=now.append,
+            prefix_change=now.change,
+            breakpoints=self._marks(agent, prompt, now.append[-1].tokens),
+            prompt=prompt,
+            output=output,
+            usage_source="reported",
+            write_source="reported",
+            status=200,
+            completed=self.script.completed,
+            origin="synthetic",
+        )
+
+    def _due(self, edge: After) -> int:
+        return self._ends[edge.call] + edge.gap_ns
+
+    def _marks(self, agent: _Agent, prompt: int, newest: int) -> tuple[Breakpoint, ...]:
+        """Marks after the shared lead, after the system prompt, and a few tokens before the end."""
+        tail = 3 if self._rng.random() < 0.95 else 4 + int(self._rng.random() * 130)
+        shared, own = agent.lead[0].tokens, agent.lead[1].tokens
+        ats = (shared, shared + own, prompt - min(tail, newest - 1))
+        return tuple(Breakpoint(at, agent.kind.ttl_s) for at in ats)
+
+    def _after(self, agent: _Agent, call: Call) -> tuple[tuple[ToolUse, ...], _Next]:
+        """What a call's answer asks for, and the next call that comes of it."""
+        turn = call.turn + 1
+        script = self.script if agent.role == "main" else Script(0, {}, {})
+        answer = self._segment(call.output or 0, "answer", call.call, answer_of=call.call)
+        tools: tuple[ToolUse, ...] = ()
+        if turn in script.teams:
+            tools, edges = self._team(agent, call, script.teams[turn])
+        elif turn in script.humans:
+            edges = (After(call.call, "end", _nanoseconds(script.humans[turn]), "human"),)
+        else:
+            tools, wait_ns = self._tools(agent, call)
+            edges = (After(call.call, "end", wait_ns, "tool"),)
+        if tools:
+            came = [self._segment(t.result_tokens or 0, "tool_result", call.call, str(i)) for i, t in enumerate(tools)]
+        else:
+            came = [self._segment(self._tokens(agent.kind.task) // 8 + 8, "user", call.call)]
+        append = (answer, *came)
+        size = (call.prompt or 0) + sum(segment.tokens for segment in append)
+        if turn in script.compactions or size > self.workload.compact_at:
+            return tools, self._compacted(agent, call, edges, append)
+        return tools, _Next(edges, append, call, call.prompt or 0)
+
+    def _tools(self, agent: _Agent, call: Call) -> tuple[tuple[ToolUse, ...], int]:
+        """The tools an answer asks for, side by side, and when the last of them is done, ns after the call's end."""
+        rng = self._rng
+        longest = _nanoseconds(self.workload.tool_time.draw(rng))
+        tools = []
+        for i in range(1 + (rng.random() < 0.14) + (rng.random() < 0.03)):
+            name = rng.choices(list(TOOLS), list(TOOLS.values()))[0]
+            took = longest if i == 0 else round(longest * rng.random() / MILLISECOND) * MILLISECOND
+            tools.append(ToolUse(name, call.end_ns, took, self._tokens(agent.kind.result), rng.random() < 0.04))
+        return tuple(tools), longest
+
+    def _team(self, agent: _Agent, call: Call, team: Sequence[str]) -> tuple[tuple[ToolUse, ...], tuple[After, ...]]:
+        """Run sub-agents side by side; the tool uses that started them, and what the next call waits for."""
+        tools, edges = [], [After(call.call, "end", 0, "tool")]
+        for number, kind in enumerate(team):
+            child = self._agent("subagent", kind, number, agent, call.call)
+            start = After(call.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "tool")
+            last = self._run(child, (start,), self._tokens(child.kind.calls))
+            edges.append(After(last.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent"))
+            result = (last.output or 0) + 40
+            tools.append(ToolUse("Task", call.end_ns, self._due(edges[-1]) - call.end_ns, result, False, child.name))
+        return tuple(tools), tuple(edges)
+
+    def _compacted(self, agent: _Agent, call: Call, edges: tuple[After, ...], append: tuple[Segment, ...]) -> _Next:
+        """Have the conversation summarised by a call of its own; the next call keeps the lead and takes the summary."""
+        name = self._id("agent", "compaction", call.call)
+        self.leads[name] = agent.lead
+        writer = agent._replace(name=name, role="compaction", agent_type=None, parent=agent.name, spawned_by=None)
+        ask = self._segment(900, "user", "compact")
+        summary = self._call(writer, 0, _Next(edges, (*append, ask), call, call.prompt or 0))
+        self.calls.append(summary._replace(stop_reason="end_turn"))
+        keep = sum(segment.tokens for segment in agent.lead)
+        wait = After(summary.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent")
+        told = self._segment(summary.output or 0, "answer", summary.call, answer_of=summary.call)
+        files = self._segment(self._tokens(REATTACHED), "user", "files", summary.call)
+        return _Next((wait,), (told, files), call, keep, "compaction")
+
+
+class _Entry(NamedTuple):
+    """A cached prefix of ``at`` tokens, and from when to when (ns) it can be read."""
+
+    at: int
+    readable_ns: int
+    expires_ns: int
+
+
+def _account(call: Call, start_ns: int, lead: tuple[Segment, Segment], cache: dict[str, _Entry]) -> Call:
+    """A call with the account a managed API gives it; the cache then holds the call's marked prefixes.
+
+    A prefix is readable once the first call that marked it has begun to answer, and for its TTL after the end of the
+    last call that used it. What lies past the last mark is not, the answer included.
+    """
+    now, first, end = (start_ns + (ns or 0) for ns in (call.start_ns, call.first_token_ns, call.end_ns))
+    keys = (str(lead[0].hash), str(lead[1].hash), call.call)
+    parent = cache.get(call.prompt_parent or "")
+    known = [cache.get(key) for key in keys[:2]] + [parent if parent and parent.at <= call.keep else None]
+    read = max((entry.at for entry in known if entry and entry.readable_ns <= now <= entry.expires_ns), default=0)
+    for key, mark in zip(keys, call.breakpoints, strict=True):
+        expires = end + mark.ttl_s * SECOND
+        old = cache.get(key)
+        if old is None or old.expires_ns < now:
+            cache[key] = _Entry(mark.at, first, expires)
+        else:
+            cache[key] = _Entry(mark.at, min(old.readable_ns, first), max(old.expires_ns, expires))
+    upto, ttl_s = call.breakpoints[-1]
+    written, hour = upto - read, ttl_s == HOUR
+    return call._replace(
+        uncached=(call.prompt or 0) - upto,
+        cache_read=read,
+        cache_write_5m=0 if hour else written,
+        cache_write_1h=written if hour else 0,
+        cache_write_other=0,
+    )
+
+
+def _told(session: _Session, leads: dict[str, _Entry]) -> Iterator[Call]:
+    """The session's calls in trace order, with their accounts; ``leads`` is what its project has cached meanwhile."""
+    cache = dict(leads)
+    for call in sorted(session.calls, key=attrgetter("start_ns", "call")):
+        yield _account(call, session.start_ns, session.leads[call.agent], cache)
+    leads.update({key: cache[key] for shared, _ in session.leads.values() if (key := str(shared.hash)) in cache})
+
+
+def _stream(workload: Workload, name: str, seed: int, sessions: int) -> Iterator[Call]:
+    identity = Identity(blake2b(f"{name} {seed}".encode(), digest_size=32).digest())
+    pauses = Random(f"{name}/{seed}/pauses")
+    free = [(0, 0)] + [(_nanoseconds(workload.pause.draw(pauses)), project) for project in range(1, workload.projects)]
+    heapify(free)
+    leads: dict[str, _Entry] = {}
+    latest = -1
+    for number in range(sessions):
+        start, project = heappop(free)
+        latest = max(start, latest + 1)
+        rng = Random(f"{name}/{seed}/{number}")
+        session = _Session(workload, number, project, latest, rng, identity)
+        session.tell()
+        yield from _told(session, leads)
+        end = latest + max(call.end_ns for call in session.calls)
+        heappush(free, (end + _nanoseconds(workload.pause.draw(pauses)), project))
+
+
+def synthesise(workload: str, *, seed: int = 0, sessions: int | None = None) -> Iterator[Call]:
+    """The calls of a synthetic trace, in trace order, a session's worth in memory at a time.
+
+    The same workload and seed give the same calls; ``sessions`` (the workload's own number unless given) only says how
+    many of the endless row of sessions. InputError for a workload there is not.
+    """
+    known = WORKLOADS.get(workload)
+    if known is None:
+        raise InputError(f"{workload}: no such workload, expected one of {', '.join(WORKLOADS)}")
+    count = known.sessions if sessions is None else sessions
+    if count < 1:
+        raise InputError(f"sessions is {count}, expected at least 1")
+    return _stream(known, workload, seed, count)
