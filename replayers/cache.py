@@ -94,7 +94,9 @@ class PrefixCache:
         lease.node = node
 
     def release(self, lease: Lease, now_ns: int) -> None:
-        """End a call's hold: now is the last use of all that it held, its tail to be evicted first."""
+        """End a call's hold: now is the last use of all that it held, its tail to be evicted first. Each token lives on
+        for the TTL that it was written with.
+        """
         self._let_go(lease.node, now_ns, used=True)
         lease.node = self._root
 
@@ -186,9 +188,10 @@ class PrefixCache:
             node = node.parent
 
     def _let_go(self, node: _Node | None, now_ns: int, *, used: bool) -> None:
+        """Take one hold off a node and all above it."""
         while node is not None and node is not self._root:
             node.refs -= 1
-            if used and node.ttl_ns < NEVER and (self.refresh or node.expires is None):
+            if used and (self.refresh or node.expires is None):
                 node.expires = now_ns + node.ttl_ns
             if not node.refs:
                 self._idle[node] = None

@@ -111,8 +111,8 @@ class Worker:
         """The last token is out: the call's hold ends, and the TTLs of all it used run from now."""
         if service.answer and not self.managed:
             whole = service.prompt + service.answer
-            upto = sum(part.tokens for part in whole)
-            self.cache.store(service.lease, whole, (Write(upto, service.writes[-1].ttl_ns),), now_ns)
+            write = Write(sum(part.tokens for part in whole), service.writes[-1].ttl_ns)
+            self.cache.store(service.lease, whole, (write,), now_ns)
         self.cache.release(service.lease, now_ns)
 
     def _ttl_ns(self, mark_ttl_s: float) -> int:
