@@ -1,0 +1,63 @@
+"""Server-sent events cut from a byte stream, and what an answer has told so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+class Events:
+    """Cuts a stream of bytes, however it is chunked, into the data of its events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """The data of each event that the chunk completes."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                yield b"\n".join(self._data)
+                self._data = []
+
+
+class Heard:
+    """What an answer has told so far. ``token_ns`` are the arrival times of events that carried output; ``usage`` is
+    the API's own token account, None until the final one came; ``fault`` the type and text of an error it told.
+    """
+
+    __slots__ = ("fault", "finished", "stop_reason", "token_ns", "usage")
+
+    def __init__(self) -> None:
+        self.token_ns: list[int] = []
+        self.usage: dict[str, Any] | None = None
+        self.stop_reason: str | None = None
+        self.fault: tuple[str, str] | None = None
+        self.finished = False
+
+
+def part(value: Any, name: str) -> dict[str, Any]:
+    """The object that stands under a name in another; empty where there is none."""
+    inner = value.get(name) if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens; None for anything else that stands in its place."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def string(value: Any) -> str | None:
+    """A string; None for anything else that stands in its place."""
+    return value if isinstance(value, str) else None
+
+
+def fault(body: Any) -> tuple[str, str]:
+    """Type and text of an error as both dialects tell it: ``{"error": {"type": …, "message": …}}``."""
+    error = part(body, "error")
+    kinds = [text for name in ("type", "code") if (text := string(error.get(name)))]
+    return " ".join(kinds), string(error.get("message")) or ""
