@@ -24,7 +24,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 ON_CACHE = {*RATES, "read_write_ratio", "hit_rate_macro", "cold_write_share", "warm_hit_range", "retention"}
 ON_CACHE |= {"achievable_hit_rate", "efficiency", "cost_per_completed_task", "cache_read", "uncached"}
-ON_CACHE |= {"cache_write_5m", "cache_write_1h", "cache_write_other"}
+ON_CACHE |= {"cache_write_5m", "cache_write_1h", "cache_write_other", "written"}
 """Figures that depend on what a TTL left in the cache."""
 
 ESTIMATED = 0.2

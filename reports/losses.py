@@ -85,7 +85,6 @@ def compare_recorded(rows: pl.DataFrame) -> dict[str, Any] | None:
         "difference_points": None if None in rates else 100 * (rates[0] - rates[1]),
         "warm_calls_within_32_tokens": exact,
         "sessions": session_differences(warm),
-        "informed_calls": rows.filter(pl.col("prefix_change") == "recorded_break").height,
         "explained": explained(linked),
     }
 

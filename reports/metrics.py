@@ -54,12 +54,16 @@ FIGURES: dict[str, pl.Expr] = {
     "subagents": pl.col("agent_no").filter(pl.col("role") == "subagent").n_unique(),
     "calls": pl.len(),
     "calls_without_cache_report": (~REPORTED).sum(),
+    "warm_calls": (WARM & REPORTED).sum(),
+    "rate_prompt": PROMPT.filter(REPORTED).sum(),
+    "warm_prompt": PROMPT.filter(WARM & REPORTED).sum(),
     "prompt": _total("prompt"),
     "uncached": _total("uncached"),
     "cache_read": _total("cache_read"),
     "cache_write_5m": _total("cache_write_5m"),
     "cache_write_1h": _total("cache_write_1h"),
     "cache_write_other": _total("cache_write_other"),
+    "written": _total("written"),
     "output": _total("output"),
     "output_calls": pl.col("output").count(),
     "output_est": pl.col("rec_output_est").filter(pl.col("output").is_null()).sum(),
@@ -69,7 +73,8 @@ FIGURES: dict[str, pl.Expr] = {
     "hit_rate_excluding_writes": _ratio(READ, READ + UNCACHED),
     "read_write_ratio": _ratio(READ, WRITTEN),
 }
-"""Name to expression of every figure that is given for a whole run and for each of its groups."""
+"""Name to expression of every figure that is given for a whole run and for each of its groups. ``rate_prompt`` and
+``warm_prompt`` are the denominators of the hit rates: prompt tokens of the calls that reported what they read."""
 
 
 def of(rows: pl.DataFrame) -> dict[str, Any]:

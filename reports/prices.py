@@ -55,7 +55,7 @@ def _checked(path: str, name: str, row: Any) -> dict[str, Any]:
     """One model's prices with ``write`` spread over the kinds of writes; unknown fields and non-numbers are errors."""
     if not isinstance(row, dict):
         raise InputError(f"{path}: model {name!r}: expected a table of prices")
-    prices = dict.fromkeys(WRITES, row["write"]) if "write" in row else {}
+    prices: dict[str, Any] = {}
     for field, value in row.items():
         if field == "above":
             prices["above"] = _checked(path, f"{name}.above", value)
@@ -64,8 +64,8 @@ def _checked(path: str, name: str, row: Any) -> dict[str, Any]:
         elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise InputError(f"{path}: model {name!r}: field {field!r} is {value!r}, expected a number of USD")
         elif field != "write":
-            prices[field] = value
-    return prices
+            prices[field] = float(value)
+    return {**dict.fromkeys(WRITES, float(row["write"])), **prices} if "write" in row else prices
 
 
 def price_of(prices: Prices, model: str | None) -> dict[str, Any] | None:

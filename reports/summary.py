@@ -33,11 +33,12 @@ def summarise(
         "losses": losses.table(linked, time_scale(loaded), provider=recorded),
         "latency": times(loaded),
         "cost": cost(loaded, prices, gpu_hour_price, gpus),
+        "informed_calls": int((loaded.rows["prefix_change"] == "recorded_break").sum()),
         "recorded": None if recorded else losses.compare_recorded(loaded.rows),
     }
 
 
 def times(loaded: Loaded) -> dict[str, Any]:
     """Latencies of a run or recording, whole and by group, in seconds as they were measured."""
-    grouped = {f"by_{group}": latency.by(loaded.rows, group) for group in latency.BY}
+    grouped = {f"by_{group}": latency.by(loaded.rows, group) for group in metrics.GROUPS}
     return {**latency.of(loaded.rows), **grouped, "time_scale": time_scale(loaded)}

@@ -1,0 +1,134 @@
+"""The commands that say what a run or a recording meant: report, gate, reproduce."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from typing import Any
+
+import click
+import orjson
+
+from keepwarm.reports.frame import Loaded, load
+from keepwarm.reports.gate import check
+from keepwarm.reports.latency import write_hlog
+from keepwarm.reports.metrics import GROUPS
+from keepwarm.reports.prices import load_prices
+from keepwarm.reports.render import render_report
+from keepwarm.reports.render_trace import render_reproduce
+from keepwarm.reports.reproduce import reproduce as set_beside
+from keepwarm.reports.summary import summarise
+from keepwarm.traces.errors import InputError
+
+PRICES = click.option("--prices", metavar="FILE", help="Price table (TOML) whose models go over the shipped ones.")
+GPU_HOUR = click.option("--gpu-hour-price", type=click.FloatRange(min=0), metavar="USD", help="Price of one GPU-hour.")
+GPUS = click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="GPUs the endpoint ran on (default 1).")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
+
+
+def print_json(reports: list[dict[str, Any]]) -> None:
+    """One report as a JSON object, several as an array of them."""
+    click.echo(orjson.dumps(reports[0] if len(reports) == 1 else reports, option=orjson.OPT_INDENT_2))
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="RUN...")
+@JSON
+@click.option(
+    "--by", multiple=True, type=click.Choice(list(GROUPS)), help="Group figures by this; repeatable (role, turn)."
+)
+@PRICES
+@GPU_HOUR
+@GPUS
+def report(
+    paths: tuple[str, ...],
+    as_json: bool,
+    by: tuple[str, ...],
+    prices: str | None,
+    gpu_hour_price: float | None,
+    gpus: int | None,
+) -> None:
+    """Say what a run meant: cache, latency, cost, validity.
+
+    RUN is a run's directory, or a trace: its recording is then reported. Beside a run's outcomes latency.hlog is
+    written, for HdrHistogram tools.
+    """
+    table = load_prices(prices)
+    reports = []
+    for path in paths:
+        loaded = load(path)
+        reports.append(summarise(loaded, table, gpu_hour_price, gpus))
+        if loaded.kind == "run":
+            _write_beside(loaded)
+    if as_json:
+        print_json(reports)
+        return
+    for number, summary in enumerate(reports):
+        if number:
+            click.echo()
+        render_report(summary, by or ("role", "turn"))
+
+
+def _write_beside(loaded: Loaded) -> None:
+    """latency.hlog into the run; a run that cannot be written to is still reported."""
+    try:
+        write_hlog(loaded)
+    except InputError as error:
+        click.echo(f"keepwarm: {error}", err=True)
+
+
+@click.command()
+@click.argument("path", metavar="RUN")
+@click.option(
+    "--require",
+    "requires",
+    multiple=True,
+    metavar="'METRIC OP VALUE'",
+    help="A required figure, such as 'warm_hit_rate >= 90%' or 'ttft.p99[role=main] <= baseline+5%'; repeatable.",
+)
+@click.option("--baseline", metavar="RUN", help="The run that 'baseline' in a requirement stands for.")
+@PRICES
+@GPU_HOUR
+@GPUS
+@click.pass_context
+def gate(
+    context: click.Context,
+    path: str,
+    requires: tuple[str, ...],
+    baseline: str | None,
+    prices: str | None,
+    gpu_hour_price: float | None,
+    gpus: int | None,
+) -> None:
+    """Hold a run against required figures, or against a baseline: one line a check.
+
+    Exit codes: 0 all passed; 1 one failed or was not measured; 2 bad input; 3 the run is not valid for what was asked.
+    With --baseline and no requirement on it, warm_hit_rate, ttft.p99 and latency.p99 are held to it.
+    """
+    against = load(baseline) if baseline else None
+    lines, code = check(load(path), list(requires), load_prices(prices), against, gpu_hour_price, gpus)
+    for line in lines:
+        click.echo(line)
+    context.exit(code)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="[T]...")
+@JSON
+def reproduce(paths: tuple[str, ...], as_json: bool) -> None:
+    """Set the published cache-reuse figures beside what a trace shows.
+
+    T is a trace or a run; the bundled trace where none is given. Each claim is measured under every definition it can
+    be read under, and gets a verdict for each.
+    """
+    if paths:
+        results = [set_beside(load(path)) for path in paths]
+    else:
+        with as_file(files("keepwarm.harness").joinpath("demo.parquet")) as bundled:
+            results = [{**set_beside(load(str(bundled))), "path": "the bundled trace"}]
+    if as_json:
+        print_json(results)
+        return
+    for number, result in enumerate(results):
+        if number:
+            click.echo()
+        render_reproduce(result)

@@ -1,0 +1,262 @@
+"""Render turns the dicts of summary, recording and reproduce into terminal tables of at most 100 columns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from keepwarm.reports import latency
+from keepwarm.reports.validity import figure
+
+WIDTH = 100
+NONE = "-"
+
+
+def console() -> Console:
+    """Standard output, 100 columns at most; colours only on a terminal."""
+    out = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    out.width = min(WIDTH, out.width) if out.is_terminal else WIDTH
+    return out
+
+
+def rate(value: float | None) -> str:
+    """A fraction as per cent."""
+    return NONE if value is None else f"{100 * value:.2f} %"
+
+
+def times(value: float | None) -> str:
+    """A ratio."""
+    return NONE if value is None else f"{value:.1f}x" if value < 1000 else f"{value:,.0f}x"
+
+
+def count(value: float | None) -> str:
+    """A whole number."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """A time in the unit it is best read in."""
+    if value is None:
+        return NONE
+    if value < 1:
+        return f"{1000 * value:.1f} ms"
+    return f"{value:.2f} s" if value < 600 else f"{value / 60:,.0f} min" if value < 36_000 else f"{value / 3600:,.0f} h"
+
+
+def dollars(value: float | None) -> str:
+    """Money."""
+    return NONE if value is None else f"${value:,.2f}" if value >= 1 else f"${value:.4f}"
+
+
+def table(out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
+    """Print a table under a title; the first ``words`` columns hold words, the others figures. Nothing if empty."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
+    for index, name in enumerate(columns):
+        last = index == len(columns) - 1
+        shown.add_column(name, justify="left" if index < words else "right", no_wrap=not (last and index < words))
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    if shown.row_count:
+        out.print()
+        out.print(Text(title, style="bold"))
+        out.print(shown)
+
+
+def line(out: Console, text: str, style: str = "") -> None:
+    """Print one line of plain text."""
+    out.print(Text(text, style=style))
+
+
+def heading(out: Console, report: dict[str, Any]) -> None:
+    """The first lines: what this is, whether it is valid, how its trace was imported, what was done to time."""
+    line(out, f"{report['kind']} {report['path']}: {what(report)}", "bold")
+    reasons = "; ".join(report["because"])
+    line(out, "valid" if report["valid"] else f"not valid, because {reasons}", "green" if report["valid"] else "red")
+    breaks = report["prefix_breaks"]
+    if breaks == "recorded":
+        some = count(_informed(report))
+        line(out, f"informed: {some} calls' prefixes cut to what was read (prefix_change = recorded_break),")
+        line(out, "  not a prediction")
+    elif breaks == "blind":
+        line(out, "blind: no prefix was cut by what the recording read")
+    for note in report["notes"]:
+        line(out, note, "yellow")
+    scale = (report.get("latency") or {}).get("time_scale", 1.0)
+    if scale != 1.0:
+        line(out, f"the endpoint's clock ran {scale:g} times as fast: times below are as measured, not scaled back")
+
+
+def _informed(report: dict[str, Any]) -> int | None:
+    """How many prefixes an informed import cut: counted in a run, told by a trace."""
+    if report["kind"] == "recording":
+        told: int | None = (report["about"].get("notes") or {}).get("recorded_breaks")
+        return told
+    return report["informed_calls"]  # type: ignore[no-any-return]
+
+
+def what(report: dict[str, Any]) -> str:
+    """What was run, on what, or what the recording is, in a few words."""
+    about = report["about"]
+    size = f"{count(report['calls'])} calls, {count(report['sessions'])} sessions"
+    if report["kind"] == "recording":
+        return f"{size}, from {about['producer']}, token counts {about['tokens']}"
+    trace, endpoint, options = (about.get(key) or {} for key in ("trace", "endpoint", "options"))
+    told = [about.get("mode") or "run", "of", trace.get("name") or "an unnamed trace", "on"]
+    told.append(endpoint.get("url") or endpoint.get("name") or "an unnamed endpoint")
+    if (options.get("speed") or 1.0) != 1.0:
+        told.append(f"at speed {options['speed']:g}")
+    if options.get("gap_cap_s") is not None:
+        told.append(f"with gaps cut to {options['gap_cap_s']:g} s")
+    return f"{size}; {' '.join(told)}"
+
+
+def figures(out: Console, report: dict[str, Any]) -> None:
+    """The cache figures of the whole run, each by its name, with what it is a share of."""
+    spread, kept = report["warm_hit_range"], report["retention"]
+    warm = f"of {count(report['warm_prompt'])} in {count(report['warm_calls'])} calls after an agent's first"
+    wide = f"p5 .. p95 of {count(spread['calls'])} warm calls; p50 {rate(spread['p50'])}"
+    written = f"{count(report['written'])} written ({report['write_source']})"
+    rows = [
+        ("hit_rate", rate(report["hit_rate"]), f"of {count(report['rate_prompt'])} prompt tokens"),
+        ("warm_hit_rate", rate(report["warm_hit_rate"]), warm),
+        ("warm_hit_range", f"{rate(spread['p5'])} .. {rate(spread['p95'])}", wide),
+        ("", rate(spread["inside_85_97"]), "of those calls lie inside 85-97 %"),
+        ("hit_rate_macro", rate(report["hit_rate_macro"]), f"mean of {count(report['agents'])} agents"),
+        ("hit_rate_excluding_writes", rate(report["hit_rate_excluding_writes"]), "of tokens read or uncached"),
+        ("read_write_ratio", times(report["read_write_ratio"]), f"{count(report['cache_read'])} read / {written}"),
+        ("retention", rate(kept["of_tokens"]), f"of the previous prompts' tokens, over {count(kept['calls'])} calls"),
+        ("cold_write_share", rate(report["cold_write_share"]), f"of {written}"),
+    ]
+    for bound, value in (report["achievable_hit_rate"] or {}).items():
+        share = (report["efficiency"] or {}).get(bound)
+        rows.append((f"achievable_hit_rate[{bound}]", rate(value), f"efficiency {rate(share)} = hit_rate / this"))
+    missing = report["calls_without_cache_report"]
+    if missing:
+        rows.append(("without cache report", count(missing), f"of {count(report['calls'])} calls: in no rate above"))
+    table(out, "Cache", ("figure", "value", "of what"), rows, words=3)
+
+
+def groups(out: Console, report: dict[str, Any], by: Sequence[str]) -> None:
+    """The figures by each of the asked groups; with ttft where it was measured, else latency."""
+    for name in by:
+        slow = (report.get("latency") or {}).get(f"by_{name}", {})
+        metric = "ttft" if any(row["ttft"] for row in slow.values()) else "latency"
+        columns = (name, "sessions", "agents", "calls", "prompt", "hit_rate", "warm", "r/w")
+        rows = []
+        for value, row in report[f"by_{name}"].items():
+            cells = [value, *(count(row[key]) for key in ("sessions", "agents", "calls", "prompt"))]
+            cells += [rate(row["hit_rate"]), rate(row["warm_hit_rate"]), times(row["read_write_ratio"])]
+            took = (slow.get(value) or {}).get(metric) or {}
+            rows.append([*cells, *((seconds(took.get(key)) for key in ("p50", "p99")) if slow else ())])
+        table(out, f"By {name}", (*columns, *((f"{metric} p50", "p99") if slow else ())), rows)
+
+
+def losses(out: Console, report: dict[str, Any]) -> None:
+    """Prefix losses by cause."""
+    rows = [
+        (
+            row["cause"],
+            count(row["calls"]),
+            count(row["tokens_lost"]),
+            rate(row["share_of_written"]),
+            f"{row['points_of_warm_hit_rate']:.2f}",
+        )
+        for row in report["losses"]
+    ]
+    columns = ("cause", "calls", "tokens lost", "of all written", "points of warm_hit_rate")
+    table(out, "Prefix losses (less than half of the previous prompt was read)", columns, rows)
+
+
+def latencies(out: Console, report: dict[str, Any]) -> None:
+    """Times from due and from sent."""
+    told = {"ttft": "ttft, from due", "latency": "latency, from due", "service_ttft": "ttft, from sent"}
+    told |= {"service_time": "latency, from sent", "itl": "itl, between tokens"}
+    percents = [key for key in latency.STATISTICS if key != "calls"]
+    rows = []
+    for name, words in told.items():
+        row = report["latency"][name] or {}
+        values = count(row["calls"]) if row else "not measured"
+        rows.append([words, values, *(seconds(row.get(key)) for key in percents)])
+    table(out, "Latency", ("time", "values", *percents), rows)
+    spent, text = report["task_time"], ""
+    if report["stretch"]:
+        text += f"; stretch p50 {times(report['stretch']['p50'])} of the recorded"
+    if report["turn_drift"]:
+        text += f"; turn_drift {times(report['turn_drift'])} (p50 ttft, turns 50+ / 2-5)"
+    line(out, f"task_time p50 {seconds(spent['p50'])}, max {seconds(spent['max'])}{text}")
+
+
+def costs(out: Console, report: dict[str, Any]) -> None:
+    """Cost per completed task, what it is made of, and what is missing from it."""
+    cost = report["cost"]
+    line(out, "")
+    line(out, f"cost_per_completed_task {dollars(cost['cost_per_completed_task'])}", "bold")
+    known = f"{count(cost['sessions_completed'])} completed, of {count(cost['sessions_known'])}"
+    estimated = rate(cost["output_est_share"])
+    line(out, f"  {dollars(cost['money'])} / {known} with known outcome; {estimated} of it from estimated outputs")
+    line(out, f"  {dollars(cost['money_of_priced_calls'])} over all priced calls; prices of {cost['prices_date']}")
+    if cost["models_without_price"]:
+        line(out, f"  no price for {', '.join(cost['models_without_price'])}: give one with --prices", "yellow")
+    if cost["calls_without_cost"]:
+        line(out, f"  {count(cost['calls_without_cost'])} calls have no known cost", "yellow")
+    if cost["gpu_hours"] is not None:
+        each = dollars(cost["gpu_cost_per_completed_task"])
+        line(
+            out, f"gpu_cost_per_completed_task {each}: {cost['gpu_hours']:.3f} GPU-hours, {dollars(cost['gpu_money'])}"
+        )
+
+
+def checks(out: Console, report: dict[str, Any]) -> None:
+    """The validity section: every check with its figure and its limit."""
+    words = {True: "good", False: "NOT GOOD", None: ""}
+    rows = []
+    for check in report["checks"]:
+        limit = NONE
+        if check["limit"] is not None:
+            limit = f"{'>=' if check['least'] else '<='} {figure(check['limit'], check['unit'])}"
+        rows.append((check["check"], words[check["good"]], figure(check["value"], check["unit"]), limit))
+    table(out, "Validity", ("check", "", "figure", "limit"), rows, words=2)
+
+
+def recorded(out: Console, report: dict[str, Any]) -> None:
+    """A run's reads beside the recorded ones, and what explains the rest."""
+    beside = report["recorded"]
+    if not beside:
+        return
+    points = beside["difference_points"]
+    sessions = beside["sessions"]
+    line(out, "")
+    line(out, "Beside the recording", "bold")
+    line(
+        out,
+        f"warm_hit_rate {rate(beside['warm_hit_rate'])}, recorded {rate(beside['recorded_warm_hit_rate'])}"
+        + ("" if points is None else f": {points:+.3f} points")
+        + f", over {count(beside['warm_calls'])} calls that have both",
+    )
+    within = ", ".join(f"{rate(sessions[f'within_{p:g}'])} within {p:g}" for p in (0.5, 1.0, 1.5, 2.0))
+    most = NONE if sessions["max"] is None else f"{sessions['max']:.2f}"
+    line(out, f"{count(sessions['sessions'])} sessions: {within}, at most {most} points away")
+    line(out, f"{rate(beside['warm_calls_within_32_tokens'])} of warm calls within 32 tokens")
+    rows = [
+        (row["cause"], count(row["calls"]), f"{row['tokens']:+,d}", f"{row['points']:+.3f}")
+        for row in beside["explained"]
+    ]
+    table(out, "What explains the rest (run minus recorded)", ("recorded as", "calls", "tokens", "points"), rows)
+
+
+def render_report(report: dict[str, Any], by: Sequence[str] = ("role", "turn")) -> None:
+    """Print a summary on standard output."""
+    out = console()
+    heading(out, report)
+    figures(out, report)
+    groups(out, report, by)
+    losses(out, report)
+    recorded(out, report)
+    latencies(out, report)
+    costs(out, report)
+    checks(out, report)

@@ -1,0 +1,89 @@
+"""Render, for traces: what inspect and reproduce print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from keepwarm.reports import render
+from keepwarm.reports.render import count, line, rate, seconds, table, times
+
+
+def shape(out: Console, report: dict[str, Any]) -> None:
+    """How much is in the trace, how it fans out and grows."""
+    fan, grown, used = report["fan_out"], report["growth"], report["tools"]
+    calls, added = fan["calls_a_session"], grown["added_a_call"]
+    agents = ", ".join(f"{sessions} have {number}" for number, sessions in fan["sessions_by_subagents"].items())
+    first = ", ".join(f"{role} {count(p50)}" for role, p50 in grown["first_prompt_p50"].items())
+    written = ", ".join(f"{kind} {count(report[f'cache_write_{kind}'])}" for kind in ("5m", "1h", "other"))
+    output = f"{count(report['output'])} in the {count(report['output_calls'])} calls that tell it"
+    named = ", ".join(f"{name} {uses:,}" for name, uses in used["by_name"].items())
+    rows = [
+        ("agents", f"{count(report['agents'])}, {count(report['subagents'])} of them sub-agents"),
+        ("time", f"{seconds(report['span_s'])} from the first call to the last"),
+        (
+            "prompt",
+            f"{count(report['prompt'])} = {count(report['uncached'])} uncached + {count(report['cache_read'])} read",
+        ),
+        ("", f"+ written {written}"),
+        ("output", f"{output}; {count(report['output_est'])} estimated in the others"),
+        ("calls a session", f"p50 {count(calls['p50'])}, p90 {count(calls['p90'])}, max {count(calls['max'])}"),
+        ("sub-agents a session", f"{agents}; at most {count(fan['most_at_once'])} at once"),
+        ("first prompt p50", f"{first}; longest prompt {count(grown['longest_prompt'])}"),
+        ("added a call", ", ".join(f"{key} {count(added[key])}" for key in ("p50", "p90", "p99"))),
+        ("shrinking prompts", count(grown["shrinking_calls"])),
+        ("tool uses", f"{count(used['uses'])} in {count(used['calls_with_tools'])} calls; {named}"),
+    ]
+    table(out, "What is in it", ("", ""), rows, words=2)
+
+
+def gaps(out: Console, report: dict[str, Any]) -> None:
+    """Waits before calls, by kind."""
+    rows = [
+        [
+            kind,
+            count(row["count"]),
+            *(seconds(row[key]) for key in ("p50", "p90", "p99", "max")),
+            rate(row["share_of_time"]),
+        ]
+        for kind, row in report["gaps"].items()
+    ]
+    table(out, "Gaps", ("kind", "gaps", "p50", "p90", "p99", "max", "of gap time"), rows)
+
+
+def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")) -> None:
+    """Print an inspect_summary on standard output."""
+    out = render.console()
+    render.heading(out, report)
+    shape(out, report)
+    render.figures(out, report)
+    render.groups(out, report, by)
+    render.losses(out, report)
+    gaps(out, report)
+    render.checks(out, report)
+
+
+def render_reproduce(report: dict[str, Any]) -> None:
+    """Print the claims, what was measured under each definition, and the verdicts."""
+    out = render.console()
+    size = (
+        f"{count(report['calls'])} calls, {count(report['sessions'])} sessions, {count(report['subagents'])} sub-agents"
+    )
+    line(out, f"{report['kind']} {report['path']}: {size}", "bold")
+    if not report["valid"]:
+        line(out, f"not valid, because {'; '.join(report['because'])}", "red")
+    for note in report["notes"]:
+        line(out, note, "yellow")
+    line(out, f"published: {report['source']}")
+    rows, last = [], ""
+    for row in report["results"]:
+        show = times if row["metric"] == "read_write_ratio" else rate
+        if row["claim"] != last:
+            rows.append((row["claim"], "", "", ""))
+        last = row["claim"]
+        rows.append(("  " + row["definition"], count(row["calls"]), show(row["measured"]), row["verdict"]))
+    table(out, "Claim, and what is measured under each definition", ("", "calls", "measured", "verdict"), rows)
+    line(out, "")
+    line(out, report["contradiction"])

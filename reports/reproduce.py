@@ -1,0 +1,99 @@
+"""Reproduce sets published cache-reuse figures beside what a trace or run shows under each named definition."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from typing import Any
+
+import polars as pl
+
+from keepwarm.reports import metrics
+from keepwarm.reports.frame import Loaded
+from keepwarm.reports.validity import validity
+
+REPRODUCED, NOT_REPRODUCED, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
+
+
+def published() -> dict[str, Any]:
+    """The published figures and their definitions, as they stand in published.toml."""
+    return tomllib.loads(files("keepwarm.reports").joinpath("published.toml").read_text("utf-8"))
+
+
+def chosen(rows: pl.DataFrame, definition: dict[str, Any]) -> pl.DataFrame:
+    """The rows a definition is about."""
+    for column, value in definition.get("where", {}).items():
+        rows = rows.filter(pl.col(column).str.to_lowercase() == value)
+    least = definition.get("sessions_with_subagents")
+    if least is None:
+        return rows
+    subagents = pl.col("agent_no").filter(pl.col("role") == "subagent").n_unique()
+    return rows.filter(subagents.over("session_no") >= least)
+
+
+def measured(rows: pl.DataFrame, definition: dict[str, Any]) -> tuple[float | None, int, int]:
+    """(figure, calls, sessions) of a definition over its rows; the figure is None where nothing is there to measure."""
+    metric = definition["metric"]
+    rows = chosen(rows, definition)
+    calls, sessions = rows.height, rows["session_no"].n_unique()
+    if metric == "inside_85_97":
+        return metrics.warm_hit_range(rows)[metric], calls, sessions
+    if definition.get("over") == "sessions":
+        table = rows.group_by("session_no").agg(pl.len().alias("size"), value=metrics.FIGURES[metric])
+        size = pl.col("size").is_between(definition.get("calls_least", 0), definition.get("calls_most", 2**62))
+        table = table.filter(size & pl.col("value").is_not_null())
+        return table.select(pl.col("value").median()).item(), int(table["size"].sum()), table.height
+    return metrics.of(rows)[metric] if calls else None, calls, sessions
+
+
+def verdict(value: float | None, low: float, high: float) -> str:
+    """Reproduced where the figure lies between low and high; a figure that was not measured cannot be tested."""
+    if value is None:
+        return UNTESTED
+    return REPRODUCED if low <= value <= high else NOT_REPRODUCED
+
+
+def contradiction(claims: dict[str, Any]) -> str:
+    """Why the two headline figures cannot be one measurement: nothing uncached, hit rate h means h / (1 - h) read to
+    written; any uncached token only widens the distance.
+    """
+    hit, ratio = claims["aggregate_hit_rate"], claims["read_tokens"] / claims["written_tokens"]
+    return (
+        f"{100 * hit:.1f} % and {ratio:.1f}x cannot be one measurement: of all prompt tokens, {100 * hit:.1f} % read "
+        f"needs at least {hit / (1 - hit):.1f}x read to written, and {ratio:.1f}x means at most "
+        f"{100 * ratio / (1 + ratio):.1f} % read."
+    )
+
+
+def reproduce(loaded: Loaded) -> dict[str, Any]:
+    """Every published claim under each of its definitions: figure, what it was measured over, and the verdict."""
+    claims = published()
+    figures, standing = metrics.of(loaded.rows), validity(loaded, metrics.with_previous(loaded.rows))
+    results = []
+    for claim in claims["claim"]:
+        for definition in claim["definition"]:
+            low, high = definition.get("low", claim["low"]), definition.get("high", claim["high"])
+            value, calls, sessions = measured(loaded.rows, definition)
+            results.append(
+                {
+                    "claim": claim["name"],
+                    "definition": definition["name"],
+                    "metric": definition["metric"],
+                    "measured": value,
+                    "calls": calls,
+                    "sessions": sessions,
+                    "low": low,
+                    "high": high,
+                    "verdict": verdict(value, low, high),
+                }
+            )
+    return {
+        "name": loaded.name,
+        "path": loaded.path,
+        "kind": loaded.kind,
+        **{key: standing[key] for key in ("valid", "because", "notes")},
+        **{key: figures[key] for key in ("sessions", "calls", "subagents")},
+        "source": claims["source"],
+        "results": results,
+        "contradiction": contradiction(claims),
+    }
