@@ -123,7 +123,7 @@ class _Session:
         start = 0 if last is None else self._due(last)
         prompt = now.keep + sum(segment.tokens for segment in now.append)
         output = self._tokens(SUMMARY if agent.role == "compaction" else agent.kind.output)
-        cold = now.parent is None or start - now.parent.end_ns > agent.kind.ttl_s * SECOND
+        cold = now.parent is None or start - now.parent.end_ns >= agent.kind.ttl_s * SECOND
         new = prompt if cold else prompt - now.keep
         first = start + _nanoseconds(FIRST_TOKEN.draw(self._rng) + new / PREFILL_TPS)
         end = first + _nanoseconds(output / DECODE_TPS.draw(self._rng))
@@ -251,11 +251,11 @@ def _account(call: Call, start_ns: int, lead: tuple[Segment, Segment], cache: di
     keys = (str(lead[0].hash), str(lead[1].hash), call.call)
     parent = cache.get(call.prompt_parent or "")
     known = [cache.get(key) for key in keys[:2]] + [parent if parent and parent.at <= call.keep else None]
-    read = max((entry.at for entry in known if entry and entry.readable_ns <= now <= entry.expires_ns), default=0)
+    read = max((entry.at for entry in known if entry and entry.readable_ns <= now < entry.expires_ns), default=0)
     for key, mark in zip(keys, call.breakpoints, strict=True):
         expires = end + mark.ttl_s * SECOND
         old = cache.get(key)
-        if old is None or old.expires_ns < now:
+        if old is None or old.expires_ns <= now:
             cache[key] = _Entry(mark.at, first, expires)
         else:
             cache[key] = _Entry(mark.at, min(old.readable_ns, first), max(old.expires_ns, expires))

@@ -186,7 +186,7 @@ WORKLOADS: dict[str, Workload] = {
             "explore": EXPLORE._replace(calls=Spread(18, 26, 10, 40)),
             "general-purpose": GENERAL._replace(calls=Spread(7, 12, 4, 20), flow="background"),
         },
-        tool_time=Spread(0.3, 12, 0.01, 300),
+        tool_time=Spread(0.3, 12, 0.01, 600),
         pause=Spread(1200, 4 * HOUR, 30, 24 * HOUR),
         scripts=(
             Script(30, {6: 95, 20: 240}, {3: ("explore",) * 3, 9: TEAMMATES}),
