@@ -28,7 +28,7 @@ class _Node:
     __slots__ = ("children", "expires", "key", "length", "parent", "refs", "start", "ttl_ns")
 
     def __init__(self, parent: _Node | None, key: tuple[int, int], start: int, length: int, ttl_ns: int) -> None:
-        self.parent = parent
+        self.parent = parent if parent is not None else self
         self.key = key
         self.start = start
         self.length = length
@@ -39,13 +39,15 @@ class _Node:
 
 
 class Lease:
-    """A running call's hold on the nodes it uses: they are neither evicted nor expired until it is released."""
+    """A running call's hold on the nodes it uses, neither evicted nor expired until it is released: down to ``node``,
+    which ends at ``tokens`` of the prompt, in the piece ``index`` at ``offset``.
+    """
 
-    __slots__ = ("node", "tokens")
+    __slots__ = ("index", "node", "offset", "tokens")
 
-    def __init__(self, node: _Node, tokens: int) -> None:
+    def __init__(self, node: _Node) -> None:
         self.node = node
-        self.tokens = tokens
+        self.index = self.offset = self.tokens = 0
 
 
 class PrefixCache:
@@ -67,58 +69,61 @@ class PrefixCache:
         self._idle: OrderedDict[_Node, None] = OrderedDict()
 
     def acquire(self, prompt: Sequence[Piece], now_ns: int) -> Lease:
-        """Hold what is cached of a prompt; the lease's ``tokens`` (whole blocks) are readable."""
-        node, _, matched = self._walk(prompt, now_ns)
-        self._hold(node)
-        return Lease(node, matched // self.block * self.block)
+        """Hold what is cached of a prompt: its first ``tokens`` tokens, not yet cut to whole blocks."""
+        lease = Lease(self._root)
+        self._walk(lease, prompt, now_ns)
+        return lease
 
     def store(self, lease: Lease, prompt: Sequence[Piece], writes: Sequence[Write], now_ns: int) -> None:
         """Cache a prompt as the writes say and extend the lease over it. Where running calls hold all of a full cache,
         the prompt's rest stays uncached.
         """
-        node, at, matched = self._walk(prompt, now_ns)
-        index, offset = at
-        self._hold(node)
-        self._let_go(lease.node, now_ns, used=False)
+        self._walk(lease, prompt, now_ns)
         for write in sorted(writes):
-            while matched < write.upto and index < len(prompt):
-                part = prompt[index]
-                fits = self._room(matched, min(part.tokens - offset, write.upto - matched))
+            while lease.tokens < write.upto and lease.index < len(prompt):
+                part = prompt[lease.index]
+                wanted = min(part.tokens - lease.offset, write.upto - lease.tokens)
+                fits = self._room(lease.tokens, wanted)
                 if fits:
-                    node = self._grow(node, (part.ident, offset), matched, fits, write.ttl_ns)
-                    matched += fits
-                    offset += fits
-                if offset < part.tokens:
-                    break
-                index, offset = index + 1, 0
-        lease.node = node
+                    self._grow(lease, part, fits, write.ttl_ns)
+                if fits < wanted:
+                    return
 
     def release(self, lease: Lease, now_ns: int) -> None:
         """End a call's hold: now is the last use of all that it held, its tail to be evicted first. Each token lives on
         for the TTL that it was written with.
         """
-        self._let_go(lease.node, now_ns, used=True)
+        node = lease.node
+        while node is not self._root:
+            node.refs -= 1
+            if self.refresh or node.expires is None:
+                node.expires = now_ns + node.ttl_ns
+            if not node.refs:
+                self._idle[node] = None
+            node = node.parent
         lease.node = self._root
 
-    def _walk(self, prompt: Sequence[Piece], now_ns: int) -> tuple[_Node, tuple[int, int], int]:
-        """The deepest living node of a prompt, (piece, offset) where the match ends, and how many tokens match."""
-        node, matched = self._root, 0
-        for index, part in enumerate(prompt):
-            offset = 0
-            while offset < part.tokens:
-                child = node.children.get((part.ident, offset))
-                if child is not None and not child.refs and child.expires is not None and child.expires <= now_ns:
+    def _walk(self, lease: Lease, prompt: Sequence[Piece], now_ns: int) -> None:
+        """Take a lease as far down its prompt as what is cached and alive reaches, and hold it."""
+        node, index, offset, tokens = lease.node, lease.index, lease.offset, lease.tokens
+        while index < len(prompt):
+            part = prompt[index]
+            child = node.children.get((part.ident, offset))
+            if child is None:
+                break
+            if not child.refs:
+                if child.expires is not None and child.expires <= now_ns:
                     self._drop(child)
-                    child = None
-                if child is None:
-                    return node, (index, offset), matched
-                common = min(child.length, part.tokens - offset)
-                if common < child.length:
-                    child = self._split(child, common)
-                offset += common
-                matched += common
-                node = child
-        return node, (len(prompt), 0), matched
+                    break
+            left = part.tokens - offset
+            if child.length > left:
+                child = self._split(child, left)
+            if not child.refs:
+                del self._idle[child]
+            child.refs += 1
+            node, tokens = child, tokens + child.length
+            index, offset = (index + 1, 0) if child.length == left else (index, offset + child.length)
+        lease.node, lease.index, lease.offset, lease.tokens = node, index, offset, tokens
 
     def _owned(self, start: int, length: int) -> int:
         return (start + length) // self.block - start // self.block
@@ -127,7 +132,6 @@ class PrefixCache:
         """Cut a node in two and return the upper half; whoever holds the node object holds its lower half."""
         upper = _Node(node.parent, node.key, node.start, length, node.ttl_ns)
         upper.expires, upper.refs = node.expires, node.refs
-        assert node.parent is not None
         node.parent.children[node.key] = upper
         node.key = (node.key[0], node.key[1] + length)
         node.start += length
@@ -135,15 +139,20 @@ class PrefixCache:
         node.parent = upper
         upper.children[node.key] = node
         if not node.refs:
-            self._idle[upper] = None  # its place does not matter: whoever splits a run holds its upper half next
+            self._idle[upper] = None  # its place does not matter: whoever splits a run holds its upper half at once
         return upper
 
-    def _grow(self, parent: _Node, key: tuple[int, int], start: int, length: int, ttl_ns: int) -> _Node:
-        node = _Node(parent, key, start, length, ttl_ns)
+    def _grow(self, lease: Lease, part: Piece, tokens: int, ttl_ns: int) -> None:
+        """Add a node for the next tokens of a piece under a lease, and hold it."""
+        key = (part.ident, lease.offset)
+        node = _Node(lease.node, key, lease.tokens, tokens, ttl_ns)
         node.refs = 1
-        parent.children[key] = node
-        self.blocks += self._owned(start, length)
-        return node
+        lease.node.children[key] = lease.node = node
+        self.blocks += self._owned(lease.tokens, tokens)
+        lease.tokens += tokens
+        lease.offset += tokens
+        if lease.offset == part.tokens:
+            lease.index, lease.offset = lease.index + 1, 0
 
     def _room(self, start: int, length: int) -> int:
         """How many of ``length`` tokens from ``start`` there is room for, after evicting what may be evicted."""
@@ -171,7 +180,6 @@ class PrefixCache:
 
     def _drop(self, node: _Node) -> None:
         """Forget a node and all below it; nothing of it is in use."""
-        assert node.parent is not None
         del node.parent.children[node.key]
         stack = [node]
         while stack:
@@ -179,20 +187,3 @@ class PrefixCache:
             self.blocks -= self._owned(gone.start, gone.length)
             self._idle.pop(gone, None)
             stack.extend(gone.children.values())
-
-    def _hold(self, node: _Node | None) -> None:
-        while node is not None and node is not self._root:
-            if not node.refs:
-                del self._idle[node]
-            node.refs += 1
-            node = node.parent
-
-    def _let_go(self, node: _Node | None, now_ns: int, *, used: bool) -> None:
-        """Take one hold off a node and all above it."""
-        while node is not None and node is not self._root:
-            node.refs -= 1
-            if used and (self.refresh or node.expires is None):
-                node.expires = now_ns + node.ttl_ns
-            if not node.refs:
-                self._idle[node] = None
-            node = node.parent

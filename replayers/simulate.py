@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
+from typing import NamedTuple
 
+from keepwarm.replayers.endpoint import Request
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.replayers.worker import Service, Worker, account
 from keepwarm.traces.model import Outcome
@@ -13,50 +15,66 @@ _FIRST_TOKEN, _END = 0, 1
 """At one instant first tokens come before calls end (an answer may be one token), and both before new calls begin."""
 
 
-def simulate(
-    schedule: Schedule,
-    worker: Worker,
-    *,
-    service_of: Callable[[Planned, Service], Service] = lambda planned, service: service,
-) -> Iterator[Outcome]:
+class Simulated(NamedTuple):
+    """A call's outcome, and what it could have read from each of the shadows' caches at the same times."""
+
+    outcome: Outcome
+    bounds: dict[str, int]
+
+
+class _Running(NamedTuple):
+    planned: Planned
+    service: Service
+    shadows: dict[str, Service]
+
+
+def simulate(schedule: Schedule, worker: Worker, *, shadows: Mapping[str, Worker] | None = None) -> Iterator[Simulated]:
     """Every planned call's outcome, in the order in which they end. Virtual time never runs back.
 
-    ``service_of`` may give a call other times than the worker's model does.
+    ``shadows`` are workers with other caches that see the same calls at the same times, to tell what was attainable.
     """
-    events: list[tuple[int, int, int, Planned, Service]] = []
+    shadows = shadows or {}
+    events: list[tuple[int, int, int, _Running]] = []
     now_ns = count = 0
     while True:
         due_ns = schedule.next_due(now_ns)
         if events and (due_ns is None or events[0][0] <= due_ns):
-            now_ns, kind, _, planned, service = heappop(events)
+            now_ns, kind, _, running = heappop(events)
             if kind == _FIRST_TOKEN:
-                worker.first_token(service, now_ns)
+                worker.first_token(running.service, now_ns)
+                for name, service in running.shadows.items():
+                    shadows[name].first_token(service, now_ns)
                 continue
-            worker.end(service, now_ns)
-            schedule.ended(planned.request.call, now_ns)
-            yield outcome_of(planned, service)
+            worker.end(running.service, now_ns)
+            for name, service in running.shadows.items():
+                shadows[name].end(service, now_ns)
+            schedule.ended(running.planned.request.call, now_ns)
+            bounds = {name: service.read for name, service in running.shadows.items()}
+            yield Simulated(_outcome(running.planned, running.service), bounds)
         elif due_ns is not None:
             now_ns = max(now_ns, due_ns)
             planned = schedule.pop()
-            service = service_of(planned, _begin(worker, planned, now_ns))
             schedule.started(planned.request.call, now_ns)
+            service = _begin(worker, planned.request, now_ns)
+            others = {name: _begin(shadow, planned.request, now_ns) for name, shadow in shadows.items()}
             count += 1
-            heappush(events, (service.first_token_ns, _FIRST_TOKEN, count, planned, service))
-            heappush(events, (service.done_ns, _END, count, planned, service))
+            running = _Running(planned, service, others)
+            heappush(events, (service.first_token_ns, _FIRST_TOKEN, count, running))
+            heappush(events, (service.done_ns, _END, count, running))
         else:
             return
 
 
-def _begin(worker: Worker, planned: Planned, now_ns: int) -> Service:
-    request = planned.request
+def _begin(worker: Worker, request: Request, now_ns: int) -> Service:
     marks = request.call.breakpoints
     return worker.begin(request.prompt, request.output or 1, now_ns, marks=marks, answer=request.answer)
 
 
-def outcome_of(planned: Planned, service: Service) -> Outcome:
-    """The outcome of a simulated call. Nothing fails here, so every session is completed."""
+def _outcome(planned: Planned, service: Service) -> Outcome:
+    """Nothing fails here, so every session is completed."""
     return Outcome(
         call=planned.request.call,
+        copy=planned.request.copy,
         due_ns=planned.due_ns,
         sent_ns=planned.due_ns,
         first_byte_ns=service.first_token_ns,

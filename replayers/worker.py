@@ -39,6 +39,9 @@ class ServiceTimes(NamedTuple):
         return round(max(output - 1, 0) / self.decode_tps * SECOND)
 
 
+DEFAULT_TIMES = ServiceTimes()
+
+
 class Service(NamedTuple):
     """A running call: its token account, and when its first and last tokens are due (absolute ns).
 
@@ -71,13 +74,15 @@ class Worker:
         *,
         managed: bool = False,
         ttl_s: float | str | None = None,
-        service: ServiceTimes = ServiceTimes(),
+        outputs_readable: bool = True,
+        service: ServiceTimes = DEFAULT_TIMES,
         speed: float = 1.0,
     ) -> None:
         if ttl_s == AS_RECORDED and not managed:
             raise ValueError("only managed rules have recorded TTLs")
         self.cache = cache
         self.managed = managed
+        self.outputs_readable = outputs_readable and not managed
         self.service = service
         self._ttl_s = ttl_s
         self._speed = speed
@@ -97,7 +102,7 @@ class Worker:
         writes = self._writes(total, marks)
         block = self.cache.block
         limit = max((w.upto for w in writes), default=0) if self.managed else max(total - 1, 0)
-        read = min(lease.tokens, limit // block * block)
+        read = min(lease.tokens, limit) // block * block
         first = now_ns + round(self.service.first_token_ns(total - read) / self._speed)
         done = first + round(self.service.decode_ns(output) / self._speed)
         written = self._written(writes, read)
@@ -109,7 +114,7 @@ class Worker:
 
     def end(self, service: Service, now_ns: int) -> None:
         """The last token is out: the call's hold ends, and the TTLs of all it used run from now."""
-        if service.answer and not self.managed:
+        if service.answer and self.outputs_readable:
             whole = service.prompt + service.answer
             write = Write(sum(part.tokens for part in whole), service.writes[-1].ttl_ns)
             self.cache.store(service.lease, whole, (write,), now_ns)

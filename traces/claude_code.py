@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
@@ -177,7 +177,7 @@ def import_claude_code(
     informed: bool = False,
     flow: str | None = None,
     strict: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Imported:
     """Write a trace of the transcripts at ``path``. With ``strict`` the first damaged line is an InputError.
 
@@ -262,7 +262,7 @@ def _shown(path: Path, root: Path) -> str:
         return path.name
 
 
-def iter_default_path() -> Iterator[Path]:
-    """The places where Claude Code keeps its transcripts, most likely first."""
-    yield Path.home() / ".claude" / "projects"
-    yield Path.home() / ".config" / "claude" / "projects"
+def default_path() -> Path:
+    """Where Claude Code keeps the user's own transcripts."""
+    places = [Path.home() / ".claude" / "projects", Path.home() / ".config" / "claude" / "projects"]
+    return next((place for place in places if place.is_dir()), places[0])

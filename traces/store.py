@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -150,24 +150,28 @@ class TraceWriter:
         self._sink.commit(schema.TRACE_KEY, self._meta | {"digest": self.digest, "notes": self._notes})
 
 
-def write_outcomes(path: str, outcomes: Iterable[Outcome], notes: dict[str, Any] | None = None) -> int:
-    """Write a run's outcomes; how many there were."""
+def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> int:
+    """Write a run's outcomes, a row group in memory at a time; how many there were."""
     sink = _ParquetSink(path, schema.OUTCOMES)
-    rows, buffer = 0, []
+    rows = 0
     try:
-        for outcome in outcomes:
-            buffer.append(outcome)
-            rows += 1
-            if len(buffer) >= ROWS_PER_GROUP:
-                sink.write(outcomes_to_batch(buffer))
-                buffer.clear()
-        if buffer:
-            sink.write(outcomes_to_batch(buffer))
+        rest = iter(outcomes)
+        while chunk := list(islice(rest, ROWS_PER_GROUP)):
+            sink.write(outcomes_to_batch(chunk))
+            rows += len(chunk)
     except BaseException:
         sink.discard()
         raise
-    sink.commit(schema.OUTCOMES_KEY, {"version": schema.VERSION, "notes": notes or {}})
+    sink.commit(schema.OUTCOMES_KEY, {"version": schema.VERSION})
     return rows
+
+
+def write_outcome_table(path: str, table: pa.Table) -> None:
+    """Write a run's outcomes that are a table already."""
+    sink = _ParquetSink(path, schema.OUTCOMES)
+    for batch in table.to_batches(ROWS_PER_GROUP):
+        sink.write(batch)
+    sink.commit(schema.OUTCOMES_KEY, {"version": schema.VERSION})
 
 
 def trace_files(path: str) -> list[str]:
@@ -229,6 +233,13 @@ def _check_whole(path: str, file: pq.ParquetFile, meta: dict[str, Any]) -> None:
 def _check_rows(path: str, meta: dict[str, Any], rows: int) -> None:
     if rows != meta.get("rows", rows):
         raise InputError(f"{path}: damaged: {meta['rows']} rows were written, {rows} are there")
+
+
+def _check_pages(file: pq.ParquetFile, seen: set[str]) -> None:
+    """Read what nobody asked for too, and drop it: a file damaged anywhere is believed nowhere."""
+    for name in set(file.schema_arrow.names) - seen:
+        for _ in file.iter_batches(ROWS_PER_GROUP, columns=[name]):
+            pass
 
 
 def read_meta(path: str) -> Meta:
@@ -313,6 +324,7 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
             version = int(meta["version"])
             known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
             table = file.read(columns=known)
+            _check_pages(file, set(table.column_names))
             _check_rows(name, meta, table.num_rows)
             tables.append(_conform(name, table, version, wanted))
     return pa.concat_tables(tables)

@@ -1,0 +1,51 @@
+"""Durations and TTLs as a user writes them on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from keepwarm.replayers.worker import AS_RECORDED
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str) -> float | None:
+    """The seconds that a text like 300, 250ms, 5m or 1h says; None if it says none."""
+    unit = next((unit for unit in UNITS if text.endswith(unit)), "")
+    try:
+        value = float(text.removesuffix(unit)) * UNITS.get(unit, 1.0)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, as a number or with a unit."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds that a text says."""
+        told = float(value) if isinstance(value, int | float) else seconds(str(value).strip())
+        if told is None:
+            self.fail(f"{value!r}: expected seconds, or a number with ms, s, m, h or d", param, ctx)
+        return told
+
+
+class Ttl(click.ParamType[Any]):
+    """A duration in seconds, ``none``, or ``as-recorded``."""
+
+    name = "ttl"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Seconds, None for no TTL, or the word itself."""
+        if value is None or value == AS_RECORDED or isinstance(value, int | float):
+            return value
+        if value == "none":
+            return None
+        told = seconds(str(value).strip())
+        if told is None:
+            self.fail(f"{value!r}: expected as-recorded, none, or a duration such as 300, 5m or 1h", param, ctx)
+        return int(told) if told == int(told) else told

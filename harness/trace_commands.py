@@ -1,0 +1,137 @@
+"""The commands that make traces and look into them: import, synth, inspect."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from keepwarm.harness.progress import progress
+from keepwarm.reports.metrics import GROUPS
+from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
+from keepwarm.traces.identity import new_salt, salt_from_file
+from keepwarm.traces.model import FLOWS
+
+DAMAGED_SHOWN = 20
+
+IMPORTERS = {"claude-code": (import_claude_code, default_path)}
+
+
+@click.command("import")
+@click.argument("source", type=click.Choice(list(IMPORTERS)))
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write: a path or a pyarrow URI.")
+@click.option(
+    "--prefix-breaks",
+    type=click.Choice(["blind", "recorded"]),
+    default="blind",
+    show_default=True,
+    help="recorded: cut a prompt's shared prefix to what was read, where inside the TTL that was much less than its "
+    "predecessor left. Such a trace is informed; figures from it are no prediction.",
+)
+@click.option(
+    "--flow", type=click.Choice(FLOWS), help="Who waits for these sessions; else from the client's entrypoint."
+)
+@click.option(
+    "--salt-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the salt of identities and pseudonyms there (made now if absent, mode 0600), so that imports agree. "
+    "Without it the salt is forgotten.",
+)
+@click.option("--strict", is_flag=True, help="Fail at the first damaged line.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
+def import_(
+    source: str,
+    path: Path | None,
+    output: str,
+    prefix_breaks: str,
+    flow: str | None,
+    salt_file: Path | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Turn an agent's own logs into a trace.
+
+    PATH is a folder laid out as ~/.claude/projects, one project of it, or one session's .jsonl file (its sub-agents'
+    files beside it are taken along). Without PATH: your own folder.
+    """
+    run, default = IMPORTERS[source]
+    salt = salt_from_file(salt_file) if salt_file else new_salt()
+    informed = prefix_breaks == "recorded"
+    with progress("reading") as told:
+        done = run(
+            path or default(),
+            output,
+            version=version("keepwarm"),
+            salt=salt,
+            informed=informed,
+            flow=flow,
+            strict=strict,
+            progress=told,
+        )
+    if as_json:
+        click.echo(orjson.dumps(done._asdict(), option=orjson.OPT_INDENT_2))
+    else:
+        _tell(done, output, informed)
+
+
+def _tell(done: Imported, output: str, informed: bool) -> None:
+    click.echo(f"{output}: {done.sessions:,} sessions, {done.calls:,} calls from {done.files:,} files")
+    if informed:
+        click.echo(f"informed: {done.recorded_breaks} calls' prefixes were cut to what was read; not a prediction")
+    share = done.hidden / done.new_tokens if done.new_tokens else 0.0
+    over = done.scaled / done.new_tokens if done.new_tokens else 0.0
+    click.echo(
+        f"prompts add up to the reported counts; {share:.1%} of their new tokens are in no visible block, "
+        f"visible blocks were scaled down by {over:.1%}"
+    )
+    notes = ((done.duplicates, "copies of messages dropped"), (done.negative_waits, "negative waits set to 0"))
+    for count, what in notes:
+        if count:
+            click.echo(f"{count} {what}")
+    if done.damaged:
+        click.echo(f"{len(done.damaged)} damaged lines passed over:", err=True)
+        for name, number in done.damaged[:DAMAGED_SHOWN]:
+            click.echo(f"  {name}: line {number}", err=True)
+        if len(done.damaged) > DAMAGED_SHOWN:
+            click.echo(f"  and {len(done.damaged) - DAMAGED_SHOWN} more (--json lists all)", err=True)
+
+
+@click.command()
+@click.argument("workload")
+@click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write: a path or a pyarrow URI.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same trace.")
+@click.option("--sessions", type=click.IntRange(min=1), help="How many sessions; else the workload's own number.")
+def synth(workload: str, output: str, seed: int, sessions: int | None) -> None:
+    """Make a synthetic trace fitted to published distributions.
+
+    WORKLOAD is claude-code, agent-team or demo.
+    """
+    from keepwarm.traces.store import TraceWriter
+    from keepwarm.traces.synthetic import synthesise
+
+    calls = synthesise(workload, seed=seed, sessions=sessions)
+    notes: dict[str, Any] = {"workload": workload, "seed": seed, "prefix_breaks": None}
+    with TraceWriter(output, producer="synth", version=version("keepwarm"), tokens="exact", notes=notes) as writer:
+        for call in calls:
+            writer.add(call)
+    click.echo(f"{output}: {writer.calls:,} calls, digest {writer.digest}")
+
+
+@click.command("inspect")
+@click.argument("trace")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
+@click.option("--by", multiple=True, type=click.Choice(list(GROUPS)), help="Group figures by this; repeatable.")
+def inspect_(trace: str, as_json: bool, by: tuple[str, ...]) -> None:
+    """Say what is in a trace, and how warm its recording was."""
+    from keepwarm.reports.recording import inspect_summary
+    from keepwarm.reports.render_trace import render_inspect
+
+    summary = inspect_summary(trace)
+    if as_json:
+        click.echo(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    else:
+        render_inspect(summary, by or ("role", "model"))

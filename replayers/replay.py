@@ -1,0 +1,131 @@
+"""Replay in real time: send each call when it is due, in the order that the plan lets go, and say what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from time import monotonic_ns
+
+from asyncio_throttle import Throttler
+
+from keepwarm.replayers.endpoint import Answer, Endpoint
+from keepwarm.replayers.plan import Planned, Schedule
+from keepwarm.traces.model import Outcome
+
+Clock = Callable[[], int]
+"""Tells the ns since the run's anchor, never running back."""
+
+NOT_SENT = "skipped"
+CUT_OFF = "interrupted"
+
+
+def anchored_clock() -> Clock:
+    """The monotonic clock, anchored now."""
+    anchor = monotonic_ns()
+    return lambda: monotonic_ns() - anchor
+
+
+class Replay:
+    """One replay of a schedule against an endpoint.
+
+    Every planned call comes out of ``emit`` exactly once: answered, failed, or never sent because its session failed
+    or the replay was cut off. ``max_rate`` caps the calls sent a second; waiting for it shows in latency from due.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        endpoint: Endpoint,
+        emit: Callable[[Outcome], None],
+        *,
+        clock: Clock,
+        name: str,
+        max_rate: float | None = None,
+    ) -> None:
+        self._schedule = schedule
+        self._endpoint = endpoint
+        self._emit = emit
+        self._clock = clock
+        self._name = name
+        self._throttle = Throttler(rate_limit=max_rate, period=1.0) if max_rate else None
+        self._running: dict[str, Planned] = {}
+        self._sent: dict[str, int] = {}
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Send all there is. When cancelled, what was not answered comes out as such before the cancellation goes on."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                while await self._until_due():
+                    planned = self._schedule.pop()
+                    self._running[planned.request.call.call] = planned
+                    group.create_task(self._send(planned))
+        except asyncio.CancelledError:
+            for outcome in self._cut_off():
+                self._emit(outcome)
+            raise
+
+    async def _until_due(self) -> bool:
+        """Wait until a call is due; False when nothing is and nothing runs."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now_ns = self._clock()
+            due_ns = self._schedule.next_due(now_ns)
+            if due_ns is not None and due_ns <= now_ns:
+                return True
+            if due_ns is None and not self._running:
+                return False
+            self._wake.clear()
+            timer = None if due_ns is None else loop.call_later((due_ns - now_ns) / 1e9, self._wake.set)
+            await self._wake.wait()
+            if timer is not None:
+                timer.cancel()
+
+    async def _send(self, planned: Planned) -> None:
+        if self._throttle is not None:
+            async with self._throttle:
+                pass
+        call = planned.request.call
+        self._sent[call.call] = self._clock()
+        self._schedule.started(call, self._sent[call.call])
+        self._wake.set()
+        answer = await self._endpoint.send(planned.request)
+        del self._running[call.call], self._sent[call.call]
+        self._emit(self._answered(planned, answer))
+        if answer.error is None and answer.status is not None and answer.status < 300:
+            self._schedule.ended(call, answer.done_ns)
+        else:
+            for skipped in self._schedule.failed(call):
+                self._emit(Outcome(skipped, endpoint=self._name, error=NOT_SENT))
+        self._wake.set()
+
+    def _answered(self, planned: Planned, answer: Answer) -> Outcome:
+        request = planned.request
+        told = answer._asdict()
+        return Outcome(request.call, copy=request.copy, due_ns=planned.due_ns, endpoint=self._name, **told)
+
+    def _cut_off(self) -> Iterator[Outcome]:
+        for name, planned in self._running.items():
+            sent_ns = self._sent.get(name)
+            error = NOT_SENT if sent_ns is None else CUT_OFF
+            yield Outcome(
+                planned.request.call, due_ns=planned.due_ns, sent_ns=sent_ns, endpoint=self._name, error=error
+            )
+        for call in self._schedule.rest():
+            yield Outcome(call, endpoint=self._name, error=NOT_SENT)
+
+
+async def run_replay(run: Replay, endpoint: Endpoint) -> bool:
+    """Run a replay and close its endpoint; False if it was interrupted (its outcomes are out all the same)."""
+    interrupted = False
+    try:
+        await run.run()
+    except asyncio.CancelledError:
+        interrupted = True
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+    with suppress(OSError):
+        await endpoint.aclose()
+    return not interrupted

@@ -1,0 +1,109 @@
+"""A run on disk: its directory, what was run on what (run.json), and what could have been read at most (bounds)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.journal import JOURNAL, OUTCOMES
+from keepwarm.traces.store import Meta
+
+ABOUT = "run.json"
+BOUNDS = "bounds.parquet"
+
+BOUNDS_SCHEMA = pa.schema(
+    [("call", pa.string()), ("copy", pa.int32()), ("bound", pa.string()), ("cache_read", pa.int64())]
+)
+
+
+class Bound(NamedTuple):
+    """The most that a call could have read under a named bound, same prompts, same times."""
+
+    call: str
+    copy: int
+    bound: str
+    cache_read: int
+
+
+def open_run(path: Path, *, mode: str, force: bool) -> None:
+    """Make a run's directory. Measured results are replaced only with ``force``; simulated ones can be had again."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made: {error.strerror}") from error
+    held = [name for name in (ABOUT, OUTCOMES, JOURNAL) if (path / name).exists()]
+    if not held:
+        return
+    if not force and not (mode == "simulate" and _mode(path) == "simulate"):
+        raise InputError(f"{path}: already holds a run ({held[0]}): choose another directory, or give --force")
+    for name in (*held, BOUNDS, "latency.hlog"):
+        (path / name).unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> str | None:
+    try:
+        mode: str | None = orjson.loads((path / ABOUT).read_bytes())["mode"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return mode
+
+
+def about_trace(path: str, meta: Meta, calls: int, sessions: int) -> dict[str, Any]:
+    """What run.json says of the trace."""
+    return {
+        "name": path.rstrip("/").rsplit("/", 1)[-1],
+        "digest": meta.digest,
+        "producer": meta.producer,
+        "tokens": meta.tokens,
+        "prefix_breaks": meta.notes.get("prefix_breaks"),
+        "calls": calls,
+        "sessions": sessions,
+    }
+
+
+def about_machine() -> dict[str, Any]:
+    """The machine and the libraries that a run's figures depend on; no host name."""
+    libraries = ("keepwarm", "pyarrow", "httpx", "uvicorn")
+    return {
+        "machine": {"python": platform.python_version(), "system": platform.system(), "cpus": os.cpu_count()},
+        "versions": {name: version(name) for name in libraries},
+        "byteorder": sys.byteorder,
+    }
+
+
+def shown_url(url: str) -> str:
+    """A URL without what may be secret in it: user, password, query."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return urlunsplit((parts.scheme, host if parts.port is None else f"{host}:{parts.port}", parts.path, "", ""))
+
+
+def now() -> str:
+    """The time of day for people, UTC; nothing is computed from it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_about(path: Path, about: dict[str, Any]) -> None:
+    """Write run.json, whole or not at all."""
+    part = path / (ABOUT + ".part")
+    part.write_bytes(orjson.dumps(about, option=orjson.OPT_INDENT_2))
+    part.replace(path / ABOUT)
+
+
+def write_bounds(path: Path, bounds: Iterable[Bound]) -> None:
+    """Write a run's bounds."""
+    columns = list(zip(*bounds, strict=True)) or [[], [], [], []]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, BOUNDS_SCHEMA, strict=True)]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=BOUNDS_SCHEMA), path / BOUNDS, compression="zstd")

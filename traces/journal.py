@@ -1,0 +1,83 @@
+"""The journal of a run that is under way: outcomes as they come, on disk within a second, readable after a crash.
+
+It is an Arrow stream in the outcome schema beside the place of ``outcomes.parquet``, which it becomes at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+
+import pyarrow as pa
+
+from keepwarm.traces import schema
+from keepwarm.traces.columns import outcomes_to_batch
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.model import Outcome
+from keepwarm.traces.store import first_line, write_outcome_table
+
+JOURNAL = "outcomes.arrows"
+OUTCOMES = "outcomes.parquet"
+FLUSH_S = 1.0
+FLUSH_ROWS = 1000
+
+
+class Journal:
+    """Appends outcomes to a run's journal; what was added more than a second ago survives the program."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._file = (run / JOURNAL).open("wb")
+        self._stream = pa.ipc.new_stream(self._file, schema.OUTCOMES)
+        self._buffer: list[Outcome] = []
+        self._flushed = monotonic()
+        self._whole: dict[tuple[str, int], bool] = {}
+        self.rows = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Append an outcome. Its session is completed while all of its outcomes are whole answers."""
+        key = outcome.call.session, outcome.copy
+        whole = outcome.error is None and outcome.status is not None and 200 <= outcome.status < 300
+        self._whole[key] = self._whole.get(key, True) and whole
+        self._buffer.append(outcome)
+        self.rows += 1
+        if len(self._buffer) >= FLUSH_ROWS or monotonic() - self._flushed > FLUSH_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._buffer:
+            self._stream.write_batch(outcomes_to_batch(self._buffer))
+            self._file.flush()
+            self._buffer.clear()
+        self._flushed = monotonic()
+
+    def close(self) -> None:
+        """Turn the journal into the run's outcomes, each row with its session's completion."""
+        self._flush()
+        self._stream.close()
+        self._file.close()
+        table = _with_completed(read_journal(self._run), self._whole)
+        write_outcome_table(str(self._run / OUTCOMES), table)
+        (self._run / JOURNAL).unlink()
+
+
+def _with_completed(table: pa.Table, whole: Mapping[tuple[str, int], bool]) -> pa.Table:
+    keys = zip(table.column("session").to_pylist(), table.column("copy").to_pylist(), strict=True)
+    column = pa.array([whole[key] for key in keys], pa.bool_())
+    return table.set_column(table.schema.get_field_index("completed"), schema.OUTCOMES.field("completed"), column)
+
+
+def read_journal(run: Path) -> pa.Table:
+    """What a run's journal holds; the record that a crash cut is left out."""
+    batches = []
+    try:
+        with (run / JOURNAL).open("rb") as file, pa.ipc.open_stream(file) as stream:
+            while True:
+                batches.append(stream.read_next_batch())
+    except StopIteration:
+        pass
+    except (pa.ArrowInvalid, OSError) as error:
+        if not batches:
+            raise InputError(f"{run / JOURNAL}: holds no outcome: {first_line(error)}") from error
+    return pa.Table.from_batches(batches, schema=schema.OUTCOMES)
