@@ -23,11 +23,13 @@ class Messages:
         del asked
         self._message = {"id": f"msg_{ident}", "type": "message", "role": "assistant", "model": model}
 
+    def _told(self, content: list[dict[str, str]], stop: str | None, usage: dict[str, Any]) -> dict[str, Any]:
+        return {**self._message, "content": content, "stop_reason": stop, "stop_sequence": None, "usage": usage}
+
     def opening(self, account: Account) -> bytes:
         """A stream's first events."""
-        empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self.usage(account, output=0)}
-        block = _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-        return _event("message_start", message=self._message | empty) + block
+        started = _event("message_start", message=self._told([], None, self.usage(account, output=0)))
+        return started + _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
 
     def delta(self, text: bytes) -> bytes:
         """An event with some words, which need no escaping."""
@@ -44,10 +46,8 @@ class Messages:
 
     def whole(self, text: bytes, account: Account) -> bytes:
         """An answer that is not streamed."""
-        content = [{"type": "text", "text": text.decode()}]
         usage = self.usage(account, output=account["output"])
-        end = {"content": content, "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}
-        return orjson.dumps(self._message | end)
+        return orjson.dumps(self._told([{"type": "text", "text": text.decode()}], "end_turn", usage))
 
     @staticmethod
     def usage(account: Account, *, output: int) -> dict[str, Any]:

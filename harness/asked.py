@@ -38,30 +38,36 @@ class Asked(NamedTuple):
     tell_usage: bool = True
 
 
+_SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
+
+
 class _Prompt:
     def __init__(self) -> None:
-        self.words: list[bytes] = []
+        self.said: list[bytes] = []
+        self.tokens = 0
         self.role = ""
         self.marks: list[Breakpoint] = []
 
     def add(self, role: str, content: Any) -> None:
         """A string, a content block, a list of them, or nothing."""
         for block in content if isinstance(content, list) else [content]:
-            words = _text(block).encode().split()
-            if words and role != self.role:
-                words[0] = role.encode() + b"\0" + words[0]
+            words = _text(block).encode().translate(_SPACES)
+            while b"  " in words:  # far faster than split and join, for each pass halves every run of spaces
+                words = words.replace(b"  ", b" ")
+            if words := words.strip(b" "):
+                self.said += (words, b" ") if role == self.role else (role.encode(), b"\0", words, b" ")
+                self.tokens += words.count(b" ") + 1
                 self.role = role
-            self.words += words
             if isinstance(block, dict):
                 self.mark(block.get("cache_control"))
 
     def mark(self, control: Any) -> None:
         """A cache_control mark on what was added last."""
         if isinstance(control, dict):
-            self.marks.append(Breakpoint(len(self.words), HOUR_S if control.get("ttl") == "1h" else USUAL_S))
+            self.marks.append(Breakpoint(self.tokens, HOUR_S if control.get("ttl") == "1h" else USUAL_S))
 
     def text(self) -> bytes:
-        return b" ".join(self.words) + b" " if self.words else b""
+        return b"".join(self.said)
 
 
 def _text(block: Any) -> str:

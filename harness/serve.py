@@ -1,7 +1,7 @@
 """The simulated worker's HTTP face: both dialects, streaming and not, driven by the wall clock.
 
 Its tokenizer is the simplest there is: a token is a word between white space. Its model answers with as many words as
-the client's limit says, up to ``LONGEST``; a limit above that is taken for no limit, as agents send one with every call.
+the client's limit says and then ends its turn; a limit above ``LONGEST`` is taken for none, for agents always send one.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class _Face:
         prompt = self._index.pieces(asked.text)
         service = self._worker.begin(prompt, total, time.monotonic_ns(), marks=asked.marks)
         told = account(service)
-        text = words(blake2b(asked.text).digest(), total)
+        text = words(blake2b(asked.text[-4096:]).digest(), total)
         data, said = talk.opening(told), 0
         try:
             await _until(service.first_token_ns)
@@ -194,7 +194,7 @@ class _Face:
 
 
 def _chunks(service: Service) -> Iterator[tuple[int, int]]:
-    """When each event of a stream is due, and how many tokens are out with it: evenly from the first token to the last."""
+    """When each event of a stream is due, and how many tokens are out with it: evenly from first token to last."""
     token_ns = (service.done_ns - service.first_token_ns) / max(service.output - 1, 1)
     step = max(ceil(CHUNK_NS / token_ns), 1) if token_ns else service.output
     upto = 1

@@ -10,6 +10,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import httpx
@@ -64,15 +65,15 @@ def base_url(url: str) -> httpx.URL:
     return parsed.copy_with(path=path + "/", query=None, fragment=None)
 
 
-def endpoint_headers(dialect: str, *, key_env: str | None = None) -> dict[str, str]:
-    """The dialect's headers with the key from the environment: ``key_env``, which must then be set, or else the name
-    its vendor uses.
+def endpoint_headers(url: str, dialect: str, *, key_env: str | None = None) -> dict[str, str]:
+    """The dialect's headers, with a key from the environment: ``key_env``, which must then be set, or else the name its
+    vendor uses; but no key that was not named goes out unencrypted.
     """
     given = DIALECTS[dialect]
     key = os.environ.get(key_env or given.key_env)
     if key_env and not key:
         raise InputError(f"environment variable {key_env}: expected an API key, found nothing")
-    return given.headers(key)
+    return given.headers(key if key_env or base_url(url).scheme == "https" else None)
 
 
 def failure(status: int, kind: str, message: str) -> str:
@@ -121,7 +122,7 @@ class HttpEndpoint:
                 "accept": "text/event-stream" if stream else "application/json",
                 "accept-encoding": "identity",
                 "user-agent": "keepwarm",
-                **endpoint_headers(dialect, key_env=key_env),
+                **endpoint_headers(url, dialect, key_env=key_env),
                 **(headers or {}),
             }
         )
@@ -180,7 +181,8 @@ class HttpEndpoint:
             events = Events()
             async for chunk in response.stream:  # type: ignore[union-attr]
                 now_ns = self._clock()
-                seen.first_byte_ns = seen.first_byte_ns or now_ns
+                if seen.first_byte_ns is None:
+                    seen.first_byte_ns = now_ns
                 for data in events.feed(chunk):
                     reader.event(data, now_ns)
         finally:
@@ -192,7 +194,8 @@ class HttpEndpoint:
     async def _whole(self, response: httpx.Response, reader: _Reader, seen: _Seen) -> str | None:
         chunks = []
         async for chunk in response.stream:  # type: ignore[union-attr]
-            seen.first_byte_ns = seen.first_byte_ns or self._clock()
+            if seen.first_byte_ns is None:
+                seen.first_byte_ns = self._clock()
             chunks.append(chunk)
         data = b"".join(chunks)
         if response.status_code == 200:
@@ -250,7 +253,9 @@ def _agent(request: Request) -> tuple[str, str, int]:
 
 def _transports(scheme: str) -> Callable[[], httpx.AsyncBaseTransport]:
     """Makes transports of one connection each that share one TLS context."""
-    context = httpx.create_ssl_context() if scheme == "https" else ssl.create_default_context()
+    for late in ("httpcore", "anyio.streams.tls", "anyio._backends._asyncio"):
+        import_module(late)  # else httpx imports them in the first call's time, 0.1 s
+    context = httpx.create_ssl_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
     return lambda: httpx.AsyncHTTPTransport(verify=context, limits=limits)
 
@@ -263,13 +268,13 @@ def preflight(
     listens.
     """
     base = base_url(url)
-    headers = endpoint_headers(dialect, key_env=key_env)
+    headers = endpoint_headers(url, dialect, key_env=key_env)
     with httpx.Client(headers=headers, timeout=timeout_s, trust_env=False) as client:
         try:
             health = _json(client.get(base.join("health")))
             models = _json(client.get(base.join("v1/models")))
-        except httpx.TransportError as error:
-            raise InputError(f"endpoint {url!r}: nothing answers there ({type(error).__name__})") from error
+        except httpx.RequestError as error:
+            raise InputError(f"endpoint {base.scheme}://{base.netloc.decode()}: nothing answers there") from error
     served = models.get("data")
     names = [name for model in served if (name := string(model.get("id")))] if isinstance(served, list) else []
     ours = string(health.get("server")) is not None
