@@ -35,7 +35,10 @@ GAP_NAMES = (*(name for _, name in GAPS), ">1h", "none")
 
 
 class Loaded(NamedTuple):
-    """A run or a recording: its rows, and what it says of itself (``run.json``, or the trace's own metadata)."""
+    """A run or a recording: its rows, and what it says of itself (``run.json``, or the trace's own metadata).
+
+    Sessions and agents are numbers in the rows, as they lie; ``call`` is there only where ``bounds`` is.
+    """
 
     kind: str
     name: str
@@ -58,21 +61,23 @@ def load(path: str) -> Loaded:
             raise InputError(f"{path}: run.json is there but outcomes.parquet is not: the run wrote no outcomes")
         return load_recording(path)
     about = _read_json(f"{path}/run.json")
-    rows = pl.DataFrame(read_outcome_table(f"{path}/outcomes.parquet", RUN_COLUMNS))
-    return Loaded("run", str(about.get("name") or path), path, arranged(rows), about, _read_bounds(path))
+    bounds = _read_bounds(path)
+    rows = arranged(pl.DataFrame(read_outcome_table(f"{path}/outcomes.parquet", RUN_COLUMNS)))
+    rows = rows.drop("session", "agent", *(() if bounds is not None else ("call",)))
+    return Loaded("run", str(about.get("name") or path), path, rows, about, bounds)
 
 
 def load_recording(path: str) -> Loaded:
     """A trace as the outcomes of its own recording: due = sent = start, and every ``rec_`` equal to the measured."""
     meta = read_meta(path)
-    rows = pl.DataFrame(read_trace_table(path, TRACE_COLUMNS))
-    rows = rows.with_columns(pl.col(name).alias(f"rec_{name}") for name in RECORDED)
-    rows = rows.rename({"keep": "planned_keep"}).with_columns(
-        pl.lit(0, pl.Int32).alias("copy"),
+    rows = pl.DataFrame(read_trace_table(path, TRACE_COLUMNS)).rename({"keep": "planned_keep"})
+    rows = arranged(rows.with_columns(pl.lit(0, pl.Int32).alias("copy"))).drop("session", "agent", "call")
+    rows = rows.with_columns(
+        *(pl.col(name).alias(f"rec_{name}") for name in RECORDED),
         pl.lit(None, pl.List(pl.Int64)).alias("token_ns"),
         pl.col("prompt").alias("planned_prompt"),
     )
-    return Loaded("recording", path.rsplit("/", 1)[-1], path, arranged(recorded_side(rows)), meta._asdict())
+    return Loaded("recording", path.rsplit("/", 1)[-1], path, recorded_side(rows), meta._asdict())
 
 
 def recorded_side(rows: pl.DataFrame) -> pl.DataFrame:
@@ -126,7 +131,7 @@ def gap_bucket() -> pl.Expr:
 
 def arranged(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows in the order copy, session, agent, turn, with numbers for session and agent, buckets, and tokens written."""
-    rows = rows.sort("copy", "session", "agent", "turn", "sent_ns", nulls_last=True)
+    rows = rows.sort("copy", "session", "agent", "turn")
     new_session = changed("copy") | changed("session")
     return rows.with_columns(
         new_session.cum_sum().cast(pl.UInt32).alias("session_no"),
@@ -179,10 +184,10 @@ def time_scale(loaded: Loaded) -> float:
     return float(speed) if loaded.kind == "run" and driven else 1.0
 
 
-def prefix_breaks(loaded: Loaded) -> str | None:
-    """``blind`` or ``recorded`` (informed), as the trace's import was; None where it does not apply or is not told."""
-    if loaded.kind == "run":
-        told = (loaded.about.get("trace") or {}).get("prefix_breaks")
-    else:
-        told = (loaded.about.get("notes") or {}).get("prefix_breaks")
-    return str(told) if told else None
+def provenance(loaded: Loaded) -> dict[str, Any]:
+    """How the trace was imported: ``prefix_breaks`` blind or recorded (informed), ``recorded_breaks`` how many prefixes
+    that cut, ``informed_calls`` how many of the calls here are marked as such; None where it is not told.
+    """
+    told = loaded.about.get("trace" if loaded.kind == "run" else "notes") or {}
+    marked = (loaded.rows["prefix_change"] == "recorded_break").sum()
+    return {**{key: told.get(key) for key in ("prefix_breaks", "recorded_breaks")}, "informed_calls": int(marked)}

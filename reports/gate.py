@@ -78,7 +78,8 @@ def judge(want: Requirement, value: float | None, base: float | None) -> Verdict
     if want.relative and base is None:
         return Verdict(f"FAIL {subject} {show(want.metric, value)}: not measured in the baseline", 1)
     limit = (base or 0.0) * want.times + want.value if want.relative else want.value
-    good = OPERATORS[want.op](value, limit)
+    # Rounded so that a figure which is its limit, but for how floats add, is its limit.
+    good = OPERATORS[want.op](round(value, 12), round(limit, 12))
     beside = f" (baseline {show(want.metric, base)})" if want.relative and base is not None else ""
     word = "PASS" if good else "FAIL"
     line = f"{word} {subject} {show(want.metric, value)} {want.op} {show(want.metric, limit)}{beside}"

@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from keepwarm.reports import losses, metrics
-from keepwarm.reports.frame import load_recording, prefix_breaks
+from keepwarm.reports.frame import load_recording, provenance
 from keepwarm.reports.validity import validity
 from keepwarm.traces.store import read_trace_table
 
@@ -24,7 +24,7 @@ def inspect_summary(path: str) -> dict[str, Any]:
         "kind": loaded.kind,
         "path": path,
         "about": loaded.about,
-        "prefix_breaks": prefix_breaks(loaded),
+        **provenance(loaded),
         **validity(loaded, linked),
         **metrics.of(loaded.rows),
         **metrics.whole(loaded, linked),

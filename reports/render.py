@@ -79,9 +79,7 @@ def heading(out: Console, report: dict[str, Any]) -> None:
     line(out, "valid" if report["valid"] else f"not valid, because {reasons}", "green" if report["valid"] else "red")
     breaks = report["prefix_breaks"]
     if breaks == "recorded":
-        some = count(_informed(report))
-        line(out, f"informed: {some} calls' prefixes cut to what was read (prefix_change = recorded_break),")
-        line(out, "  not a prediction")
+        line(out, informed(report))
     elif breaks == "blind":
         line(out, "blind: no prefix was cut by what the recording read")
     for note in report["notes"]:
@@ -91,12 +89,14 @@ def heading(out: Console, report: dict[str, Any]) -> None:
         line(out, f"the endpoint's clock ran {scale:g} times as fast: times below are as measured, not scaled back")
 
 
-def _informed(report: dict[str, Any]) -> int | None:
-    """How many prefixes an informed import cut: counted in a run, told by a trace."""
-    if report["kind"] == "recording":
-        told: int | None = (report["about"].get("notes") or {}).get("recorded_breaks")
-        return told
-    return report["informed_calls"]  # type: ignore[no-any-return]
+def informed(report: dict[str, Any]) -> str:
+    """What an informed import took from the recording; its figures are no prediction, and this says so."""
+    marked, every = report["informed_calls"], report["recorded_breaks"]
+    if every is None or every <= marked:
+        every, how = marked, "prefix_change = recorded_break"
+    else:
+        how = f"{count(marked)} as recorded_break"
+    return f"informed: {count(every)} calls' prefixes cut to what was read ({how}), not a prediction"
 
 
 def what(report: dict[str, Any]) -> str:
@@ -118,7 +118,7 @@ def what(report: dict[str, Any]) -> str:
 def figures(out: Console, report: dict[str, Any]) -> None:
     """The cache figures of the whole run, each by its name, with what it is a share of."""
     spread, kept = report["warm_hit_range"], report["retention"]
-    warm = f"of {count(report['warm_prompt'])} in {count(report['warm_calls'])} calls after an agent's first"
+    warm = f"of {count(report['warm_prompt'])} in {count(report['warm_calls'])} calls with turn > 0"
     wide = f"p5 .. p95 of {count(spread['calls'])} warm calls; p50 {rate(spread['p50'])}"
     written = f"{count(report['written'])} written ({report['write_source']})"
     rows = [
@@ -185,9 +185,9 @@ def latencies(out: Console, report: dict[str, Any]) -> None:
     table(out, "Latency", ("time", "values", *percents), rows)
     spent, text = report["task_time"], ""
     if report["stretch"]:
-        text += f"; stretch p50 {times(report['stretch']['p50'])} of the recorded"
+        text += f"; stretch p50 {times(report['stretch']['p50'])}"
     if report["turn_drift"]:
-        text += f"; turn_drift {times(report['turn_drift'])} (p50 ttft, turns 50+ / 2-5)"
+        text += f"; turn_drift {times(report['turn_drift'])} (ttft p50, turns 50+ / 2-5)"
     line(out, f"task_time p50 {seconds(spent['p50'])}, max {seconds(spent['max'])}{text}")
 
 
@@ -238,9 +238,10 @@ def recorded(out: Console, report: dict[str, Any]) -> None:
         + ("" if points is None else f": {points:+.3f} points")
         + f", over {count(beside['warm_calls'])} calls that have both",
     )
-    within = ", ".join(f"{rate(sessions[f'within_{p:g}'])} within {p:g}" for p in (0.5, 1.0, 1.5, 2.0))
+    steps = (0.5, 1.0, 1.5, 2.0) if sessions["sessions"] else ()
+    within = ", ".join(f"{100 * sessions[f'within_{p:g}']:.1f} % within {p:g}" for p in steps)
     most = NONE if sessions["max"] is None else f"{sessions['max']:.2f}"
-    line(out, f"{count(sessions['sessions'])} sessions: {within}, at most {most} points away")
+    line(out, f"{count(sessions['sessions'])} sessions, points away: {within}, at most {most}")
     line(out, f"{rate(beside['warm_calls_within_32_tokens'])} of warm calls within 32 tokens")
     rows = [
         (row["cause"], count(row["calls"]), f"{row['tokens']:+,d}", f"{row['points']:+.3f}")

@@ -14,12 +14,14 @@ from keepwarm.reports import latency, metrics
 from keepwarm.traces.errors import InputError
 
 UNITS = {
-    "rate": {"%": 0.01, "": 1.0},
-    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "rate": {"%": 100.0, "": 1.0},
+    "time": {"s": 1.0, "ms": 1e3, "us": 1e6},
     "ratio": {"x": 1.0, "": 1.0},
     "money": {"$": 1.0, "": 1.0},
     "count": {"": 1.0},
 }
+"""What a figure is, and how many of each unit make one fraction, second, ratio, dollar or piece."""
+
 RATES = ("hit_rate", "warm_hit_rate", "hit_rate_excluding_writes")
 WHOLE = {
     "hit_rate_macro": "rate",
@@ -157,7 +159,7 @@ def _number(text: str, metric: str, value: str) -> float:
         raise InputError(
             f"--require {text!r}: value {value!r}: {metric} is a {kind}, expected a number with unit {units}"
         )
-    number = float(found[1]) * UNITS[kind][unit]
+    number = float(found[1]) / UNITS[kind][unit]
     if kind == "rate" and number > 1:
         raise InputError(f"--require {text!r}: value {value!r} is over 100 %: a rate is a fraction, or has a %")
     return number

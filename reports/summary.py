@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keepwarm.reports import latency, losses, metrics
-from keepwarm.reports.frame import Loaded, prefix_breaks, time_scale
+from keepwarm.reports.frame import Loaded, provenance, time_scale
 from keepwarm.reports.prices import Prices, cost
 from keepwarm.reports.validity import validity
 
@@ -25,7 +25,7 @@ def summarise(
         "kind": loaded.kind,
         "path": loaded.path,
         "about": loaded.about if recorded else {key: loaded.about.get(key) for key in ABOUT},
-        "prefix_breaks": prefix_breaks(loaded),
+        **provenance(loaded),
         **validity(loaded, linked),
         **metrics.of(loaded.rows),
         **metrics.whole(loaded, linked),
@@ -33,7 +33,6 @@ def summarise(
         "losses": losses.table(linked, time_scale(loaded), provider=recorded),
         "latency": times(loaded),
         "cost": cost(loaded, prices, gpu_hour_price, gpus),
-        "informed_calls": int((loaded.rows["prefix_change"] == "recorded_break").sum()),
         "recorded": None if recorded else losses.compare_recorded(loaded.rows),
     }
 
