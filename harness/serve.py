@@ -263,8 +263,11 @@ def running(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
         sock.close()
 
 
-def serve_forever(app: ASGIApp, host: str, port: int) -> None:
-    """Serve an application until the process is interrupted. InputError if the port is taken."""
+def serve_forever(app: ASGIApp, host: str, port: int, *, told: Callable[[str], object]) -> None:
+    """Serve an application until the process is interrupted. ``told`` is called with the base URL once clients can
+    connect. InputError if the port is taken.
+    """
     server, sock = _listen(app, host, port)
+    told(f"http://{host}:{sock.getsockname()[1]}")
     with sock, suppress(KeyboardInterrupt):
         server.run(sockets=[sock])

@@ -399,6 +399,43 @@ def test_agents_have_connections_of_their_own(engine: str) -> None:
     assert len(made) == 2
 
 
+def test_connection_idle_too_long_is_not_used_again(engine: str) -> None:
+    """An agent that comes back within 4 s finds its connection, one that comes back later gets a new one."""
+    made: list[httpx.AsyncHTTPTransport] = []
+    now = [0]
+
+    def transport() -> httpx.AsyncHTTPTransport:
+        made.append(httpx.AsyncHTTPTransport())
+        return made[-1]
+
+    async def sends() -> list[int]:
+        endpoint = HttpEndpoint(engine, dialect="messages", model="m", clock=lambda: now[0], transport=transport)
+        known = []
+        for seconds in (1, 4, 9):
+            now[0] = seconds * 1_000_000_000
+            assert (await endpoint.send(request(Piece(1, 9, "user")))).error is None
+            known.append(len(made))
+        await endpoint.aclose()
+        return known
+
+    assert asyncio.run(sends()) == [1, 1, 2]
+
+
+def test_output_is_asked_for_exactly_only_when_told() -> None:
+    """An endpoint that can be told not to stop early is told so on request, with the recorded length."""
+    bodies: list[dict[str, Any]] = []
+
+    def handler(sent: httpx.Request) -> httpx.Response:
+        bodies.append(orjson.loads(sent.content))
+        return httpx.Response(500)
+
+    for exact in (False, True):
+        against(handler, dialect="chat", exact_output=exact, extra={"temperature": 0})
+    assert [body["max_tokens"] for body in bodies] == [3, 3]
+    assert [body["temperature"] for body in bodies] == [0, 0]
+    assert [(body.get("min_tokens"), body.get("ignore_eos")) for body in bodies] == [(None, None), (3, True)]
+
+
 def test_key_comes_from_the_environment_and_only_a_named_one_goes_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The vendor's variable is used over https; over http a key must be asked for by the name of its variable."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "secret-a")

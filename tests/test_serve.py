@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from subprocess import PIPE
 from typing import Any
 
 import httpx
@@ -259,7 +263,8 @@ def test_client_that_leaves_lets_go_of_the_cache() -> None:
     slow = {"model": "m", "max_tokens": 30_000, "stream": True, "messages": [said("user", text(0, 33))]}
     with served(capacity=2, service=ServiceTimes(0.0, 1e9, 10.0)) as client:
         with client.stream("POST", "/v1/messages", json=slow) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            next(lines)
             assert not reads_again(client)
         assert any(reads_again(client) for _ in range(50))
 
@@ -312,3 +317,25 @@ def test_taken_port_is_told_in_one_line() -> None:
         app = create_app(Worker(PrefixCache()), model="sim", speed=1, ttl_s=None)
         with pytest.raises(InputError, match=f"127.0.0.1:{port}"), running(app, port=port):
             pass
+
+
+def test_interrupt_ends_serving_quietly() -> None:
+    """A process that serves until it is interrupted tells its address first and leaves without a word."""
+    script = """
+from keepwarm.harness.serve import create_app, serve_forever
+from keepwarm.replayers.cache import PrefixCache
+from keepwarm.replayers.worker import Worker
+
+app = create_app(Worker(PrefixCache()), model="sim", speed=1, ttl_s=None)
+serve_forever(app, "127.0.0.1", 0, told=lambda url: print(url, flush=True))
+print("done", flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script], stdout=PIPE, stderr=PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(url + "/health", trust_env=False).json()["server"] == "keepwarm serve"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "done\n", "")
