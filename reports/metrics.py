@@ -113,15 +113,17 @@ def with_previous(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _spread(values: pl.Series, *percents: float) -> dict[str, float | None]:
-    return {f"p{p:g}": values.quantile(p / 100, "equiprobable") for p in percents}
+def spread(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
+    """Nearest-rank percentiles of values, by name, divided by ``unit``; None where there are none."""
+    found = {f"p{p:g}": values.quantile(p / 100, "equiprobable") for p in percents}
+    return {name: None if value is None else value / unit for name, value in found.items()}
 
 
 def warm_hit_range(rows: pl.DataFrame) -> dict[str, Any]:
     """How the hit rates of single warm calls spread (p5, p50, p95), and the share of them inside 85-97 %."""
     rates = rows.filter(WARM & REPORTED & (PROMPT > 0)).select(RATE.alias("rate"))["rate"]
     inside = rates.is_between(*PUBLISHED_RANGE).mean() if len(rates) else None
-    return {**_spread(rates, 5, 50, 95), "inside_85_97": inside, "calls": len(rates)}
+    return {**spread(rates, 5, 50, 95), "inside_85_97": inside, "calls": len(rates)}
 
 
 def hit_rate_macro(rows: pl.DataFrame) -> float | None:
@@ -135,7 +137,7 @@ def retention(linked: pl.DataFrame) -> dict[str, Any]:
     """Spread of the share of its predecessor's prompt that a call read, and over all tokens."""
     known = linked.filter(pl.col("retention").is_not_null())
     held = known.select(_ratio(pl.min_horizontal("cache_read", "prev_prompt"), pl.col("prev_prompt"))).item()
-    return {**_spread(known["retention"], 1, 5, 50), "of_tokens": held, "calls": len(known)}
+    return {**spread(known["retention"], 1, 5, 50), "of_tokens": held, "calls": len(known)}
 
 
 def cold_write_share(rows: pl.DataFrame) -> float | None:
@@ -173,8 +175,8 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
     stretch = tasks.filter(pl.col("recorded") > 0).select(s=pl.col("wall") * scale / pl.col("recorded"))["s"]
     known = same_plan and loaded.kind == "run" and len(stretch) > 0
     return {
-        "task_time": {**_spread(tasks["wall"] / SECOND, 50, 90), "max": _seconds(tasks["wall"].max())},
-        "stretch": {**_spread(stretch, 50, 90), "max": stretch.max()} if known else None,
+        "task_time": {**spread(tasks["wall"], 50, 90, unit=SECOND), "max": _seconds(tasks["wall"].max())},
+        "stretch": {**spread(stretch, 50, 90), "max": stretch.max()} if known else None,
     }
 
 
@@ -190,8 +192,8 @@ def turn_drift(rows: pl.DataFrame) -> float | None:
 
 def schedule_lag(rows: pl.DataFrame) -> dict[str, Any]:
     """How late calls were sent after they were due, in seconds."""
-    lag = rows.select(lag=(pl.col("sent_ns") - pl.col("due_ns")) / SECOND)["lag"].drop_nulls()
-    return {**_spread(lag, 50, 99), "max": lag.max()}
+    lag = rows.select(lag=pl.col("sent_ns") - pl.col("due_ns"))["lag"].drop_nulls()
+    return {**spread(lag, 50, 99, unit=SECOND), "max": _seconds(lag.max())}
 
 
 def _seconds(ns: Any) -> float | None:

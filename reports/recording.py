@@ -38,9 +38,9 @@ def inspect_summary(path: str) -> dict[str, Any]:
     }
 
 
-def _percentiles(values: pl.Series, *percents: float) -> dict[str, Any]:
-    found = {f"p{percent:g}": values.quantile(percent / 100, "equiprobable") for percent in percents}
-    return {**found, "max": values.max()}
+def _percentiles(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
+    """Percentiles and the largest value, each divided by ``unit``."""
+    return {**metrics.spread(values, *percents, unit=unit), "max": metrics.spread(values, 100, unit=unit)["p100"]}
 
 
 def _span(rows: pl.DataFrame) -> float | None:
@@ -50,16 +50,19 @@ def _span(rows: pl.DataFrame) -> float | None:
 
 def gaps(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """Gaps by kind: how many, p50 p90 p99 max in seconds, and the share of all gap time."""
-    known = rows.filter(pl.col("gap_ns").is_not_null()).select(
-        kind=pl.col("gap_kind").fill_null("unknown"), s=pl.col("gap_ns") / 1e9
-    )
+    known = rows.filter(pl.col("gap_ns").is_not_null()).select("gap_ns", kind=pl.col("gap_kind").fill_null("unknown"))
     kinds = known["kind"].value_counts().sort("count", "kind", descending=[True, False])["kind"]
     found = {}
     for kind in kinds:
-        values = known.filter(pl.col("kind") == kind)["s"]
-        share = known.select(pl.col("s").filter(pl.col("kind") == kind).sum() / pl.col("s").sum()).item()
-        found[kind] = {"count": len(values), **_percentiles(values, 50, 90, 99), "share_of_time": share}
+        values = known.filter(pl.col("kind") == kind)["gap_ns"]
+        percentiles = _percentiles(values, 50, 90, 99, unit=metrics.SECOND)
+        found[kind] = {"count": len(values), **percentiles, "share_of_time": _share(values, known["gap_ns"])}
     return found
+
+
+def _share(part: pl.Series, whole: pl.Series) -> float | None:
+    total = int(whole.sum())
+    return int(part.sum()) / total if total else None
 
 
 def growth(linked: pl.DataFrame) -> dict[str, Any]:

@@ -72,9 +72,15 @@ def line(out: Console, text: str, style: str = "") -> None:
     out.print(Text(text, style=style))
 
 
+def path(out: Console, report: dict[str, Any]) -> None:
+    """Where a report is from, unbroken however long the path."""
+    out.print(Text(f"{report['kind']} {report['path']}", style="bold"), soft_wrap=True)
+
+
 def heading(out: Console, report: dict[str, Any]) -> None:
     """The first lines: what this is, whether it is valid, how its trace was imported, what was done to time."""
-    line(out, f"{report['kind']} {report['path']}: {what(report)}", "bold")
+    path(out, report)
+    line(out, what(report))
     reasons = "; ".join(report["because"])
     line(out, "valid" if report["valid"] else f"not valid, because {reasons}", "green" if report["valid"] else "red")
     breaks = report["prefix_breaks"]

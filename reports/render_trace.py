@@ -68,10 +68,9 @@ def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")
 def render_reproduce(report: dict[str, Any]) -> None:
     """Print the claims, what was measured under each definition, and the verdicts."""
     out = render.console()
-    size = (
-        f"{count(report['calls'])} calls, {count(report['sessions'])} sessions, {count(report['subagents'])} sub-agents"
-    )
-    line(out, f"{report['kind']} {report['path']}: {size}", "bold")
+    render.path(out, report)
+    size = ", ".join(f"{count(report[key])} {key}" for key in ("calls", "sessions", "subagents"))
+    line(out, size)
     if not report["valid"]:
         line(out, f"not valid, because {'; '.join(report['because'])}", "red")
     for note in report["notes"]:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keepwarm.harness.cli import main
 from keepwarm.reports import metrics
 from keepwarm.reports.frame import Loaded, load
-from keepwarm.traces.claude_code import import_claude_code
 from keepwarm.traces.model import Call, Outcome, Segment
 from keepwarm.traces.store import TraceWriter, write_outcomes
 
@@ -264,7 +264,9 @@ def test_a_recording_reads_as_its_own_outcome(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DATA.exists(), reason="the sample of real sessions is not here")
 def test_real_sessions_have_the_rates_two_other_programs_found(tmp_path: Path) -> None:
     """3,760 real calls: 96.19 / 96.70 / 25.4 over all, 96.52 / 96.92 / 27.9 main, 91.58 / 93.56 / 11.0 sub-agents."""
-    import_claude_code(DATA, str(tmp_path / "t.parquet"), version="0", salt=b"0" * 16)
+    with pytest.raises(SystemExit) as stop:
+        main(["import", "claude-code", str(DATA), "-o", str(tmp_path / "t.parquet")])
+    assert not stop.value.code
     rows = load(str(tmp_path / "t.parquet")).rows
     found = {"all": metrics.of(rows), **metrics.by(rows, "role")}
     assert (found["all"]["sessions"], found["all"]["calls"], found["all"]["subagents"]) == (63, 3760, 28)
