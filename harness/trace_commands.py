@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def import_(
             informed=informed,
             flow=flow,
             strict=strict,
+            processes=os.cpu_count() or 1,
             progress=told,
         )
     if as_json:

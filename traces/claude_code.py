@@ -7,29 +7,26 @@ the sessions in order of their start and writes them. Memory holds one file, one
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-from keepwarm.traces.claude_lines import FileFold, Step, Stream
-from keepwarm.traces.claude_sessions import LeadKey, SessionBuilder, lead_key
+from keepwarm.traces.claude_files import Folded, FoldedFile, Heard, LeadKey, fold_files, sources
+from keepwarm.traces.claude_lines import Step, Stream
+from keepwarm.traces.claude_sessions import SessionBuilder
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.store import TraceWriter
 
 SessionKey = tuple[str, str]
+"""Project and session id."""
 
-
-class Source(NamedTuple):
-    """A transcript file and what its place says: project, session and agent; the last two None if the lines say."""
-
-    path: Path
-    project: str
-    session: str | None
-    agent: str | None
+TOTALS = ("negative_waits", "recorded_breaks", "new_tokens", "hidden", "scaled")
 
 
 class Imported(NamedTuple):
@@ -51,66 +48,42 @@ class Imported(NamedTuple):
     digest: str
 
 
-def sources(path: Path) -> list[Source]:
-    """The transcripts at a path, in a fixed order; InputError where there is none."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file or directory")
-    if path.is_file():
-        beside = path.with_suffix("")
-        files = [path, *(sorted(beside.rglob("agent-*.jsonl")) if beside.is_dir() else ())]
-    else:
-        files = sorted(path.rglob("*.jsonl"))
-    if not files:
-        raise InputError(f"{path}: holds no .jsonl transcript")
-    return [_source(file.absolute()) for file in files]
-
-
-def _source(path: Path) -> Source:
-    agent = path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else None
-    parts = path.parts
-    if "subagents" in parts:
-        at = len(parts) - 1 - parts[::-1].index("subagents")
-        return Source(path, parts[at - 2], parts[at - 1], agent)
-    return Source(path, path.parent.name, None if agent else path.stem, agent)
-
-
 class _Spool:
     """Streams on disk between the two passes, and where each session's lie."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._at: dict[SessionKey, list[int]] = {}
+        self._starts: dict[SessionKey, int] = {}
         self._merged: dict[SessionKey, SessionKey] = {}
-        self.starts: dict[SessionKey, int] = {}
 
-    def add(self, key: SessionKey, streams: list[Stream]) -> None:
-        self._at.setdefault(key, []).append(self._file.seek(0, 2))
-        pickle.dump(streams, self._file, protocol=pickle.HIGHEST_PROTOCOL)
-        first = min((s.steps[0].start_ns for s in streams if s.steps), default=None)
-        if first is not None:
-            self.starts[key] = min(first, self.starts.get(key, first))
+    def add(self, key: SessionKey, folded: Folded) -> None:
+        self._at.setdefault(key, []).append(self._file.tell())
+        self._file.write(folded.streams)
+        if folded.first_ns is not None:
+            self._starts[key] = min(folded.first_ns, self._starts.get(key, folded.first_ns))
 
-    def root(self, key: SessionKey) -> SessionKey:
+    def _root(self, key: SessionKey) -> SessionKey:
         while key in self._merged:
             key = self._merged[key]
         return key
 
     def merge(self, one: SessionKey, other: SessionKey) -> None:
         """Two sessions are one: the one copied the other's history."""
-        one, other = self.root(one), self.root(other)
+        one, other = self._root(one), self._root(other)
         if one != other:
             self._merged[max(one, other)] = min(one, other)
 
-    def sessions(self) -> list[tuple[int, SessionKey, list[int]]]:
-        """(first start, key, offsets) of every session with a step, in order of start."""
+    def sessions(self, name: Callable[[SessionKey], str]) -> list[tuple[int, str, SessionKey, list[int]]]:
+        """(first start, pseudonym, key, offsets) of every session with a step, in trace order."""
         starts: dict[SessionKey, int] = {}
         offsets: dict[SessionKey, list[int]] = {}
         for key, at in self._at.items():
-            root = self.root(key)
+            root = self._root(key)
             offsets.setdefault(root, []).extend(at)
-            if key in self.starts:
-                starts[root] = min(self.starts[key], starts.get(root, self.starts[key]))
-        return sorted((start, key, offsets[key]) for key, start in starts.items())
+            if key in self._starts:
+                starts[root] = min(self._starts[key], starts.get(root, self._starts[key]))
+        return sorted((start, name(key), key, offsets[key]) for key, start in starts.items())
 
     def load(self, offsets: list[int]) -> list[Stream]:
         streams: list[Stream] = []
@@ -121,50 +94,51 @@ class _Spool:
 
 
 class _Tellers:
-    """Which stream tells a message that several hold: not a sidechain before one, an own file before progress lines
-    before inline ones, then the session that ended first."""
+    """Which stream tells a message that several hold: the main agent's before a sub-agent's, an own file before
+    progress lines before inline ones, then the one that ended first, which the others copied.
+    """
 
-    def __init__(self, spool: _Spool) -> None:
-        self._spool = spool
-        self._best: dict[str, tuple[tuple[bool, int, int], SessionKey, str | None, int]] = {}
+    def __init__(self, merge: Callable[[SessionKey, SessionKey], None]) -> None:
+        self._merge = merge
+        self._ranks: list[tuple[int, int]] = []
+        self._keys: list[SessionKey] = []
+        self._numbers: dict[tuple[str, str, str | None, int], int] = {}
+        self._best: dict[str, int] = {}
         self.duplicates = 0
 
-    def hear(self, key: SessionKey, stream: Stream) -> None:
-        for step in stream.steps:
-            rank = (step.sidechain and stream.agent is None, stream.source, stream.last_ns)
-            mine = (rank, key, stream.agent, stream.source)
-            held = self._best.get(step.id)
-            if held is not None:
+    def hear(self, key: SessionKey, heard: Heard) -> None:
+        number = len(self._ranks)
+        self._numbers[*key, heard.agent, heard.source] = number
+        self._ranks.append((0 if heard.agent is None else 1 + heard.source, heard.last_ns))
+        self._keys.append(key)
+        for message in heard.messages:
+            held = self._best.setdefault(message, number)
+            if held != number:
                 self.duplicates += 1
-                if held[1] != key:
-                    self._spool.merge(held[1], key)
-            if held is None or rank < held[0]:
-                self._best[step.id] = mine
+                if self._keys[held] != key:
+                    self._merge(self._keys[held], key)
+                if self._ranks[number] < self._ranks[held]:
+                    self._best[message] = number
 
     def tells(self, stream: Stream, step: Step) -> bool:
-        _, key, agent, source = self._best[step.id]
-        return (key[1], agent, source) == (stream.session, stream.agent, stream.source)
+        return self._best[step.id] == self._numbers[stream.project, stream.session, stream.agent, stream.source]
 
 
 class _Leads:
     """What first calls read, by whom they share a lead with."""
 
     def __init__(self) -> None:
-        self._reads: list[tuple[LeadKey, int, str]] = []
+        self._reads: dict[str, tuple[LeadKey, int]] = {}
 
-    def hear(self, project: str, stream: Stream) -> None:
-        first = stream.steps[0] if stream.steps else None
-        if first is not None and first.usage is not None and first.usage.cache_read:
-            self._reads.append((lead_key(project, stream, first), first.usage.cache_read, first.id))
+    def hear(self, heard: Heard) -> None:
+        if heard.lead is not None:
+            self._reads.setdefault(heard.messages[0], (heard.lead, heard.first_read))
 
     def modes(self) -> dict[LeadKey, int]:
-        """Each group's most common read; of equally common ones the smallest. A message is heard once."""
+        """Each group's most common read; of equally common ones the smallest."""
         counts: dict[LeadKey, Counter[int]] = {}
-        heard: set[str] = set()
-        for key, read, message in self._reads:
-            if message not in heard:
-                heard.add(message)
-                counts.setdefault(key, Counter())[read] += 1
+        for key, read in self._reads.values():
+            counts.setdefault(key, Counter())[read] += 1
         return {key: max(sorted(reads), key=reads.__getitem__) for key, reads in counts.items()}
 
 
@@ -177,31 +151,30 @@ def import_claude_code(
     informed: bool = False,
     flow: str | None = None,
     strict: bool = False,
+    processes: int = 1,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> Imported:
     """Write a trace of the transcripts at ``path``. With ``strict`` the first damaged line is an InputError.
 
+    With more than one of ``processes`` large folders are read in worker processes, which import the caller's main module.
     ``progress`` is told (files read, files in all).
     """
     files = sources(path)
     identity = Identity(salt)
-    with TemporaryFile() as file:
+    with TemporaryFile() as file, _no_collector():
         spool = _Spool(file)
-        tellers, leads = _Tellers(spool), _Leads()
+        tellers, leads = _Tellers(spool.merge), _Leads()
         damaged: list[tuple[str, int]] = []
         lines = 0
-        for done, source in enumerate(files):
+        for done, (source, folded) in enumerate(zip(files, fold_files(files, salt, processes), strict=True), 1):
+            lines += folded.lines
+            damaged += _damaged(_shown(source.path, path), folded, strict)
+            for part in folded.sessions:
+                spool.add((source.project, part.session), part)
+                for heard in part.heard:
+                    tellers.hear((source.project, part.session), heard)
+                    leads.hear(heard)
             progress(done, len(files))
-            fold = _read(source, identity)
-            lines += fold.lines
-            name = _shown(source.path, path)
-            if strict and fold.damaged:
-                raise InputError(
-                    f"{name}: line {fold.damaged[0]} is damaged, expected one JSON object of a known shape"
-                )
-            damaged += [(name, number) for number in fold.damaged]
-            _keep(source, fold, spool, tellers, leads)
-        progress(len(files), len(files))
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
             totals = _write(writer, spool, tellers, identity, leads.modes(), informed, flow)
@@ -210,26 +183,24 @@ def import_claude_code(
     return Imported(damaged=damaged, digest=writer.digest, **counts, **totals)
 
 
-def _read(source: Source, identity: Identity) -> FileFold:
-    fold = FileFold(identity, source.session, source.agent)
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Without Python's cyclic garbage collector: an import makes millions of objects and no cycles, and the collector
+    would look through them again and again.
+    """
+    was = gc.isenabled()
+    gc.disable()
     try:
-        with source.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                fold.line(number, line)
-    except OSError as error:
-        raise InputError(f"{source.path}: cannot be read: {error.strerror}") from error
-    return fold
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
-def _keep(source: Source, fold: FileFold, spool: _Spool, tellers: _Tellers, leads: _Leads) -> None:
-    by_session: dict[SessionKey, list[Stream]] = {}
-    for stream in fold.streams.values():
-        by_session.setdefault((source.project, stream.session), []).append(stream)
-    for key, streams in by_session.items():
-        for stream in streams:
-            tellers.hear(key, stream)
-            leads.hear(source.project, stream)
-        spool.add(key, streams)
+def _damaged(name: str, folded: FoldedFile, strict: bool) -> list[tuple[str, int]]:
+    if strict and folded.damaged:
+        raise InputError(f"{name}: line {folded.damaged[0]} is damaged, expected one JSON object of a known shape")
+    return [(name, number) for number in folded.damaged]
 
 
 def _write(
@@ -241,16 +212,16 @@ def _write(
     informed: bool,
     flow: str | None,
 ) -> dict[str, int]:
-    totals = dict.fromkeys(("sessions", "negative_waits", "recorded_breaks", "new_tokens", "hidden", "scaled"), 0)
-    sessions = spool.sessions()
-    for start, (project, _), offsets in sessions:
-        builder = SessionBuilder(identity, project, owns=tellers.tells, leads=leads, informed=informed, flow=flow)
-        built = builder.build(spool.load(offsets))
+    totals = dict.fromkeys(("sessions", *TOTALS), 0)
+    sessions = spool.sessions(lambda key: identity.name("session", *key))
+    for start, name, key, offsets in sessions:
+        builder = SessionBuilder(identity, name, key, owns=tellers.tells, leads=leads, informed=informed, flow=flow)
+        built = builder.build(spool.load(offsets), start - sessions[0][0])
         for call in built.calls:
-            writer.add(call._replace(session_start_ns=start - sessions[0][0]))
+            writer.add(call)
         totals["sessions"] += bool(built.calls)
-        for name in totals.keys() - {"sessions"}:
-            totals[name] += getattr(built, name)
+        for total in TOTALS:
+            totals[total] += getattr(built, total)
     return totals
 
 

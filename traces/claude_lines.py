@@ -6,7 +6,7 @@ that is no JSON object, or lacks what its type needs, is damaged: counted, liste
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -28,7 +28,14 @@ OWN_FILE, PROGRESS, INLINE = 0, 1, 2
 
 SPAWN_TOOLS = ("Task", "Agent")
 MISS_REASONS = frozenset(
-    """model_changed system_changed tools_changed messages_changed previous_message_not_found unavailable""".split()
+    (
+        "model_changed",
+        "system_changed",
+        "tools_changed",
+        "messages_changed",
+        "previous_message_not_found",
+        "unavailable",
+    )
 )
 
 
@@ -98,6 +105,7 @@ class Step:
 class Stream:
     """One agent's steps as one file tells them. ``ended``: the client said the turn was over, or gave an error."""
 
+    project: str
     session: str
     agent: str | None
     source: int
@@ -120,24 +128,28 @@ def time_ns(stamp: str) -> int:
 class FileFold:
     """Folds the lines of one file. ``session`` is what the file's place says; None lets its lines say it."""
 
-    def __init__(self, identity: Identity, session: str | None, agent: str | None) -> None:
+    def __init__(self, identity: Identity, project: str, session: str | None, agent: str | None) -> None:
         self._hash: Callable[[bytes], int] = identity.hash
-        self.session = session
+        self._project = project
+        self._session = session
         self._agent = agent
         self.streams: dict[tuple[int, str | None], Stream] = {}
+        self._own: Stream | None = None
         self._roots: dict[str, str] = {}
+        self._usage_seen: dict[str, Any] | None = None
         self.damaged: list[int] = []
         self.lines = 0
 
-    def line(self, number: int, raw: bytes) -> None:
-        """Take in one line, numbered from 1."""
-        if not raw.strip():
-            return
-        self.lines += 1
-        try:
-            self._take(orjson.loads(raw))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            self.damaged.append(number)
+    def take(self, lines: Iterable[bytes]) -> None:
+        """Take in a file's lines."""
+        for number, raw in enumerate(lines, 1):
+            try:
+                self._take(orjson.loads(raw))
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+                if raw.isspace():
+                    continue
+                self.damaged.append(number)
+            self.lines += 1
 
     def _take(self, line: dict[str, Any]) -> None:
         kind = line["type"] if "type" in line else line.get("kind")
@@ -156,7 +168,7 @@ class FileFold:
     def _own_stream(self, line: dict[str, Any]) -> Stream:
         """The stream a line of this file's own belongs to; inline sidechains are told apart by their root line."""
         if self._agent is not None or not line.get("isSidechain"):
-            return self._stream(line, OWN_FILE, self._agent)
+            return self._own or self._stream(line, OWN_FILE, self._agent)
         named = line.get("agentId")
         parent, uuid = line.get("parentUuid"), line["uuid"]
         root = named or self._roots.get(parent or "", uuid)
@@ -167,8 +179,11 @@ class FileFold:
         key = (source, agent)
         stream = self.streams.get(key)
         if stream is None:
-            session = self.session or line["sessionId"]
-            stream = self.streams[key] = Stream(session, agent, source, entrypoint=line.get("entrypoint"))
+            session = self._session or line["sessionId"]
+            entrypoint = line.get("entrypoint")
+            stream = self.streams[key] = Stream(self._project, session, agent, source, entrypoint=entrypoint)
+            if source == OWN_FILE:
+                self._own = stream
         return stream
 
     def _message(self, stream: Stream, kind: str, line: dict[str, Any], outer: dict[str, Any]) -> None:
@@ -223,9 +238,10 @@ class FileFold:
     def _account(self, step: Step, message: dict[str, Any]) -> None:
         """Take the largest account of the message's lines; the output count is final only beside a stop reason."""
         usage = message.get("usage")
-        if usage:
+        if usage and (step.usage is None or usage != self._usage_seen):
             told = _usage(usage)
             step.usage = told if step.usage is None or told.prompt > step.usage.prompt else step.usage
+            self._usage_seen = usage
         if message.get("stop_reason"):
             step.stop_reason = message["stop_reason"]
             if usage and usage.get("output_tokens") is not None:

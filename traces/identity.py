@@ -17,19 +17,21 @@ from keepwarm.traces.errors import InputError
 
 SALT_BYTES = 32
 
-TOOL_NAMES = frozenset(
-    """Agent AskUserQuestion Bash BashOutput Edit EnterPlanMode EnterWorktree ExitPlanMode ExitWorktree Glob Grep
+_TOOLS = """
+    Agent AskUserQuestion Bash BashOutput Edit EnterPlanMode EnterWorktree ExitPlanMode ExitWorktree Glob Grep
     KillShell KillBash LS ListMcpResourcesTool LSP Monitor MultiEdit NotebookEdit NotebookRead Read ReadMcpResourceTool
     SendMessage Skill SlashCommand StructuredOutput Task TaskCreate TaskGet TaskList TaskOutput TaskStop TaskUpdate
     TeamCreate TeamDelete TodoRead TodoWrite ToolSearch WebFetch WebSearch Write
     apply_patch exec_command local_shell shell shell_command update_plan view_image web_search write_stdin
-    bash edit glob grep list patch read task todoread todowrite webfetch write""".split()
-)
+    bash edit glob grep list patch read task todoread todowrite webfetch write
+"""
+TOOL_NAMES = frozenset(_TOOLS.split())
 """Tools that coding agents ship with; any other name is told only as a pseudonym."""
 
-AGENT_TYPES = frozenset(
-    "explore plan general-purpose code-reviewer bash statusline-setup output-style-setup claude-code-guide".split()
-)
+_AGENT_TYPES = """
+    explore plan general-purpose code-reviewer bash statusline-setup output-style-setup claude-code-guide
+"""
+AGENT_TYPES = frozenset(_AGENT_TYPES.split())
 
 
 class Identity:
@@ -72,7 +74,7 @@ def content_bytes(block: dict[str, Any] | str) -> bytes:
         return b"text\0" + block.encode("utf-8", "surrogatepass")
     kind = block.get("type")
     if kind == "text":
-        return content_bytes(block["text"])
+        return b"text\0" + str(block["text"]).encode("utf-8", "surrogatepass")
     if kind == "tool_use":
         return (
             b"tool_use\0" + block["name"].encode() + b"\0" + orjson.dumps(block["input"], option=orjson.OPT_SORT_KEYS)
@@ -84,7 +86,8 @@ def content_bytes(block: dict[str, Any] | str) -> bytes:
     if kind == "thinking":
         return b"thinking\0" + (block["thinking"] + block.get("signature", "")).encode("utf-8", "surrogatepass")
     bare = {key: value for key, value in block.items() if key not in ("cache_control", "id")}
-    return orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)
+    canonical: bytes = orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)
+    return canonical
 
 
 def new_salt() -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from keepwarm.traces.model import Call, Segment
+from keepwarm.traces.model import Segment
 
 ASSISTANT_WEIGHT = 0.31
 RESULT_WEIGHT = 0.347
@@ -79,10 +79,10 @@ class Thread:
         append = [*shared, own._replace(tokens=room - sum(sizes)), *self._named(blocks, sizes)]
         return self._grown(0, append)
 
-    def follow(self, calls: Sequence[Call], lead: int) -> None:
-        """Stand where an agent's calls left its prompt, to go on from there on one's own."""
-        for call in calls:
-            self._grown(call.keep, list(call.append))
+    def follow(self, growths: Sequence[Growth], lead: int) -> None:
+        """Stand where another agent's growths left its prompt, to go on from there on one's own."""
+        for growth in growths:
+            self._grown(growth.keep, list(growth.append))
         self.lead = min(lead, self.tokens)
 
     def extend(self, prompt: int, blocks: Sequence[Block]) -> Growth:

@@ -1,0 +1,133 @@
+"""The files of a folder of Claude Code transcripts, each folded on its own.
+
+What comes out of a file is small and holds no text: its streams as bytes to be put aside, and what must be known of all
+files before the first session can be built. This module imports nothing heavy: worker processes start with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from keepwarm.traces.claude_lines import FileFold, Stream
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.identity import Identity
+
+PARALLEL_BYTES = 64 << 20
+"""Below this, starting processes costs more than they save."""
+
+LeadKey = tuple[str, str, str, str]
+"""Project, client version, model, role: those whose system prompt and tools are the same."""
+
+
+class Source(NamedTuple):
+    """A transcript file and what its place says: project, session and agent; the last two None if the lines say."""
+
+    path: Path
+    project: str
+    session: str | None
+    agent: str | None
+
+
+class Heard(NamedTuple):
+    """What must be known of a stream before it is built: its messages, and what its first call read from cache."""
+
+    agent: str | None
+    source: int
+    last_ns: int
+    messages: tuple[str, ...]
+    lead: LeadKey | None
+    first_read: int
+
+
+class Folded(NamedTuple):
+    """The streams of one session in one file, pickled; ``first_ns`` is their first step's start."""
+
+    session: str
+    first_ns: int | None
+    heard: list[Heard]
+    streams: bytes
+
+
+class FoldedFile(NamedTuple):
+    """What one file came to."""
+
+    lines: int
+    damaged: list[int]
+    sessions: list[Folded]
+
+
+def sources(path: Path) -> list[Source]:
+    """The transcripts at a path, in a fixed order; InputError where there is none."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")
+    if path.is_file():
+        beside = path.with_suffix("")
+        files = [path, *(sorted(beside.rglob("agent-*.jsonl")) if beside.is_dir() else ())]
+    else:
+        files = sorted(path.rglob("*.jsonl"))
+    if not files:
+        raise InputError(f"{path}: holds no .jsonl transcript")
+    return [_source(file.absolute()) for file in files]
+
+
+def _source(path: Path) -> Source:
+    agent = path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else None
+    parts = path.parts
+    if "subagents" in parts:
+        at = len(parts) - 1 - parts[::-1].index("subagents")
+        return Source(path, parts[at - 2], parts[at - 1], agent)
+    return Source(path, path.parent.name, None if agent else path.stem, agent)
+
+
+def role_of(agent: str | None) -> str:
+    """An agent's role, as far as its name tells."""
+    if agent is None:
+        return "main"
+    return "compaction" if agent.startswith("acompact") else "subagent"
+
+
+def fold_file(source: Source, salt: bytes) -> FoldedFile:
+    """Read and fold one file."""
+    fold = FileFold(Identity(salt), source.project, source.session, source.agent)
+    try:
+        with source.path.open("rb") as file:
+            fold.take(file)
+    except OSError as error:
+        raise InputError(f"{source.path}: cannot be read: {error.strerror}") from error
+    by_session: dict[str, list[Stream]] = {}
+    for stream in fold.streams.values():
+        by_session.setdefault(stream.session, []).append(stream)
+    folded = [_folded(session, streams) for session, streams in by_session.items()]
+    return FoldedFile(fold.lines, fold.damaged, folded)
+
+
+def _folded(session: str, streams: list[Stream]) -> Folded:
+    first_ns = min((stream.steps[0].start_ns for stream in streams if stream.steps), default=None)
+    data = pickle.dumps(streams, protocol=pickle.HIGHEST_PROTOCOL)
+    return Folded(session, first_ns, [_heard(stream) for stream in streams], data)
+
+
+def _heard(stream: Stream) -> Heard:
+    messages = tuple(step.id for step in stream.steps)
+    first = stream.steps[0] if stream.steps else None
+    if first is None or first.usage is None or not first.usage.cache_read:
+        return Heard(stream.agent, stream.source, stream.last_ns, messages, None, 0)
+    lead = stream.project, first.version, first.model, role_of(stream.agent)
+    return Heard(stream.agent, stream.source, stream.last_ns, messages, lead, first.usage.cache_read)
+
+
+def fold_files(files: Sequence[Source], salt: bytes, processes: int) -> Iterator[FoldedFile]:
+    """Fold files in their order, in so many processes where there is much to read."""
+    workers = min(processes, len(files))
+    if workers < 2 or sum(source.path.stat().st_size for source in files) < PARALLEL_BYTES:
+        yield from (fold_file(source, salt) for source in files)
+        return
+    chunk = max(1, len(files) // (workers * 16))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=gc.disable) as pool:
+        yield from pool.map(fold_file, files, [salt] * len(files), chunksize=chunk)

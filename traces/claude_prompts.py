@@ -1,0 +1,134 @@
+"""AgentPrompt follows one Claude Code agent's prompt from step to step: what each keeps of which, and why not all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from keepwarm.traces.claude_lines import Step, Usage
+from keepwarm.traces.model import Breakpoint, Segment
+from keepwarm.traces.thread import Block, Growth, Thread
+
+SECOND = 1_000_000_000
+TTL_5M, TTL_1H = 300, 3600
+BREAK_TOKENS = 1024
+"""A read this much below what the predecessor left is a changed prefix, where prefix breaks are taken as recorded."""
+
+
+class Turn(NamedTuple):
+    """A step that became a call: its name, its times since the session's start, and how its prompt came about."""
+
+    name: str
+    step: Step
+    start_ns: int
+    end_ns: int
+    growth: Growth
+    parent: str | None
+    change: str | None
+    marks: tuple[Breakpoint, ...]
+
+
+class AgentPrompt:
+    """One agent's prompt as it grows.
+
+    ``leads`` gives a model's shared lead and the agent's own, ``hash_answer`` the identity of an answer as later prompts
+    repeat it, ``fresh`` an identity that nothing else has. With ``informed`` prefix breaks are taken from what was read;
+    ``breaks`` counts them.
+    """
+
+    def __init__(
+        self,
+        *,
+        leads: Callable[[Step], list[Segment]],
+        hash_answer: Callable[[Step], int],
+        fresh: Callable[[], int],
+        informed: bool,
+    ) -> None:
+        self.thread = Thread(fresh)
+        self.breaks = 0
+        self._leads = leads
+        self._hash_answer = hash_answer
+        self._informed = informed
+        self._last: Turn | None = None
+        self._ttl_s = TTL_5M
+        self._resets = 0
+        self._seen: dict[str, tuple[str, int, int]] = {}
+
+    def follow(self, turns: Sequence[Turn], lead: int) -> None:
+        """Go on from where another agent's turns left its prompt."""
+        self.thread.follow([turn.growth for turn in turns], lead)
+        self._last = turns[-1]
+        for turn in turns:
+            self._mark(turn.step.usage)
+
+    def next(self, name: str, step: Step, start_ns: int, end_ns: int) -> Turn:
+        """The turn that a step is."""
+        growth, parent, change = self._grow(step, start_ns)
+        marks = self._mark(step.usage)
+        turn = self._last = Turn(name, step, start_ns, end_ns, growth, parent, change, marks)
+        self._seen[step.model] = name, self.thread.tokens, self._resets
+        return turn
+
+    def _grow(self, step: Step, start_ns: int) -> tuple[Growth, str | None, str | None]:
+        thread, last = self.thread, self._last
+        inputs = [Block(i.hash, i.weight, i.kind, tool_use=i.tool_use) for i in step.inputs]
+        if last is None:
+            return thread.begin(_size(step, thread, inputs), self._leads(step), inputs), None, None
+        blocks = [self._answer(last), *inputs]
+        size = _size(step, thread, blocks)
+        read = self._informed_read(last, step, start_ns)
+        if step.reset == "compaction" or (size < thread.tokens / 2 and step.reset is None):
+            self._resets += 1
+            return thread.reset(size, inputs, read), last.name, step.reset or "shrunk"
+        if step.model != last.step.model:
+            return self._switch(last, step, size, blocks)
+        if read is not None:
+            return thread.break_at(read, size, blocks), last.name, step.reset or "recorded_break"
+        if step.reset == "microcompaction":
+            return thread.clear(step.cleared, size, blocks), last.name, step.reset
+        had = thread.tokens
+        growth = thread.extend(size, blocks)
+        return growth, last.name, "shrunk" if growth.keep < had else None
+
+    def _switch(
+        self, last: Turn, step: Step, size: int, blocks: Sequence[Block]
+    ) -> tuple[Growth, str | None, str | None]:
+        """Another model shares nothing with the last call, but all with its own last call in this conversation."""
+        known = self._seen.get(step.model)
+        if known is not None and known[2] == self._resets:
+            return self.thread.break_at(known[1], size, blocks), known[0], "model_switch"
+        return self.thread.break_at(0, size, blocks, self._leads(step)), last.name, "model_switch"
+
+    def _informed_read(self, last: Turn, step: Step, start_ns: int) -> int | None:
+        """What was read, where inside the TTL it is much less than the predecessor left; None for a blind import."""
+        left, now = last.step.usage, step.usage
+        if not self._informed or left is None or now is None or step.model != last.step.model:
+            return None
+        readable = min(left.prompt - left.uncached, now.prompt)
+        if start_ns - last.end_ns > self._ttl_s * SECOND or now.cache_read >= readable - BREAK_TOKENS:
+            return None
+        self.breaks += 1
+        return now.cache_read
+
+    def _answer(self, last: Turn) -> Block:
+        """The last answer as the next prompt repeats it."""
+        weight = last.step.weight if last.step.output is None else last.step.output
+        return Block(self._hash_answer(last.step), weight, "answer", answer_of=last.name)
+
+    def _mark(self, usage: Usage | None) -> tuple[Breakpoint, ...]:
+        """The cache marks that the account lets one infer: what lies past the last mark is the uncached part, and what
+        was written for an hour comes before what was written for five minutes.
+        """
+        if usage is None or usage.prompt == usage.uncached:
+            return ()
+        short = usage.write_5m or usage.write_other
+        hour = (Breakpoint(usage.cache_read + usage.write_1h, TTL_1H),) if usage.write_1h else ()
+        self._ttl_s = TTL_5M if short else TTL_1H if hour else self._ttl_s
+        if hour and not short:
+            return hour
+        return (*hour, Breakpoint(usage.prompt - usage.uncached, self._ttl_s))
+
+
+def _size(step: Step, thread: Thread, blocks: Sequence[Block]) -> int:
+    """The prompt's tokens as reported; without a report, what the visible blocks come to."""
+    return step.usage.prompt if step.usage else thread.tokens + round(sum(block.weight for block in blocks))
