@@ -6,12 +6,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Told = Callable[[int, int | None], None]
+"""Takes how much is done, and of how much where that was not known before."""
+
+
+def _silent(done: int, total: int | None) -> None:
+    del done, total
+
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
-    """Shows a bar while the block runs; the block gets a function to tell (done, total) to."""
+def progress(what: str, total: int | None = None) -> Iterator[Told]:
+    """Shows a bar while the block runs; the block gets a function to tell how far it is."""
     if not sys.stderr.isatty():
-        yield lambda done, of=None: None
+        yield _silent
         return
     from rich.console import Console  # a terminal only: the import costs more than a short command takes
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,4 +26,8 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int, int
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done, of=None: bar.update(task, completed=done, total=of if of is not None else total)
+
+        def tell(done: int, of: int | None) -> None:
+            bar.update(task, completed=done, total=total if of is None else of)
+
+        yield tell

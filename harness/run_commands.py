@@ -168,7 +168,7 @@ def serve(host: str, port: int, model: str, speed: float, **options: Any) -> Non
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, help="Divide every gap by this.")
 @GAP_CAP
 @click.option("--sessions", type=click.IntRange(min=1), default=8, show_default=True, help="Sessions at a time.")
-@click.option("--max-rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most N calls a second.")
+@click.option("--max-rate", type=click.IntRange(min=1), metavar="N", help="At most N calls a second.")
 @click.option("--timeout", type=Duration(), default=600.0, show_default=True, help="For one whole call.")
 @click.option("--no-stream", is_flag=True, help="Ask for whole answers: no first-token times then.")
 @click.option("--warm", is_flag=True, help="Send prompts without a run salt: what an earlier run left may be read.")
@@ -195,7 +195,7 @@ def replay_to(
     dialect: str = "messages",
     model: str | None = None,
     key_env: str | None = None,
-    max_rate: float | None = None,
+    max_rate: int | None = None,
     timeout: float = 600.0,
     no_stream: bool = False,
     warm: bool = False,

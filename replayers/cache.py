@@ -111,10 +111,9 @@ class PrefixCache:
             child = node.children.get((part.ident, offset))
             if child is None:
                 break
-            if not child.refs:
-                if child.expires is not None and child.expires <= now_ns:
-                    self._drop(child)
-                    break
+            if not child.refs and child.expires is not None and child.expires <= now_ns:
+                self._drop(child)
+                break
             left = part.tokens - offset
             if child.length > left:
                 child = self._split(child, left)

@@ -68,6 +68,6 @@ class SessionPrompts:
             del self._prompts[call.prompt_parent]
         if sum(part.tokens for part in kept) != call.keep:
             raise InputError(
-                f"call {call.call}: field keep is {call.keep}, but its prompt_parent {call.prompt_parent} has fewer tokens"
+                f"call {call.call}: field keep is {call.keep}, expected at most the tokens of its prompt_parent"
             )
         return tuple(kept + appended)

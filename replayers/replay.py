@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import monotonic_ns
 
-from asyncio_throttle import Throttler
+from asyncio_throttle.throttler import Throttler
 
 from keepwarm.replayers.endpoint import Answer, Endpoint
 from keepwarm.replayers.plan import Planned, Schedule
@@ -41,7 +41,7 @@ class Replay:
         *,
         clock: Clock,
         name: str,
-        max_rate: float | None = None,
+        max_rate: int | None = None,
     ) -> None:
         self._schedule = schedule
         self._endpoint = endpoint
@@ -54,7 +54,7 @@ class Replay:
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Send all there is. When cancelled, what was not answered comes out as such before the cancellation goes on."""
+        """Send all there is. When cancelled, what was not answered comes out as such first."""
         try:
             async with asyncio.TaskGroup() as group:
                 while await self._until_due():

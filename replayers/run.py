@@ -104,6 +104,6 @@ def write_about(path: Path, about: dict[str, Any]) -> None:
 
 def write_bounds(path: Path, bounds: Iterable[Bound]) -> None:
     """Write a run's bounds."""
-    columns = list(zip(*bounds, strict=True)) or [[], [], [], []]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, BOUNDS_SCHEMA, strict=True)]
+    rows = list(bounds)
+    arrays = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(BOUNDS_SCHEMA)]
     pq.write_table(pa.Table.from_arrays(arrays, schema=BOUNDS_SCHEMA), path / BOUNDS, compression="zstd")

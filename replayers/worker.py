@@ -9,7 +9,7 @@ not readable. Under both, what a call wrote is readable once its first token is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keepwarm.replayers.cache import NEVER, Lease, PrefixCache, Write
 from keepwarm.replayers.endpoint import Piece
@@ -142,7 +142,7 @@ class Worker:
         return tokens
 
 
-def account(service: Service) -> dict[str, int | str | None]:
+def account(service: Service) -> dict[str, Any]:
     """The token account of a running call in the columns of an outcome; parts are disjoint and add up to the prompt.
 
     Writes with the TTLs that the managed APIs sell stand under their names, all others under ``cache_write_other``.

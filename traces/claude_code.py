@@ -156,7 +156,7 @@ def import_claude_code(
 ) -> Imported:
     """Write a trace of the transcripts at ``path``. With ``strict`` the first damaged line is an InputError.
 
-    With more than one of ``processes`` large folders are read in worker processes, which import the caller's main module.
+    With ``processes`` above 1 a large folder is read in worker processes, which import the caller's main module.
     ``progress`` is told (files read, files in all).
     """
     files = sources(path)

@@ -31,9 +31,9 @@ class Turn(NamedTuple):
 class AgentPrompt:
     """One agent's prompt as it grows.
 
-    ``leads`` gives a model's shared lead and the agent's own, ``hash_answer`` the identity of an answer as later prompts
-    repeat it, ``fresh`` an identity that nothing else has. With ``informed`` prefix breaks are taken from what was read;
-    ``breaks`` counts them.
+    ``leads`` gives a model's shared lead and the agent's own, ``hash_answer`` the identity of an answer as later
+    prompts repeat it, ``fresh`` an identity that nothing else has. With ``informed`` prefix breaks are taken from what
+    was read; ``breaks`` counts them.
     """
 
     def __init__(

@@ -8,7 +8,8 @@ from itertools import count
 from typing import NamedTuple
 
 from keepwarm.traces.claude_files import LeadKey, role_of
-from keepwarm.traces.claude_lines import INLINE, SPAWN_TOOLS, Asked, Input, Step, Stream
+from keepwarm.traces.claude_kin import Kin
+from keepwarm.traces.claude_lines import INLINE, Asked, Step, Stream
 from keepwarm.traces.claude_prompts import SECOND, AgentPrompt, Turn
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import FINAL_STOPS, After, Call, Segment, ToolUse
@@ -41,18 +42,11 @@ class _Agent:
     after: list[tuple[After, ...]] = field(default_factory=list)
 
 
-class _Fork(NamedTuple):
-    """Where a stream left the history that it copied: after ``step``, whose own teller went on or did not."""
-
-    step: str
-    went_on: bool
-
-
 class SessionBuilder:
     """Builds one session out of its streams, once.
 
-    ``key`` is its project and its own id, ``session`` its pseudonym. ``owns`` says whether a stream is the one to tell a
-    step (others hold copies of it), ``leads`` gives the size of each group's shared lead, ``informed`` takes prefix
+    ``key`` is its project and its own id, ``session`` its pseudonym. ``owns`` says whether a stream is the one to tell
+    a step (others hold copies of it), ``leads`` gives the size of each group's shared lead, ``informed`` takes prefix
     breaks from what was read, ``flow`` is the user's word on who waits.
     """
 
@@ -78,10 +72,7 @@ class SessionBuilder:
         self._fresh = count()
         self._agents: dict[str, _Agent] = {}
         self._by_id: dict[str, tuple[_Agent, int]] = {}
-        self._forks: dict[str, _Fork] = {}
-        self._spawns: dict[str, tuple[str, Asked]] = {}
-        self._spawned: dict[str, str] = {}
-        self._results: dict[str, Input] = {}
+        self._kin = Kin(identity, (), ())
         self._given: dict[str, int] = {}
         self._turns: dict[str, Turn] = {}
         self._negative = 0
@@ -93,7 +84,7 @@ class SessionBuilder:
         if not owned:
             return Built([])
         self._origin = min(step.start_ns for _, step in owned)
-        self._look_around(ordered, owned)
+        self._kin = Kin(self._identity, ordered, owned)
         for stream, step in _timeline(owned):
             self._step(stream, step)
         completed = _completed(ordered)
@@ -112,55 +103,12 @@ class SessionBuilder:
             sum(thread.scaled for thread in threads),
         )
 
-    def _look_around(self, streams: Sequence[Stream], owned: Sequence[tuple[Stream, Step]]) -> None:
-        """Find tool results, forks, and the tool use that started each sub-agent: told beside its lines, by its result,
-        or by its prompt.
-        """
-        for stream in streams:
-            given = [i for step in stream.steps for i in step.inputs] + stream.inputs
-            self._results |= {i.tool_use: i for i in given if i.tool_use}
-            for step in stream.steps:
-                self._spawns |= {asked.id: (step.id, asked) for asked in step.tools if asked.name in SPAWN_TOOLS}
-        tellers = {step.id: stream for stream, step in owned}
-        for stream in streams:
-            self._find_fork(stream, tellers)
-        told = {i.agent: use for use, i in self._results.items() if i.agent and use in self._spawns}
-        for stream in streams:
-            if stream.agent is not None:
-                use = stream.spawn_tool or told.get(stream.agent) or self._spawn_by_prompt(stream)
-                if use is not None:
-                    self._spawned.setdefault(use, self._name_of(stream))
-
-    def _spawn_by_prompt(self, stream: Stream) -> str | None:
-        first = {given.hash for given in stream.steps[0].inputs} if stream.steps else set()
-        for use, (_, asked) in self._spawns.items():
-            if asked.prompt_hash in first and use not in self._spawned:
-                return use
-        return None
-
-    def _find_fork(self, stream: Stream, tellers: Mapping[str, Stream]) -> None:
-        """Note where the stream's own steps leave those that it has only copies of."""
-        last: tuple[Stream, str] | None = None
-        for step in stream.steps:
-            teller = tellers.get(step.id)
-            if teller is stream:
-                break
-            last = (teller, step.id) if teller is not None else last
-        if last is not None and self._name_of(last[0]) != self._name_of(stream):
-            self._forks[self._name_of(stream)] = _Fork(last[1], last[0].steps[-1].id != last[1])
-
-    def _name_of(self, stream: Stream) -> str:
-        return self._agent_name(stream.project, stream.session, stream.agent or "")
-
-    def _agent_name(self, project: str, session: str, agent: str) -> str:
-        return self._identity.name("agent", project, session, agent)
-
     def _agent(self, stream: Stream) -> _Agent:
         """The stream's agent, made when its first step comes; a resumed one is the agent that it resumes."""
-        name = self._name_of(stream)
+        name = self._kin.name_of(stream)
         if name in self._agents:
             return self._agents[name]
-        fork = self._forks.get(name)
+        fork = self._kin.forks.get(name)
         if fork is not None and fork.step in self._by_id:
             origin, at = self._by_id[fork.step]
             if not fork.went_on and stream.agent is None:
@@ -173,11 +121,11 @@ class SessionBuilder:
         if role == "compaction" and mains:
             return self._new_agent(name, stream, role, mains[-1], len(mains[-1].turns) - 1)
         agent = self._new_agent(name, stream, role)
-        use = next((use for use, started in self._spawned.items() if started == name), None)
-        if use is not None and self._spawns.get(use, ("",))[0] in self._by_id:
-            parent, at = self._by_id[self._spawns[use][0]]
+        spawn = self._kin.spawn_of(name)
+        if spawn is not None and spawn[0] in self._by_id:
+            parent, at = self._by_id[spawn[0]]
             agent.parent, agent.spawned_by = parent.name, parent.turns[at].name
-            agent.type = self._identity.agent_type(self._spawns[use][1].agent_type)
+            agent.type = self._identity.agent_type(spawn[1].agent_type)
         return agent
 
     def _new_agent(self, name: str, stream: Stream, role: str, origin: _Agent | None = None, at: int = 0) -> _Agent:
@@ -265,9 +213,9 @@ class SessionBuilder:
         for given in step.inputs:
             if given.tool_use is None:
                 continue
-            name = self._spawned.get(given.tool_use)
+            name = self._kin.spawned.get(given.tool_use)
             if name is None and given.agent:
-                name = self._agent_name(self._project, self._id, given.agent)
+                name = self._kin.agent_name(self._project, self._id, given.agent)
             child = self._agents.get(name) if name else None
             if child is not None and child is not agent and child.turns:
                 at_ns = given.at_ns - self._origin
@@ -322,14 +270,14 @@ class SessionBuilder:
         )
 
     def _tool(self, asked: Asked) -> ToolUse:
-        result = self._results.get(asked.id)
+        result = self._kin.results.get(asked.id)
         return ToolUse(
             self._identity.tool(asked.name),
             asked.at_ns - self._origin,
             max(result.at_ns - asked.at_ns, 0) if result else None,
             self._given.get(asked.id),
             result.is_error if result else None,
-            self._spawned.get(asked.id),
+            self._kin.spawned.get(asked.id),
         )
 
 

@@ -76,18 +76,19 @@ def content_bytes(block: dict[str, Any] | str) -> bytes:
     if kind == "text":
         return b"text\0" + str(block["text"]).encode("utf-8", "surrogatepass")
     if kind == "tool_use":
-        return (
-            b"tool_use\0" + block["name"].encode() + b"\0" + orjson.dumps(block["input"], option=orjson.OPT_SORT_KEYS)
-        )
+        return b"tool_use\0" + str(block["name"]).encode() + b"\0" + _canonical(block["input"])
     if kind == "tool_result":
         inner = block.get("content") or ""
         parts = [inner] if isinstance(inner, str) else inner
         return b"tool_result\0" + b"\0".join(content_bytes(part) for part in parts)
     if kind == "thinking":
-        return b"thinking\0" + (block["thinking"] + block.get("signature", "")).encode("utf-8", "surrogatepass")
-    bare = {key: value for key, value in block.items() if key not in ("cache_control", "id")}
-    canonical: bytes = orjson.dumps(bare, option=orjson.OPT_SORT_KEYS)
-    return canonical
+        return b"thinking\0" + str(block["thinking"] + block.get("signature", "")).encode("utf-8", "surrogatepass")
+    return _canonical({key: value for key, value in block.items() if key not in ("cache_control", "id")})
+
+
+def _canonical(value: Any) -> bytes:
+    packed: bytes = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return packed
 
 
 def new_salt() -> bytes:

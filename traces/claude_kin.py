@@ -1,0 +1,80 @@
+"""Kin tells how the agents of one Claude Code session are related: who started whom, and who forked from whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from keepwarm.traces.claude_lines import SPAWN_TOOLS, Asked, Input, Step, Stream
+from keepwarm.traces.identity import Identity
+
+
+class Fork(NamedTuple):
+    """Where a stream left the history that it copied: after message ``step``, whose own teller went on or did not."""
+
+    step: str
+    went_on: bool
+
+
+class Kin:
+    """The relations of a session's streams.
+
+    ``results`` are tool results by tool use; ``spawned`` the agent that a tool use started; ``forks`` the copied
+    history that an agent begins with. Agents go by their pseudonyms.
+    """
+
+    def __init__(self, identity: Identity, streams: Sequence[Stream], owned: Sequence[tuple[Stream, Step]]) -> None:
+        self._identity = identity
+        self.results: dict[str, Input] = {}
+        self.spawned: dict[str, str] = {}
+        self.forks: dict[str, Fork] = {}
+        self._asked: dict[str, tuple[str, Asked]] = {}
+        for stream in streams:
+            given = [i for step in stream.steps for i in step.inputs] + stream.inputs
+            self.results |= {i.tool_use: i for i in given if i.tool_use}
+            for step in stream.steps:
+                self._asked |= {asked.id: (step.id, asked) for asked in step.tools if asked.name in SPAWN_TOOLS}
+        tellers = {step.id: stream for stream, step in owned}
+        for stream in streams:
+            self._find_fork(stream, tellers)
+        self._find_spawns(streams)
+
+    def name_of(self, stream: Stream) -> str:
+        """The pseudonym of a stream's agent."""
+        return self.agent_name(stream.project, stream.session, stream.agent or "")
+
+    def agent_name(self, project: str, session: str, agent: str) -> str:
+        """The pseudonym of an agent that goes by ``agent`` in a session."""
+        return self._identity.name("agent", project, session, agent)
+
+    def spawn_of(self, agent: str) -> tuple[str, Asked] | None:
+        """The message and the tool use in it that started an agent, if the logs tell."""
+        use = next((use for use, started in self.spawned.items() if started == agent), None)
+        return self._asked.get(use) if use is not None else None
+
+    def _find_fork(self, stream: Stream, tellers: Mapping[str, Stream]) -> None:
+        """Note where the stream's own steps leave those that it has only copies of."""
+        last: tuple[Stream, str] | None = None
+        for step in stream.steps:
+            teller = tellers.get(step.id)
+            if teller is stream:
+                break
+            last = (teller, step.id) if teller is not None else last
+        if last is not None and self.name_of(last[0]) != self.name_of(stream):
+            self.forks[self.name_of(stream)] = Fork(last[1], last[0].steps[-1].id != last[1])
+
+    def _find_spawns(self, streams: Sequence[Stream]) -> None:
+        """Find the tool use that started each sub-agent: told beside its lines, by its result, or by its prompt."""
+        told = {i.agent: use for use, i in self.results.items() if i.agent and use in self._asked}
+        for stream in streams:
+            if stream.agent is not None:
+                use = stream.spawn_tool or told.get(stream.agent) or self._spawn_by_prompt(stream)
+                if use is not None:
+                    self.spawned.setdefault(use, self.name_of(stream))
+
+    def _spawn_by_prompt(self, stream: Stream) -> str | None:
+        first = {given.hash for given in stream.steps[0].inputs} if stream.steps else set()
+        for use, (_, asked) in self._asked.items():
+            if asked.prompt_hash in first and use not in self.spawned:
+                return use
+        return None
