@@ -55,7 +55,7 @@ def table(linked: pl.DataFrame, scale: float = 1.0, provider: bool = False) -> l
         calls=pl.len(),
         tokens_lost=(pl.col("prev_prompt") - held).sum(),
         share_of_written=pl.col("written").sum() / all_written if all_written else pl.lit(None, pl.Float64),
-        points_of_warm_hit_rate=100 * could.clip(0).sum() / warm_prompt,
+        points_of_warm_hit_rate=100 * could.sum() / warm_prompt,
     )
     return rows.sort("tokens_lost", "cause", descending=[True, False]).to_dicts()
 

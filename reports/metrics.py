@@ -1,4 +1,4 @@
-"""Metrics are the cache figures of docs/metrics.md: one polars expression a number, over any group of outcome rows.
+"""Metrics are the cache figures: one polars expression a number, over any group of outcome rows.
 
 Rates are fractions. A rate is taken over the calls that reported what it needs; None where none did.
 """

@@ -19,7 +19,8 @@ SECOND = 1_000_000_000
 
 def lost(tmp_path: Path, read: int = 100, gap_s: float = 1.0, ttl_s: int | None = 300, **fields: Any) -> dict[str, Any]:
     """The one loss of an agent whose first call of 1,000 tokens is followed by one of 1,200 that read so much."""
-    keep = fields.pop("keep", 1000)
+    prompt = fields.pop("prompt", 1200)
+    keep = fields.pop("keep", min(prompt, 1000))
     about = fields.pop("about", {})
     measured = {"write_source": "reported", "status": 200}
     first = Outcome(
@@ -36,14 +37,14 @@ def lost(tmp_path: Path, read: int = 100, gap_s: float = 1.0, ttl_s: int | None 
     )
     sent = SECOND + int(gap_s * SECOND)
     second = Outcome(
-        call("b", 1, keep=keep, prompt=1200, **fields),
+        call("b", 1, keep=keep, prompt=prompt, **fields),
         due_ns=sent,
         sent_ns=sent,
         done_ns=sent + SECOND,
-        prompt=1200,
+        prompt=prompt,
         cache_read=read,
         uncached=0,
-        cache_write_5m=1200 - read,
+        cache_write_5m=prompt - read,
         **measured,
     )
     tmp_path.mkdir(exist_ok=True)
@@ -75,6 +76,12 @@ def test_what_a_loss_costs(tmp_path: Path) -> None:
     assert row["tokens_lost"] == 900
     assert row["share_of_written"] == pytest.approx(1100 / 2100)
     assert row["points_of_warm_hit_rate"] == pytest.approx(75.0)
+
+
+def test_what_a_prompt_shed_costs_no_points(tmp_path: Path) -> None:
+    """Of 1,000 tokens 600 are still asked for: 900 are lost, but only 500 of the 600 could have been read."""
+    row = lost(tmp_path, read=100, prompt=600, prefix_change="compaction")
+    assert (row["tokens_lost"], row["points_of_warm_hit_rate"]) == (900, pytest.approx(100 * 500 / 600))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def test_the_money_of_failed_sessions_is_borne_by_the_completed_ones(tmp_path: P
     assert found["money_of_priced_calls"] == pytest.approx(3 * 0.1175)
 
 
+def test_a_session_completed_only_if_all_its_rows_say_so(tmp_path: Path) -> None:
+    """One row of a session that was not completed is enough."""
+    found = costs(tmp_path, outcome("a"), outcome("b", turn=1), outcome("b", turn=2, completed=False))
+    assert (found["sessions_known"], found["sessions_completed"]) == (2, 1)
+
+
 def test_no_completed_session_has_no_cost(tmp_path: Path) -> None:
     """Nothing completed: the figure is unknown, not infinite and not zero."""
     assert costs(tmp_path, outcome("a", completed=False))["cost_per_completed_task"] is None
@@ -170,6 +176,16 @@ def test_a_users_table_goes_over_the_shipped_one(tmp_path: Path) -> None:
     assert costs(tmp_path / "a", outcome("a"), prices=str(own))["money"] == pytest.approx(0.1005)
     assert costs(tmp_path / "b", outcome("a", model="our-model"), prices=str(own))["money"] == pytest.approx(0.201)
     assert price_of(load_prices(str(own)), "claude-opus-4-7") == price_of(load_prices(), "claude-opus-4-7")
+
+
+def test_the_longest_listed_id_wins(tmp_path: Path) -> None:
+    """A dated id that is listed itself has its own price, whatever the undated one costs."""
+    own = tmp_path / "own.toml"
+    row = "{ uncached = 9, read = 9, write = 9, output = 9 }"
+    own.write_text(f'date = "2026-11-21"\n[models]\n{OPUS}-20260205 = {row}\n')
+    prices = load_prices(str(own))
+    assert (price_of(prices, f"{OPUS}-20260205") or {})["uncached"] == 9
+    assert (price_of(prices, f"{OPUS}-20260206") or {})["uncached"] == 5
 
 
 @pytest.mark.parametrize(

@@ -136,12 +136,12 @@ def test_the_histogram_log_is_read_by_the_hdr_reader(tmp_path: Path) -> None:
     assert found["background.latency"].get_total_count() == 9
 
 
-@given(st.lists(st.integers(1_000, 10**15), min_size=1, max_size=50))
+@given(st.lists(st.integers(0, 10**16), min_size=1, max_size=50))
 def test_counting_before_recording_changes_no_histogram(values: list[int]) -> None:
     """Values rounded to the histogram's digits fall where recording them one by one puts them."""
     one_by_one, counted = HdrHistogram(1, latency.LONGEST_US, 3), HdrHistogram(1, latency.LONGEST_US, 3)
     for value in values:
-        one_by_one.record_value(min(value // 1000, latency.LONGEST_US))
+        one_by_one.record_value(max(min(value // 1000, latency.LONGEST_US), 1))
     for us, count in latency.counted(pl.DataFrame({"ns": values})):
         counted.record_value(us, count)
     for percent in (1, 25, 50, 75, 99, 100):
@@ -249,6 +249,15 @@ def test_compressed_time_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = keepwarm(capsys, "report", str(tmp_path))[1]
     assert "time compressed" not in out
     assert "clock ran 20 times as fast" in out
+
+
+def test_a_loss_on_a_driven_clock_is_the_ttls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wait of 9.9 s at speed 60 is 594 s to the endpoint: past its 300 s."""
+    later = outcome(1, call={"keep": 1000, "append": ()}, cache_read=100)
+    about = {"options": {"speed": 60.0}, "endpoint": {"clock_driven": True, "has_ttl": True}}
+    run(tmp_path, [outcome(0, write_ttl_s=300), later], **about)
+    losses = orjson.loads(keepwarm(capsys, "report", str(tmp_path), "--json")[1])["losses"]
+    assert [(row["cause"], row["tokens_lost"]) for row in losses] == [("ttl", 900)]
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]"])

@@ -78,6 +78,8 @@ def test_four_sub_agents_make_a_team(tmp_path: Path) -> None:
     team = {f"explore{number}": [972] for number in range(4)}
     found = verdicts(trace(tmp_path / "t.parquet", {"m": [972], **team}))
     assert found["97.2 % over four teammates | hit_rate, sessions with 4 sub-agents or more"] == (0.972, "reproduced")
+    ratio = found["11.7x read to written, one session of 42 calls | read_write_ratio, all calls"]
+    assert ratio == (pytest.approx(972 / 28), "not reproduced")
 
 
 def test_a_trace_without_cache_reports_tests_nothing(tmp_path: Path) -> None:
