@@ -71,8 +71,9 @@ def extending(linked: pl.DataFrame) -> float | None:
 
 def drain_tail(rows: pl.DataFrame) -> float | None:
     """Share of calls due after the last session had started: measured under a load that only falls."""
-    starts = rows.group_by("session_no").agg(start=pl.col("due_ns").min())["start"]
-    return _share(rows.filter(pl.col("due_ns").is_not_null()), pl.col("due_ns") > starts.max())
+    due = rows.filter(pl.col("due_ns").is_not_null())
+    starts = due.select(pl.col("due_ns").min().over("session_no").max().alias("last_start"))
+    return _share(due, pl.col("due_ns") > starts.item()) if due.height else None
 
 
 def _lag_check(rows: pl.DataFrame) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
     answered = rows.filter(ANSWERED)
     failed = rows.filter(~SKIPPED.fill_null(False) & ~ANSWERED).height
     off = token_fidelity(rows)
-    whole = loaded.about.get("interrupted") is False
+    interrupted = loaded.about.get("interrupted")
     return [
         _check("coverage", answered.height / planned if planned else None, COVERAGE, least=True),
         _check("cached_tokens_reported", _share(answered, REPORTED), COVERAGE, least=True),
@@ -101,7 +102,7 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
         _check("failed_calls", failed / planned if planned else None, FAILED, least=False),
         _check("skipped_calls", _share(rows, SKIPPED), FAILED, least=False),
         _note("drain_tail", drain_tail(rows)),
-        _check("uninterrupted", 1.0 if whole else 0.0, 1.0, least=True),
+        _check("uninterrupted", None if interrupted is None else float(not interrupted), 1.0, least=True),
     ]
 
 
@@ -145,6 +146,6 @@ def reason(check: dict[str, Any]) -> str:
     """One line on a check that was not passed."""
     bound = "at least" if check["least"] else "at most"
     if check["check"] == "uninterrupted":
-        return "it was interrupted"
+        return "it was interrupted" if check["value"] is not None else "run.json does not say if it was interrupted"
     value = figure(check["value"], check["unit"])
     return f"{check['check']} is {value}, expected {bound} {figure(check['limit'], check['unit'])}"

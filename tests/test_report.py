@@ -335,3 +335,23 @@ def test_a_recording_whose_tokens_do_not_add_up_is_not_valid(tmp_path: Path) -> 
     assert checked(load(str(tmp_path / "t.parquet")))["because"] == [
         "tokens_add_up is 0.00 %, expected at least 99.00 %"
     ]
+
+
+def test_an_empty_run_is_reported_and_not_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No planned call at all: nothing was measured, and nothing is good."""
+    run(tmp_path, [], planned_calls=0, interrupted=None)
+    code, out, _ = keepwarm(capsys, "report", str(tmp_path), "--json")
+    told = orjson.loads(out)
+    assert (code, told["valid"], told["calls"], told["hit_rate"]) == (0, False, 0, None)
+    assert told["because"][-1] == "run.json does not say if it was interrupted"
+    assert "Cache" in keepwarm(capsys, "report", str(tmp_path))[1]
+
+
+def test_figures_that_are_told_and_not_judged(tmp_path: Path) -> None:
+    """Of four calls one is due after the last session started; of two later calls one extends the prompt before it."""
+    calls = [outcome(turn, call={"keep": 1000 if turn == 2 else 0, "append": ()}) for turn in (1, 2)]
+    first = outcome(0)
+    other = outcome(1, call={"call": "z", "session": "z"})._replace(due_ns=15 * SECOND, sent_ns=15 * SECOND)
+    found = checked(run(tmp_path, [first, *calls, other]))["checks"]
+    assert (found["drain_tail"]["value"], found["drain_tail"]["good"]) == (0.25, None)
+    assert (found["prefix_fidelity"]["value"], found["prefix_fidelity"]["good"]) == (0.5, None)
