@@ -1,4 +1,4 @@
-"""The main job on 63 real Claude Code sessions that lie beside the project: import, inspect, simulate, report, reproduce."""
+"""The main job on 63 real Claude Code sessions beside the project: import, inspect, simulate, report, reproduce."""
 
 from __future__ import annotations
 
