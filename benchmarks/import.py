@@ -4,8 +4,8 @@
 
 FOLDER is laid out as ~/.claude/projects (the default). It is copied --times over with message ids made different, so
 that nothing is dropped as a copy. Limit and import run in processes of their own, in turn, three times; the best of
-each counts. Interpreter start and imports of modules are outside both times. The import uses all cores, as the command does;
-its peak is its own and its largest worker's together.
+each counts. Interpreter start and imports of modules are outside both times. The import uses all cores, as the command
+does; its peak is its own and its largest worker's together.
 """
 
 from __future__ import annotations

@@ -62,3 +62,7 @@ def main(argv: Sequence[str] | None = None) -> Any:
     except InputError as error:
         click.echo(f"keepwarm: {error}", err=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

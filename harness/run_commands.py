@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
@@ -269,19 +271,31 @@ def _endless(planned: _Planned) -> list[Bound]:
 def demo(output: Path | None, speed: float) -> None:
     """The main job in seconds: the bundled trace, replayed over HTTP against the simulated cluster, reported.
 
-    The cluster runs in this process with a five-minute TTL and its clock sped up like the trace's. No network.
+    The cluster runs beside it with a five-minute TTL and its clock sped up like the trace's. No network.
     """
     from keepwarm.harness.report_commands import report
-    from keepwarm.harness.serve import create_app, running
 
-    worker = Worker(PrefixCache(block=16), ttl_s=300, speed=speed)
-    app = create_app(worker, model="keepwarm-simulated", speed=speed, ttl_s=300)
     with (
         as_file(files("keepwarm.harness") / "demo.parquet") as trace,
-        running(app) as url,
+        _serving("--speed", str(speed), "--cache-ttl", "5m") as url,
         _run_directory(output, "replay", force=True) as path,
     ):
         planned = _Planned(str(trace), speed=speed, gap_cap=None, at_once=8)
         if not replay_to(path, planned, url):
             raise SystemExit(130)
         report.main([str(path)], standalone_mode=False)
+
+
+@contextmanager
+def _serving(*options: str) -> Iterator[str]:
+    """`keepwarm serve` as a process of its own on a free port, so that it and the client have a core each; its URL."""
+    command = [sys.executable, "-m", "keepwarm.harness.cli", "serve", "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            told = server.stderr.readline()
+            if " at http" not in told:
+                raise InputError(f"keepwarm serve did not start: {told.strip()}")
+            yield told.rsplit(" ", 1)[-1].strip()
+        finally:
+            server.terminate()

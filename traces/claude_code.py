@@ -95,12 +95,12 @@ class _Spool:
 
 class _Tellers:
     """Which stream tells a message that several hold: the main agent's before a sub-agent's, an own file before
-    progress lines before inline ones, then the one that ended first, which the others copied.
+    progress lines before inline ones, one not known to be a copy, then the one that ended first.
     """
 
     def __init__(self, merge: Callable[[SessionKey, SessionKey], None]) -> None:
         self._merge = merge
-        self._ranks: list[tuple[int, int]] = []
+        self._ranks: list[tuple[int, bool, int]] = []
         self._keys: list[SessionKey] = []
         self._numbers: dict[tuple[str, str, str | None, int], int] = {}
         self._best: dict[str, int] = {}
@@ -109,7 +109,7 @@ class _Tellers:
     def hear(self, key: SessionKey, heard: Heard) -> None:
         number = len(self._ranks)
         self._numbers[*key, heard.agent, heard.source] = number
-        self._ranks.append((0 if heard.agent is None else 1 + heard.source, heard.last_ns))
+        self._ranks.append((0 if heard.agent is None else 1 + heard.source, heard.copied, heard.last_ns))
         self._keys.append(key)
         for message in heard.messages:
             held = self._best.setdefault(message, number)
@@ -168,6 +168,7 @@ def import_claude_code(
         lines = 0
         for done, (source, folded) in enumerate(zip(files, fold_files(files, salt, processes), strict=True), 1):
             lines += folded.lines
+            tellers.duplicates += folded.repeated
             damaged += _damaged(_shown(source.path, path), folded, strict)
             for part in folded.sessions:
                 spool.add((source.project, part.session), part)

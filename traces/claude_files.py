@@ -14,6 +14,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
+
+from keepwarm.traces.claude_fields import maybe_string
 from keepwarm.traces.claude_lines import FileFold, Stream
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
@@ -40,6 +43,7 @@ class Heard(NamedTuple):
     agent: str | None
     source: int
     last_ns: int
+    copied: bool
     messages: tuple[str, ...]
     lead: LeadKey | None
     first_read: int
@@ -59,6 +63,7 @@ class FoldedFile(NamedTuple):
 
     lines: int
     damaged: list[int]
+    repeated: int
     sessions: list[Folded]
 
 
@@ -68,12 +73,23 @@ def sources(path: Path) -> list[Source]:
         raise InputError(f"{path}: no such file or directory")
     if path.is_file():
         beside = path.with_suffix("")
-        files = [path, *(sorted(beside.rglob("agent-*.jsonl")) if beside.is_dir() else ())]
+        files = [path, *(sorted(beside.rglob("agent-*.jsonl")) if beside.is_dir() else ()), *_flat_agents(path)]
     else:
         files = sorted(path.rglob("*.jsonl"))
     if not files:
         raise InputError(f"{path}: holds no .jsonl transcript")
     return [_source(file.absolute()) for file in files]
+
+
+def _flat_agents(path: Path) -> list[Path]:
+    """The sub-agents' files that older clients put beside a session's."""
+    named = f'"sessionId":"{path.stem}"'.encode()
+    found = []
+    for file in sorted(path.parent.glob("agent-*.jsonl")):
+        with file.open("rb") as lines:
+            if file != path and named in lines.readline().replace(b'": "', b'":"'):
+                found.append(file)
+    return found
 
 
 def _source(path: Path) -> Source:
@@ -100,11 +116,25 @@ def fold_file(source: Source, salt: bytes) -> FoldedFile:
             fold.take(file)
     except OSError as error:
         raise InputError(f"{source.path}: cannot be read: {error.strerror}") from error
+    if source.agent is not None:
+        _add_meta(source, fold)
     by_session: dict[str, list[Stream]] = {}
     for stream in fold.streams.values():
         by_session.setdefault(stream.session, []).append(stream)
     folded = [_folded(session, streams) for session, streams in by_session.items()]
-    return FoldedFile(fold.lines, fold.damaged, folded)
+    return FoldedFile(fold.lines, fold.damaged, fold.repeated, folded)
+
+
+def _add_meta(source: Source, fold: FileFold) -> None:
+    """What the small file beside a sub-agent's transcript says for certain: what started it, and its type."""
+    try:
+        told = orjson.loads(source.path.with_suffix(".meta.json").read_bytes())
+        tool_use, agent_type = maybe_string(told.get("toolUseId")), maybe_string(told.get("agentType"))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return
+    for stream in fold.streams.values():
+        stream.spawn_tool = tool_use or stream.spawn_tool
+        stream.agent_type = agent_type or stream.agent_type
 
 
 def _folded(session: str, streams: list[Stream]) -> Folded:
@@ -117,9 +147,10 @@ def _heard(stream: Stream) -> Heard:
     messages = tuple(step.id for step in stream.steps)
     first = stream.steps[0] if stream.steps else None
     if first is None or first.usage is None or not first.usage.cache_read:
-        return Heard(stream.agent, stream.source, stream.last_ns, messages, None, 0)
+        return Heard(stream.agent, stream.source, stream.last_ns, stream.copied, messages, None, 0)
     lead = stream.project, first.version, first.model, role_of(stream.agent)
-    return Heard(stream.agent, stream.source, stream.last_ns, messages, lead, first.usage.cache_read)
+    read = first.usage.cache_read
+    return Heard(stream.agent, stream.source, stream.last_ns, stream.copied, messages, lead, read)
 
 
 def fold_files(files: Sequence[Source], salt: bytes, processes: int) -> Iterator[FoldedFile]:

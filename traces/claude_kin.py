@@ -19,8 +19,9 @@ class Fork(NamedTuple):
 class Kin:
     """The relations of a session's streams.
 
-    ``results`` are tool results by tool use; ``spawned`` the agent that a tool use started; ``forks`` the copied
-    history that an agent begins with. Agents go by their pseudonyms.
+    ``results`` are tool results by tool use; ``spawned`` the agent that a tool use started; ``sent`` the messages that
+    sent a finished agent on, as (message that asked for it, when); ``forks`` the copied history that an agent begins
+    with. Agents go by their pseudonyms.
     """
 
     def __init__(self, identity: Identity, streams: Sequence[Stream], owned: Sequence[tuple[Stream, Step]]) -> None:
@@ -28,12 +29,19 @@ class Kin:
         self.results: dict[str, Input] = {}
         self.spawned: dict[str, str] = {}
         self.forks: dict[str, Fork] = {}
+        self.sent: dict[str, list[tuple[str, int]]] = {}
         self._asked: dict[str, tuple[str, Asked]] = {}
+        self._types: dict[str, str | None] = {}
+        uses: dict[str, str] = {}
         for stream in streams:
-            given = [i for step in stream.steps for i in step.inputs] + stream.inputs
-            self.results |= {i.tool_use: i for i in given if i.tool_use}
+            self.results |= {i.tool_use: i for i in _inputs(stream) if i.tool_use}
             for step in stream.steps:
+                uses |= {asked.id: step.id for asked in step.tools}
                 self._asked |= {asked.id: (step.id, asked) for asked in step.tools if asked.name in SPAWN_TOOLS}
+            if stream.agent is not None:
+                self._types[self.name_of(stream)] = stream.agent_type
+        for stream in streams:
+            self._find_sent(stream, uses)
         tellers = {step.id: stream for stream, step in owned}
         for stream in streams:
             self._find_fork(stream, tellers)
@@ -46,6 +54,11 @@ class Kin:
     def agent_name(self, project: str, session: str, agent: str) -> str:
         """The pseudonym of an agent that goes by ``agent`` in a session."""
         return self._identity.name("agent", project, session, agent)
+
+    def type_of(self, agent: str) -> str | None:
+        """A sub-agent's type: as its own lines tell it, else as it was asked for."""
+        spawn = self.spawn_of(agent)
+        return self._types.get(agent) or (spawn[1].agent_type if spawn else None)
 
     def spawn_of(self, agent: str) -> tuple[str, Asked] | None:
         """The message and the tool use in it that started an agent, if the logs tell."""
@@ -63,9 +76,15 @@ class Kin:
         if last is not None and self.name_of(last[0]) != self.name_of(stream):
             self.forks[self.name_of(stream)] = Fork(last[1], last[0].steps[-1].id != last[1])
 
+    def _find_sent(self, stream: Stream, uses: Mapping[str, str]) -> None:
+        for given in _inputs(stream):
+            if given.resumed and given.agent and given.tool_use is not None and given.tool_use in uses:
+                name = self.agent_name(stream.project, stream.session, given.agent)
+                self.sent.setdefault(name, []).append((uses[given.tool_use], given.at_ns))
+
     def _find_spawns(self, streams: Sequence[Stream]) -> None:
         """Find the tool use that started each sub-agent: told beside its lines, by its result, or by its prompt."""
-        told = {i.agent: use for use, i in self.results.items() if i.agent and use in self._asked}
+        told = {i.agent: use for use, i in self.results.items() if i.agent and not i.resumed and use in self._asked}
         for stream in streams:
             if stream.agent is not None:
                 use = stream.spawn_tool or told.get(stream.agent) or self._spawn_by_prompt(stream)
@@ -78,3 +97,8 @@ class Kin:
             if asked.prompt_hash in first and use not in self.spawned:
                 return use
         return None
+
+
+def _inputs(stream: Stream) -> list[Input]:
+    """All that a client put into a stream, in its order."""
+    return [given for step in stream.steps for given in step.inputs] + stream.inputs

@@ -6,13 +6,14 @@ that is no JSON object, or lacks what its type needs, is damaged: counted, liste
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
 
+from keepwarm.traces.claude_fields import Usage, maybe_bool, maybe_string, string, time_ns, tokens, usage
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.thread import (
     ASSISTANT_WEIGHT,
@@ -39,19 +40,8 @@ MISS_REASONS = frozenset(
 )
 
 
-class Usage(NamedTuple):
-    """The provider's account of one message."""
-
-    uncached: int
-    cache_read: int
-    write_5m: int
-    write_1h: int
-    write_other: int
-
-    @property
-    def prompt(self) -> int:
-        """All prompt tokens."""
-        return sum(self)
+TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
+"""How a background agent's end is told to the agent that started it."""
 
 
 class Asked(NamedTuple):
@@ -65,7 +55,10 @@ class Asked(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A block that the client put into the conversation: what a user wrote, or a tool's result."""
+    """A block that the client put into the conversation: what a user wrote, a tool's result, news of an agent.
+
+    ``agent`` is the agent it tells of: its end, unless it was only ``launched`` or sent on (``resumed``).
+    """
 
     kind: str
     hash: int
@@ -75,6 +68,8 @@ class Input(NamedTuple):
     tool_use: str | None = None
     is_error: bool | None = None
     agent: str | None = None
+    launched: bool = False
+    resumed: bool = False
 
 
 @dataclass(slots=True)
@@ -95,7 +90,6 @@ class Step:
     output: int | None = None
     stop_reason: str | None = None
     miss_reason: str | None = None
-    sidechain: bool = False
     answer: list[int] = field(default_factory=list)
     weight: float = 0.0
     tools: list[Asked] = field(default_factory=list)
@@ -103,13 +97,18 @@ class Step:
 
 @dataclass(slots=True)
 class Stream:
-    """One agent's steps as one file tells them. ``ended``: the client said the turn was over, or gave an error."""
+    """One agent's steps as one file tells them.
+
+    ``ended`` is True where the client said that the turn was over, False where it gave an error. ``copied`` is set
+    where the file is known to begin with another's history.
+    """
 
     project: str
     session: str
     agent: str | None
     source: int
     spawn_tool: str | None = None
+    agent_type: str | None = None
     entrypoint: str | None = None
     steps: list[Step] = field(default_factory=list)
     inputs: list[Input] = field(default_factory=list)
@@ -117,25 +116,26 @@ class Stream:
     cleared: tuple[str, ...] = ()
     retries: int = 0
     last_ns: int = 0
+    copied: bool = False
     ended: bool | None = None
-
-
-def time_ns(stamp: str) -> int:
-    """An ISO time as ns since 1970."""
-    return round(datetime.fromisoformat(stamp).timestamp() * 1000) * 1_000_000
 
 
 class FileFold:
     """Folds the lines of one file. ``session`` is what the file's place says; None lets its lines say it."""
 
     def __init__(self, identity: Identity, project: str, session: str | None, agent: str | None) -> None:
+        self._identity = identity
         self._hash: Callable[[bytes], int] = identity.hash
         self._project = project
         self._session = session
         self._agent = agent
         self.streams: dict[tuple[int, str | None], Stream] = {}
         self._own: Stream | None = None
+        self._queued_ns = 0
         self._roots: dict[str, str] = {}
+        self._seen: set[str] = set()
+        self._repeated: set[str] = set()
+        self._steps: dict[tuple[int, str | None, str], Step] = {}
         self._usage_seen: dict[str, Any] | None = None
         self.damaged: list[int] = []
         self.lines = 0
@@ -156,22 +156,25 @@ class FileFold:
         if kind == "progress":
             data = line["data"]
             if data["type"] == "agent_progress":
-                stream = self._stream(line, PROGRESS, data["agentId"])
-                stream.spawn_tool = line["parentToolUseID"]
+                stream = self._stream(line, PROGRESS, string(data["agentId"]))
+                stream.spawn_tool = string(line["parentToolUseID"])
                 inner = data["message"]
                 self._message(stream, inner["type"], inner, line)
         elif kind in ("assistant", "user"):
             self._message(self._own_stream(line), kind, line, line)
         elif kind == "system":
             self._system(self._own_stream(line), line)
+        elif kind == "attachment":
+            self._attachment(line)
+        elif kind == "queue-operation":
+            self._queued_ns = self._queued_ns or time_ns(line["timestamp"])
 
     def _own_stream(self, line: dict[str, Any]) -> Stream:
         """The stream a line of this file's own belongs to; inline sidechains are told apart by their root line."""
         if self._agent is not None or not line.get("isSidechain"):
             return self._own or self._stream(line, OWN_FILE, self._agent)
-        named = line.get("agentId")
-        parent, uuid = line.get("parentUuid"), line["uuid"]
-        root = named or self._roots.get(parent or "", uuid)
+        uuid = string(line["uuid"])
+        root = maybe_string(line.get("agentId")) or self._roots.get(line.get("parentUuid") or "", uuid)
         self._roots[uuid] = root
         return self._stream(line, INLINE, root)
 
@@ -179,8 +182,8 @@ class FileFold:
         key = (source, agent)
         stream = self.streams.get(key)
         if stream is None:
-            session = self._session or line["sessionId"]
-            entrypoint = line.get("entrypoint")
+            session = self._session or string(line["sessionId"])
+            entrypoint = maybe_string(line.get("entrypoint"))
             stream = self.streams[key] = Stream(self._project, session, agent, source, entrypoint=entrypoint)
             if source == OWN_FILE:
                 self._own = stream
@@ -188,6 +191,14 @@ class FileFold:
 
     def _message(self, stream: Stream, kind: str, line: dict[str, Any], outer: dict[str, Any]) -> None:
         at_ns = time_ns(line["timestamp"])
+        uuid = line.get("uuid")
+        if uuid is not None:
+            if uuid in self._seen:
+                self._again(kind, line)
+                return
+            self._seen.add(uuid)
+        if not stream.last_ns:
+            stream.copied = self._queued_ns > at_ns
         if kind == "assistant":
             self._answer(stream, line, outer, at_ns)
         elif not line.get("isVisibleInTranscriptOnly") or line.get("isCompactSummary"):
@@ -197,6 +208,16 @@ class FileFold:
             stream.inputs.extend(inputs)
         stream.last_ns = max(stream.last_ns, at_ns)
 
+    def _again(self, kind: str, line: dict[str, Any]) -> None:
+        """A line that the file has already: history that a client wrote once more."""
+        if kind == "assistant":
+            self._repeated.add(string(line["message"]["id"]))
+
+    @property
+    def repeated(self) -> int:
+        """How many messages stand in the file once more."""
+        return len(self._repeated)
+
     def _answer(self, stream: Stream, line: dict[str, Any], outer: dict[str, Any], at_ns: int) -> None:
         message = line["message"]
         if message.get("model") == "<synthetic>" or line.get("isApiErrorMessage"):
@@ -205,6 +226,7 @@ class FileFold:
         step = self._step(stream, message, line, outer, at_ns)
         stream.ended = None
         step.end_ns = max(step.end_ns, at_ns)
+        stream.agent_type = stream.agent_type or maybe_string(outer.get("attributionAgent"))
         self._account(step, message)
         for block in message["content"]:
             self._answer_block(step, block, at_ns)
@@ -213,14 +235,14 @@ class FileFold:
         self, stream: Stream, message: dict[str, Any], line: dict[str, Any], outer: dict[str, Any], at_ns: int
     ) -> Step:
         """The step of a message; its lines need not stand together."""
-        key = message.get("id") or line.get("requestId") or line["uuid"]
-        for step in reversed(stream.steps[-4:]):
-            if step.id == key:
-                return step
-        before = stream.inputs[-1].at_ns if stream.inputs else stream.last_ns
+        key = string(message.get("id") or line.get("requestId") or line["uuid"])
+        known = self._steps.get((stream.source, stream.agent, key))
+        if known is not None:
+            return known
+        before = max((given.at_ns for given in stream.inputs), default=stream.last_ns)
         step = Step(
             id=key,
-            model=message["model"],
+            model=self._identity.model(string(message["model"])),
             version=str(outer.get("version")),
             start_ns=min(before, at_ns) or at_ns,
             first_ns=at_ns,
@@ -229,23 +251,23 @@ class FileFold:
             reset=stream.reset,
             cleared=stream.cleared,
             retries=stream.retries,
-            sidechain=bool(outer.get("isSidechain")),
         )
         stream.inputs, stream.reset, stream.cleared, stream.retries = [], None, (), 0
         stream.steps.append(step)
+        self._steps[stream.source, stream.agent, key] = step
         return step
 
     def _account(self, step: Step, message: dict[str, Any]) -> None:
         """Take the largest account of the message's lines; the output count is final only beside a stop reason."""
-        usage = message.get("usage")
-        if usage and (step.usage is None or usage != self._usage_seen):
-            told = _usage(usage)
-            step.usage = told if step.usage is None or told.prompt > step.usage.prompt else step.usage
-            self._usage_seen = usage
+        told = message.get("usage")
+        if told and (step.usage is None or told != self._usage_seen):
+            account = usage(told)
+            step.usage = account if step.usage is None or account.prompt > step.usage.prompt else step.usage
+            self._usage_seen = told
         if message.get("stop_reason"):
-            step.stop_reason = message["stop_reason"]
-            if usage and usage.get("output_tokens") is not None:
-                step.output = int(usage["output_tokens"])
+            step.stop_reason = string(message["stop_reason"])
+            if told and told.get("output_tokens") is not None:
+                step.output = tokens(told["output_tokens"])
         reason = ((message.get("diagnostics") or {}).get("cache_miss_reason") or {}).get("type")
         if reason:
             step.miss_reason = reason if reason in MISS_REASONS else "other"
@@ -260,22 +282,42 @@ class FileFold:
             step.weight += len(content) * ASSISTANT_WEIGHT + TOOL_USE_TOKENS
             asked, agent_type, prompt = block["input"], None, None
             if block["name"] in SPAWN_TOOLS:
-                agent_type = asked.get("subagent_type")
+                agent_type = maybe_string(asked.get("subagent_type"))
                 prompt = self._hash(content_bytes(asked["prompt"])) if isinstance(asked.get("prompt"), str) else None
-            step.tools.append(Asked(block["id"], block["name"], at_ns, agent_type, prompt))
+            step.tools.append(Asked(string(block["id"]), string(block["name"]), at_ns, agent_type, prompt))
 
     def _input(self, block: dict[str, Any] | str, line: dict[str, Any], at_ns: int) -> Input:
         hash_ = self._hash(content_bytes(block))
         if isinstance(block, str) or block["type"] == "text":
             text = block if isinstance(block, str) else block["text"]
+            if (line.get("origin") or {}).get("kind") == "task-notification":
+                return _news(text, hash_, at_ns)
             human = not line.get("isMeta") and not line.get("isCompactSummary")
             return Input("user", hash_, len(text) * USER_WEIGHT, at_ns, human)
         if block["type"] != "tool_result":
             return Input("user", hash_, IMAGE_TOKENS, at_ns, human=True)
         told = line.get("toolUseResult")
-        agent = told.get("agentId") or (told.get("task") or {}).get("task_id") if isinstance(told, dict) else None
-        weight = _result_weight(block.get("content") or "") + TOOL_RESULT_TOKENS
-        return Input("tool_result", hash_, weight, at_ns, False, block["tool_use_id"], block.get("is_error"), agent)
+        told = told if isinstance(told, dict) else {}
+        resumed = maybe_string(told.get("resumedAgentId"))
+        return Input(
+            "tool_result",
+            hash_,
+            _result_weight(block.get("content") or "") + TOOL_RESULT_TOKENS,
+            at_ns,
+            tool_use=string(block["tool_use_id"]),
+            is_error=maybe_bool(block.get("is_error")),
+            agent=resumed or maybe_string(told.get("agentId") or (told.get("task") or {}).get("task_id")),
+            launched=told.get("status") == "async_launched",
+            resumed=resumed is not None,
+        )
+
+    def _attachment(self, line: dict[str, Any]) -> None:
+        """News of an agent that came while a tool ran; it stands after the tool's result but is dated before it."""
+        told = line["attachment"]
+        if told["type"] == "queued_command" and told.get("commandMode") == "task-notification":
+            text = string(told["prompt"])
+            given = _news(text, self._hash(content_bytes(text)), time_ns(line["timestamp"]))
+            self._own_stream(line).inputs.append(given)
 
     def _system(self, stream: Stream, line: dict[str, Any]) -> None:
         kind = line.get("subtype")
@@ -284,7 +326,7 @@ class FileFold:
         elif kind == "microcompact_boundary":
             told = line.get("microcompactMetadata") or {}
             stream.reset = stream.reset or "microcompaction"
-            stream.cleared += tuple(told.get("compactedToolIds") or ())
+            stream.cleared += tuple(map(string, told.get("compactedToolIds") or ()))
         elif kind == "api_error":
             stream.retries += 1
             stream.last_ns = max(stream.last_ns, time_ns(line["timestamp"]))
@@ -292,16 +334,13 @@ class FileFold:
             stream.ended = True
 
 
+def _news(text: str, hash_: int, at_ns: int) -> Input:
+    found = TASK_ID.search(text)
+    return Input("user", hash_, len(text) * USER_WEIGHT, at_ns, agent=found[1] if found else None)
+
+
 def _blocks(content: Any) -> list[Any]:
     return [content] if isinstance(content, str) else list(content)
-
-
-def _usage(told: dict[str, Any]) -> Usage:
-    written = int(told.get("cache_creation_input_tokens") or 0)
-    by_ttl = told.get("cache_creation") or {}
-    five, hour = (int(by_ttl.get(f"ephemeral_{ttl}_input_tokens") or 0) for ttl in ("5m", "1h"))
-    read = int(told.get("cache_read_input_tokens") or 0)
-    return Usage(int(told["input_tokens"]), read, five, hour, max(written - five - hour, 0))
 
 
 def _result_weight(content: str | list[dict[str, Any]]) -> float:

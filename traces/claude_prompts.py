@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from keepwarm.traces.claude_lines import Step, Usage
+from keepwarm.traces.claude_fields import Usage
+from keepwarm.traces.claude_lines import Step
 from keepwarm.traces.model import Breakpoint, Segment
 from keepwarm.traces.thread import Block, Growth, Thread
 
@@ -112,8 +113,9 @@ class AgentPrompt:
 
     def _answer(self, last: Turn) -> Block:
         """The last answer as the next prompt repeats it."""
-        weight = last.step.weight if last.step.output is None else last.step.output
-        return Block(self._hash_answer(last.step), weight, "answer", answer_of=last.name)
+        told = last.step.output
+        weight = last.step.weight if told is None else told
+        return Block(self._hash_answer(last.step), weight, "answer", last.name, exact=told is not None)
 
     def _mark(self, usage: Usage | None) -> tuple[Breakpoint, ...]:
         """The cache marks that the account lets one infer: what lies past the last mark is the uncached part, and what

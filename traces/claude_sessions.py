@@ -33,7 +33,6 @@ class _Agent:
     name: str
     role: str
     prompt: AgentPrompt
-    flow: str | None
     type: str | None = None
     parent: str | None = None
     spawned_by: str | None = None
@@ -85,6 +84,8 @@ class SessionBuilder:
             return Built([])
         self._origin = min(step.start_ns for _, step in owned)
         self._kin = Kin(self._identity, ordered, owned)
+        entrypoint = next((stream.entrypoint for stream in ordered if stream.entrypoint), None)
+        self._flow = self._flow or _flow(entrypoint)
         for stream, step in _timeline(owned):
             self._step(stream, step)
         completed = _completed(ordered)
@@ -125,7 +126,7 @@ class SessionBuilder:
         if spawn is not None and spawn[0] in self._by_id:
             parent, at = self._by_id[spawn[0]]
             agent.parent, agent.spawned_by = parent.name, parent.turns[at].name
-            agent.type = self._identity.agent_type(spawn[1].agent_type)
+        agent.type = self._identity.agent_type(self._kin.type_of(name))
         return agent
 
     def _new_agent(self, name: str, stream: Stream, role: str, origin: _Agent | None = None, at: int = 0) -> _Agent:
@@ -136,7 +137,7 @@ class SessionBuilder:
             fresh=self._fresh_hash,
             informed=self._informed,
         )
-        agent = self._agents[name] = _Agent(name, role, prompt, self._flow or _flow(stream.entrypoint))
+        agent = self._agents[name] = _Agent(name, role, prompt)
         if origin is not None:
             agent.parent, agent.fork = origin.name, origin.turns[at]
             prompt.follow(origin.turns[: at + 1], origin.prompt.thread.lead)
@@ -181,6 +182,9 @@ class SessionBuilder:
         if before is None:
             return self._first_edges(agent, start)
         kind = _gap_kind(agent.role, before.step, step)
+        sender = self._sender(agent, before.step)
+        if sender is not None:
+            return self._edge(before.name, before.end_ns, "unknown"), self._edge(sender, start, "tool")
         joins = self._joins(agent, step)
         if not joins:
             return (self._edge(before.name, start, kind),)
@@ -191,6 +195,15 @@ class SessionBuilder:
         last = edges.index(self._last_satisfied(edges))
         edges[last] = edges[last]._replace(gap_ns=max(start - self._turns[edges[last].call].end_ns, 0))
         return tuple(edges)
+
+    def _sender(self, agent: _Agent, before: Step) -> str | None:
+        """The call whose message sent the agent on after it had finished."""
+        sent = [] if before.tools else self._kin.sent.get(agent.name, [])
+        for message, at_ns in sent:
+            if at_ns > before.end_ns and message in self._by_id:
+                sender, at = self._by_id[message]
+                return sender.turns[at].name
+        return None
 
     def _last_satisfied(self, edges: Sequence[After]) -> After:
         return max(edges, key=lambda edge: self._turns[edge.call].end_ns + edge.gap_ns)
@@ -208,19 +221,19 @@ class SessionBuilder:
         return (self._edge(max(ended or earlier, key=lambda turn: turn.end_ns).name, start, "unknown"),)
 
     def _joins(self, agent: _Agent, step: Step) -> dict[str, tuple[str, int]]:
-        """For each tool result that an agent's end brought: that agent's last call, and when the result was there."""
+        """For each input that told of an agent's end: that agent's last call, and when the input was there."""
         joins = {}
         for given in step.inputs:
-            if given.tool_use is None:
+            if given.launched or given.resumed:
                 continue
-            name = self._kin.spawned.get(given.tool_use)
+            name = self._kin.spawned.get(given.tool_use or "")
             if name is None and given.agent:
                 name = self._kin.agent_name(self._project, self._id, given.agent)
             child = self._agents.get(name) if name else None
             if child is not None and child is not agent and child.turns:
                 at_ns = given.at_ns - self._origin
                 if child.turns[-1].end_ns <= at_ns + SECOND:
-                    joins[given.tool_use] = child.turns[-1].name, at_ns
+                    joins[given.tool_use or child.name] = child.turns[-1].name, at_ns
         return joins
 
     def _call(self, agent: _Agent, turn: int, session_start_ns: int, completed: bool | None) -> Call:
@@ -244,7 +257,7 @@ class SessionBuilder:
             agent_type=agent.type,
             parent_agent=agent.parent,
             spawned_by=agent.spawned_by,
-            flow=agent.flow,
+            flow=self._flow,
             after=after,
             gap_ns=last.gap_ns if last else None,
             gap_kind=last.kind if last else None,
@@ -265,7 +278,7 @@ class SessionBuilder:
             tools=tuple(map(self._tool, step.tools)),
             miss_reason=step.miss_reason,
             stop_reason=step.stop_reason,
-            retries=step.retries,
+            retries=step.retries or None,
             completed=completed,
         )
 

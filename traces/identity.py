@@ -6,6 +6,7 @@ One salt an output; without it neither hashes nor pseudonyms can be computed aga
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from hashlib import blake2b
 from pathlib import Path
@@ -34,6 +35,10 @@ _AGENT_TYPES = """
 AGENT_TYPES = frozenset(_AGENT_TYPES.split())
 
 
+_MODEL = re.compile(r"[a-zA-Z][\w.\-]{0,63}")
+_MODEL_AFFIXES = re.compile(r"^([a-z]{2,6}\.)?(anthropic|amazon|meta|openai|mistral)\.|-v\d+(:\d+)?$|\[\w+\]$")
+
+
 class Identity:
     """Hashes and pseudonyms under one salt."""
 
@@ -58,6 +63,15 @@ class Identity:
         if name in TOOL_NAMES:
             return name
         return ("mcp:" if name.startswith("mcp__") else "tool:") + self.name("tool", name)[1:]
+
+    def model(self, name: str) -> str:
+        """A model's bare id, without the cloud's address, region, vendor and revision around it; a pseudonym where what
+        is left could tell whose it is.
+        """
+        last = name.rsplit("/", 1)[-1].replace("@", "-")
+        bare = _MODEL_AFFIXES.sub("", last)
+        known = "/" not in name or "claude" in last
+        return bare if known and _MODEL.fullmatch(bare) else "model:" + self.name("model", name)[1:]
 
     def agent_type(self, name: str | None) -> str | None:
         """A sub-agent's type in lower case where it is a common one, else a pseudonym."""

@@ -39,14 +39,25 @@ class Growth(NamedTuple):
 
 
 def spread(tokens: int, blocks: Sequence[Block]) -> list[int]:
-    """Tokens for each block, at most ``tokens`` in all: their weights, or those scaled down (largest remainder)."""
-    weights = [float(round(block.weight)) for block in blocks]
+    """Tokens for each block, at most ``tokens`` in all: their weights, or those scaled down (largest remainder). An
+    exact count is only scaled down where the exact ones alone are too many.
+    """
+    weights = [round(block.weight) for block in blocks]
     total = sum(weights)
     if total <= tokens:
-        return [int(weight) for weight in weights]
+        return weights
+    exact = sum(weight for weight, block in zip(weights, blocks, strict=True) if block.exact)
+    if not 0 < exact <= tokens:
+        return _scaled(tokens, weights, total)
+    rest = [0 if block.exact else weight for weight, block in zip(weights, blocks, strict=True)]
+    scaled = _scaled(tokens - exact, rest, total - exact)
+    return [weights[i] if block.exact else scaled[i] for i, block in enumerate(blocks)]
+
+
+def _scaled(tokens: int, weights: Sequence[int], total: int) -> list[int]:
     shares = [weight * tokens / total for weight in weights]
     given = [int(share) for share in shares]
-    rest = sorted(range(len(blocks)), key=lambda i: given[i] - shares[i])
+    rest = sorted(range(len(weights)), key=lambda i: given[i] - shares[i])
     for i in rest[: tokens - sum(given)]:
         given[i] += 1
     return given
