@@ -103,6 +103,21 @@ def test_copies_in_a_resumed_file_are_counted_once_and_the_session_goes_on(tmp_p
     assert calls[2].after == (After(calls[1].call, "end", ns(91), "human"),)
 
 
+def test_history_repeated_within_a_file_is_counted_once(tmp_path: Path) -> None:
+    """Six messages, all of them again, and a seventh: seven calls, each of which grows from the one before."""
+    t = Transcript()
+    for number in range(6):
+        t.user(10 * number)
+        t.answer(10 * number + 5, f"m{number}", used=usage(w5=997 + number))
+    t.lines += t.lines[:]
+    t.user(100)
+    t.answer(105, "m7", used=usage(w5=2000))
+    done, calls = take(tmp_path, {MAIN: t})
+    assert (len(calls), done.duplicates) == (7, 6)
+    assert [call.prompt_parent for call in calls[1:]] == [call.call for call in calls[:-1]]
+    assert calls[6].after == (After(calls[5].call, "end", ns(45), "human"),)
+
+
 def test_a_resumed_sessions_outcome_is_how_it_ended_last(tmp_path: Path) -> None:
     """The old file stopped for good, the resumed one asked for a tool that never answered: not completed."""
     old, new = two_calls(Transcript("s1"), stop="end_turn"), two_calls(Transcript("s2"), stop="end_turn")
@@ -322,17 +337,10 @@ def test_inline_sidechains_are_told_apart_by_their_parents(tmp_path: Path) -> No
 def test_a_spawn_is_found_by_the_prompts_text_alone(tmp_path: Path) -> None:
     """A sub-agent that nothing names belongs to the tool use whose prompt it begins with."""
     t, sub = with_subagent()
-    t.lines.pop(2)
-    t.lines.insert(2, {**t.lines[0], "message": {"role": "user", "content": [result_of("t1")]}, "timestamp": AT_12_5})
+    del t.lines[2:]
+    t.result(12.5, "t1", "done")
+    t.answer(15, "m2", used=usage(read=997, w5=1000))
     check_subagent(calls_of(tmp_path, {MAIN: t, "p/s1/subagents/agent-abc1234.jsonl": sub}))
-
-
-AT_12_5 = "2026-01-01T00:00:12.500Z"
-
-
-def result_of(use: str) -> dict[str, Any]:
-    """A tool's result as a content block."""
-    return {"type": "tool_result", "tool_use_id": use, "content": "done"}
 
 
 def test_a_spawn_is_found_by_the_progress_lines_tool_use_alone(tmp_path: Path) -> None:
