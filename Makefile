@@ -5,13 +5,18 @@ READY := .venv/.ready
 TYPED := traces replayers reports harness
 MYPYROOT := .venv/mypyroot
 
-.PHONY: demo test check
+.PHONY: demo test check test-real
 
 demo: $(READY)
 	@$(BIN)/keepwarm demo
 
 test: $(READY)
 	@$(BIN)/pytest
+
+# The real Claude Code, installed from its package when it is absent.
+test-real: $(READY)
+	@tests/real/install.sh
+	@$(BIN)/pytest tests/test_real_claude.py
 
 # The packages lie at the root but are imported as keepwarm.*: mypy sees them through links.
 check: $(READY)

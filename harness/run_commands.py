@@ -203,15 +203,16 @@ def replay_to(
     warm: bool = False,
 ) -> bool:
     """Replay into a run's directory; False if it was interrupted, its results so far kept."""
+    from keepwarm.replayers.clock import RunClock
     from keepwarm.replayers.http import HttpEndpoint, preflight
-    from keepwarm.replayers.replay import Replay, anchored_clock, run_replay
+    from keepwarm.replayers.replay import Replay, run_replay
 
     server = preflight(url, dialect=dialect, key_env=key_env)
     model = model or server["model"]
     if model is None:
         raise InputError(f"endpoint {url}: does not say which one model it serves: give --model")
     started, salt = runs.now(), "" if warm else secrets.token_hex(4)
-    clock = anchored_clock()
+    clock = RunClock()
     endpoint = HttpEndpoint(
         url,
         dialect=dialect,
@@ -230,6 +231,7 @@ def replay_to(
             told(journal.rows, None)
 
         replayed = Replay(planned.schedule(), endpoint, emit, clock=clock, name=model, max_rate=max_rate)
+        clock.start()
         whole = asyncio.run(run_replay(replayed, endpoint))
     journal.close()
     runs.write_bounds(path, _endless(planned))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from time import monotonic_ns
 
 from asyncio_throttle.throttler import Throttler
 
@@ -13,17 +12,8 @@ from keepwarm.replayers.endpoint import Answer, Endpoint
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.traces.model import Outcome
 
-Clock = Callable[[], int]
-"""Tells the ns since the run's anchor, never running back."""
-
 NOT_SENT = "skipped"
 CUT_OFF = "interrupted"
-
-
-def anchored_clock() -> Clock:
-    """The monotonic clock, anchored now."""
-    anchor = monotonic_ns()
-    return lambda: monotonic_ns() - anchor
 
 
 class Replay:
@@ -39,7 +29,7 @@ class Replay:
         endpoint: Endpoint,
         emit: Callable[[Outcome], None],
         *,
-        clock: Clock,
+        clock: Callable[[], int],
         name: str,
         max_rate: int | None = None,
     ) -> None:
