@@ -17,8 +17,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
 from keepwarm.traces.claude_files import Folded, FoldedFile, Heard, LeadKey, fold_files, sources
-from keepwarm.traces.claude_lines import Step, Stream
 from keepwarm.traces.claude_sessions import SessionBuilder
+from keepwarm.traces.claude_steps import Step, Stream
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.store import TraceWriter

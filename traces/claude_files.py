@@ -17,7 +17,8 @@ from typing import NamedTuple
 import orjson
 
 from keepwarm.traces.claude_fields import maybe_string
-from keepwarm.traces.claude_lines import FileFold, Stream
+from keepwarm.traces.claude_lines import FileFold
+from keepwarm.traces.claude_steps import Stream
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from keepwarm.traces.claude_lines import SPAWN_TOOLS, Asked, Input, Step, Stream
+from keepwarm.traces.claude_steps import SPAWN_TOOLS, Asked, Input, Step, Stream
 from keepwarm.traces.identity import Identity
 
 

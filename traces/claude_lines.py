@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
-from keepwarm.traces.claude_fields import Usage, maybe_bool, maybe_string, string, time_ns, tokens, usage
+from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time_ns, tokens, usage
+from keepwarm.traces.claude_steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.thread import (
     ASSISTANT_WEIGHT,
@@ -25,106 +24,12 @@ from keepwarm.traces.thread import (
     USER_WEIGHT,
 )
 
-OWN_FILE, PROGRESS, INLINE = 0, 1, 2
-"""Where a sub-agent's lines stand; the first that has a message is believed."""
-
-SPAWN_TOOLS = ("Task", "Agent")
-MISS_REASONS = frozenset(
-    (
-        "model_changed",
-        "system_changed",
-        "tools_changed",
-        "messages_changed",
-        "previous_message_not_found",
-        "unavailable",
-    )
-)
-
+_REASONS = "model_changed system_changed tools_changed messages_changed previous_message_not_found unavailable"
+MISS_REASONS = frozenset(_REASONS.split())
+"""What the provider's diagnostics say of a cache miss."""
 
 TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""
-
-
-class Asked(NamedTuple):
-    """A tool use in an answer."""
-
-    id: str
-    name: str
-    at_ns: int
-    agent_type: str | None
-    prompt_hash: int | None
-
-
-class Input(NamedTuple):
-    """A block that the client put into the conversation: what a user wrote, a tool's result, news of an agent.
-
-    ``agent`` is the agent it tells of: its end, unless it was only ``launched`` or sent on (``resumed``).
-    """
-
-    kind: str
-    hash: int
-    weight: float
-    at_ns: int
-    human: bool = False
-    tool_use: str | None = None
-    is_error: bool | None = None
-    agent: str | None = None
-    launched: bool = False
-    resumed: bool = False
-
-
-@dataclass(slots=True)
-class Step:
-    """One API message and what went into the conversation before it."""
-
-    id: str
-    model: str
-    version: str
-    start_ns: int
-    first_ns: int
-    end_ns: int
-    inputs: list[Input]
-    reset: str | None = None
-    cleared: tuple[str, ...] = ()
-    retries: int = 0
-    usage: Usage | None = None
-    output: int | None = None
-    stop_reason: str | None = None
-    miss_reason: str | None = None
-    answer: list[int] = field(default_factory=list)
-    weight: float = 0.0
-    tools: list[Asked] = field(default_factory=list)
-
-    def __reduce__(self) -> tuple[type[Step], tuple[Any, ...]]:
-        return Step, _STEP_FIELDS(self)  # a third of the bytes and time that pickle takes for named fields
-
-
-_STEP_FIELDS = attrgetter(*Step.__slots__)
-
-
-@dataclass(slots=True)
-class Stream:
-    """One agent's steps as one file tells them.
-
-    ``ended`` is True where the client said that the turn was over, False where it gave an error. ``copied`` is set
-    where the file is known to begin with another's history.
-    """
-
-    project: str
-    session: str
-    agent: str | None
-    source: int
-    spawn_tool: str | None = None
-    agent_type: str | None = None
-    entrypoint: str | None = None
-    steps: list[Step] = field(default_factory=list)
-    inputs: list[Input] = field(default_factory=list)
-    reset: str | None = None
-    cleared: tuple[str, ...] = ()
-    retries: int = 0
-    last_ns: int = 0
-    copied: bool = False
-    ended: bool | None = None
 
 
 class FileFold:
@@ -252,7 +157,6 @@ class FileFold:
             model=self._identity.model(string(message["model"])),
             version=str(outer.get("version")),
             start_ns=min(before, at_ns) or at_ns,
-            first_ns=at_ns,
             end_ns=at_ns,
             inputs=stream.inputs,
             reset=stream.reset,

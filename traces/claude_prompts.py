@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from keepwarm.traces.claude_fields import Usage
-from keepwarm.traces.claude_lines import Step
+from keepwarm.traces.claude_steps import Step
 from keepwarm.traces.model import Breakpoint, Segment
 from keepwarm.traces.thread import Block, Growth, Thread
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from keepwarm.traces.claude_files import LeadKey, role_of
 from keepwarm.traces.claude_kin import Kin
-from keepwarm.traces.claude_lines import INLINE, Asked, Step, Stream
 from keepwarm.traces.claude_prompts import SECOND, AgentPrompt, Turn
+from keepwarm.traces.claude_steps import INLINE, Asked, Step, Stream
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import FINAL_STOPS, After, Call, Segment, ToolUse
 
