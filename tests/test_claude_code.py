@@ -47,6 +47,18 @@ def test_a_message_on_several_lines_is_one_call(order: tuple[int, ...], tmp_path
     assert (call.output, call.stop_reason, [use.name for use in call.tools]) == (77, "tool_use", ["Bash"])
 
 
+@pytest.mark.parametrize("whole_first", [True, False])
+def test_the_fullest_account_and_the_latest_line_of_a_message_count(whole_first: bool, tmp_path: Path) -> None:
+    """Lines of one message that differ: the larger account is the message's, its end is the latest line's time."""
+    t = Transcript()
+    t.user(0)
+    accounts = [usage(new=3, read=100, w5=50), usage(new=3)]
+    for at, used in zip((6, 5.5), accounts if whole_first else reversed(accounts), strict=True):
+        t.answer(at, "m1", used=used)
+    [call] = calls_of(tmp_path, {MAIN: t})
+    assert (call.prompt, call.cache_read, call.end_ns) == (153, 100, ns(6))
+
+
 def test_results_between_a_messages_lines_belong_to_the_next_call(tmp_path: Path) -> None:
     """A tool that ran before its message was complete does not split the message; its result is in the next prompt."""
     t = Transcript()
@@ -531,6 +543,15 @@ def test_what_was_waited_for(tmp_path: Path) -> None:
     assert calls[0].after == ()
 
 
+def test_no_person_waits_inside_a_subagent(tmp_path: Path) -> None:
+    """Text in the user's name within a sub-agent is the client's: the wait for it is not a person's."""
+    _, sub = with_subagent()
+    sub.user(20, "go on")
+    sub.answer(25, "a3", used=usage(read=797, w5=300))
+    calls = calls_of(tmp_path, {"p/s1/subagents/agent-abc1234.jsonl": sub})
+    assert [call.gap_kind for call in calls] == [None, "tool", "unknown"]
+
+
 def test_a_retry_within_a_tool_loop_still_waited_for_the_tool(tmp_path: Path) -> None:
     """Refused attempts after a tool's result count as retries; the wait and its kind are the tool's."""
     t = Transcript()
@@ -635,6 +656,9 @@ def ending(t: Transcript, how: str) -> None:
     elif how == "a question without an answer":
         t.answer(25, "m3", used=usage(read=1997, w5=100), stop="end_turn")
         t.user(30)
+    elif how == "an error that the next attempt made good":
+        t.answer(12, "e1", used=usage(), model="<synthetic>", isApiErrorMessage=True)
+        t.answer(25, "m3", used=usage(read=1997, w5=100), stop="end_turn")
     elif how == "an error that a later call made good":
         t.answer(12, "e1", used=usage(), model="<synthetic>", isApiErrorMessage=True)
         t.user(20)
@@ -647,6 +671,7 @@ def ending(t: Transcript, how: str) -> None:
         ("stopped", True),
         ("stopped, then a turn's length", True),
         ("an error that a later call made good", True),
+        ("an error that the next attempt made good", True),
         ("an API error", False),
         ("a tool use without a result", False),
         ("no stop reason", None),

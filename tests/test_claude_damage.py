@@ -17,7 +17,6 @@ from transcripts import SALT, Transcript, calls_of, stamp, take, task, text, too
 
 from keepwarm.harness.cli import cli, main
 from keepwarm.traces.claude_code import import_claude_code
-from keepwarm.traces.errors import InputError
 from keepwarm.traces.store import read_calls
 
 MAIN, SUB = "p/s1.jsonl", "p/s1/subagents/agent-abc1234.jsonl"
@@ -408,11 +407,3 @@ def test_a_trace_beside_its_transcripts_is_not_read_as_one(tmp_path: Path) -> No
         import_claude_code(tmp_path, str(tmp_path / "p" / "t.parquet"), version="0", salt=SALT).files for _ in range(2)
     ]
     assert counts == [2, 2]
-
-
-def test_a_transcript_that_cannot_be_read(tmp_path: Path) -> None:
-    """A dangling link among the transcripts is told in one line, as bad input."""
-    whole()[MAIN].write(tmp_path / MAIN)
-    (tmp_path / "p" / "s2.jsonl").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match=r"s2\.jsonl"):
-        import_claude_code(tmp_path, str(tmp_path / "t"), version="0", salt=SALT)

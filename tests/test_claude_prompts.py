@@ -89,6 +89,7 @@ def test_a_compaction_keeps_the_lead(tmp_path: Path) -> None:
     """After a compaction a prompt is lead, summary, and what else is new; the turn goes on counting."""
     t = first(Transcript(), read=15_000, prompt=20_000)
     then(t, 10, 100_000)
+    t.user(18, "what was asked before is in the summary")
     t.compact(20)
     t.answer(25, "m3", used=usage(new=3, read=15_000, w5=9_997))
     then(t, 30, 25_100)
@@ -273,10 +274,11 @@ def test_a_blind_import_does_not_look_at_what_was_read(tmp_path: Path) -> None:
     assert prompts[0] == prompts[1]
 
 
-def test_an_informed_break_is_not_the_old_text(tmp_path: Path) -> None:
-    """What follows a recorded break has identities that the prompt before did not have there."""
+@pytest.mark.parametrize("read", [0, 5_000])
+def test_an_informed_break_is_not_the_old_text(read: int, tmp_path: Path) -> None:
+    """What follows a recorded break has an identity that the prompt before did not have there."""
     t = first(Transcript(), prompt=20_000)
-    then(t, 10, 21_000, read=5_000)
+    then(t, 10, 21_000, read=read)
     m1, m2 = calls_of(tmp_path, {MAIN: t}, informed=True)
     assert m2.append[0].hash not in {segment.hash for segment in m1.append}
 
