@@ -140,6 +140,15 @@ def test_sessions_come_whole(tmp_path: Path) -> None:
     assert list(store.read_sessions(str(tmp_path / "t.parquet"))) == [calls[:2], calls[2:]]
 
 
+def test_sessions_of_a_directory_come_in_order_of_their_start(tmp_path: Path) -> None:
+    """Two files whose sessions start by turns are read as one row of sessions; each stays whole."""
+    starts = {"a.parquet": (0, 30, 40), "b.parquet": (10, 20, 50)}
+    for name, given in starts.items():
+        write(tmp_path / name, [plain(start, session=f"s{start:02}", session_start_ns=start) for start in given])
+    read = [[call.session for call in calls] for calls in store.read_sessions(str(tmp_path))]
+    assert read == [["s00"], ["s10"], ["s20"], ["s30"], ["s40"], ["s50"]]
+
+
 def test_digest_names_the_content(tmp_path: Path) -> None:
     """Equal calls give equal digests whenever they are written; a change of any column gives another."""
     calls = [plain(0), plain(1)]

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from heapq import merge
 from itertools import groupby, islice
 from operator import attrgetter
 from types import TracebackType
@@ -287,21 +288,30 @@ def _cast(path: str, column: Any, field: pa.Field, first_row: int) -> Any:
 
 
 def read_calls(path: str) -> Iterator[Call]:
-    """The calls of a trace in its order, a row group's worth in memory at a time."""
+    """The calls of a trace, file by file in each file's order, a row group's worth in memory at a time."""
     for name in trace_files(path):
-        with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
-            rows = 0
-            for batch in file.iter_batches(ROWS_PER_GROUP):
-                table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE, rows)
-                rows += batch.num_rows
-                for part in table.to_batches():
-                    yield from batch_to_calls(part)
-            _check_rows(name, meta, rows)
+        yield from _file_calls(name)
+
+
+def _file_calls(name: str) -> Iterator[Call]:
+    with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
+        rows = 0
+        for batch in file.iter_batches(ROWS_PER_GROUP):
+            table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE, rows)
+            rows += batch.num_rows
+            for part in table.to_batches():
+                yield from batch_to_calls(part)
+        _check_rows(name, meta, rows)
 
 
 def read_sessions(path: str) -> Iterator[list[Call]]:
-    """The sessions of a trace, each the list of its calls, in the order of their start within each file."""
-    for _, calls in groupby(read_calls(path), key=attrgetter("session")):
+    """The sessions of a trace, each the list of its calls, in the order of their start over all its files."""
+    files = [_file_sessions(name) for name in trace_files(path)]
+    return merge(*files, key=lambda calls: (calls[0].session_start_ns or 0, calls[0].session))
+
+
+def _file_sessions(name: str) -> Iterator[list[Call]]:
+    for _, calls in groupby(_file_calls(name), key=attrgetter("session")):
         yield list(calls)
 
 
