@@ -115,6 +115,24 @@ def test_copies_in_a_resumed_file_are_counted_once_and_the_session_goes_on(tmp_p
     assert calls[2].after == (After(calls[1].call, "end", ns(91), "human"),)
 
 
+def test_a_session_resumed_twice_has_a_fork_at_the_same_place(tmp_path: Path) -> None:
+    """Two files copy the same finished history and go on: one is the old agent, the other grows from it likewise."""
+    old, one, other = (two_calls(Transcript(name)) for name in ("s1", "s2", "s3"))
+    one.user(100)
+    one.answer(105, "m3", used=usage(read=1997, w5=500))
+    other.user(200)
+    other.answer(205, "m4", used=usage(read=1997, w5=700))
+    one.user(300)
+    one.answer(305, "m5", used=usage(read=2497, w5=900))
+    files = {"p/s1.jsonl": old, "p/s2.jsonl": one, "p/s3.jsonl": other}
+    done, calls = take(tmp_path, files)
+    _, m2, m3, m4, m5 = calls
+    assert (done.sessions, done.duplicates) == (1, 4)
+    assert (m3.prompt_parent, m3.keep) == (m4.prompt_parent, m4.keep) == (m2.call, 2000)
+    assert (m5.prompt_parent, m5.keep) == (m3.call, 2500)
+    assert m3.agent == m5.agent != m4.agent
+
+
 def test_history_repeated_within_a_file_is_counted_once(tmp_path: Path) -> None:
     """Six messages, all of them again, and a seventh: seven calls, each of which grows from the one before."""
     t = Transcript()

@@ -407,3 +407,21 @@ def test_a_trace_beside_its_transcripts_is_not_read_as_one(tmp_path: Path) -> No
         import_claude_code(tmp_path, str(tmp_path / "p" / "t.parquet"), version="0", salt=SALT).files for _ in range(2)
     ]
     assert counts == [2, 2]
+
+
+@pytest.mark.parametrize("link", ["s2.jsonl", "agent-1234567.jsonl"])
+@pytest.mark.parametrize("given", [".", MAIN])
+def test_a_transcript_that_cannot_be_read(
+    link: str, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dangling link among the transcripts is told in one line as bad input, or is none of the file's asked for."""
+    whole()[MAIN].write(tmp_path / MAIN)
+    (tmp_path / "p" / link).symlink_to(tmp_path / "gone")
+    with pytest.raises(SystemExit) as end:
+        main(["import", "claude-code", str(tmp_path / given), "-o", str(tmp_path / "t")])
+    told = capsys.readouterr().err.strip().splitlines()
+    if given == MAIN and end.value.code == 0:
+        assert told == []
+    else:
+        assert (end.value.code, len(told)) == (2, 1)
+        assert link in told[0]

@@ -130,6 +130,22 @@ def test_a_microcompaction_keeps_what_stands_before_the_first_cleared_result(tmp
     assert m4.append[1] == m3.append[1]
 
 
+def test_a_cleared_result_is_known_by_its_use_not_by_its_text(tmp_path: Path) -> None:
+    """Two results of the same text of which the later one is cleared: all before the later one is kept."""
+    t = first(Transcript())
+    t.lines.pop()
+    t.answer(5, "m1", tool("t1", "Read"), used=usage(w5=997, out=50), stop="tool_use")
+    t.result(6, "t1")
+    t.answer(9, "m2", tool("t2", "Read"), used=usage(read=997, w5=445, out=50), stop="tool_use")
+    t.result(10, "t2")
+    t.answer(15, "m3", used=usage(read=1442, w5=445, out=50), stop="end_turn")
+    t.system(19, "microcompact_boundary", microcompactMetadata={"compactedToolIds": ["t2"]})
+    then(t, 20, 1890 - 395 + 50 + 33)
+    *_, m3, m4 = calls_of(tmp_path, {MAIN: t})
+    assert kept(m4) == (m3.call, 1495, "microcompaction")
+    assert pieces(m4) == [("answer", 50), ("user", 33)]
+
+
 def test_a_microcompaction_of_unknown_results_keeps_the_lead(tmp_path: Path) -> None:
     """Cleared results that are in no line: nothing past the lead is known to be kept."""
     t = first(Transcript())

@@ -10,9 +10,10 @@ import gc
 import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import orjson
 
@@ -22,6 +23,8 @@ from keepwarm.traces.claude_steps import Stream
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 
+HEAD_BYTES = 1 << 16
+"""Within this the lines of a file name their session."""
 PARALLEL_BYTES = 64 << 20
 """Below this, starting processes costs more than they save."""
 
@@ -87,8 +90,8 @@ def _flat_agents(path: Path) -> list[Path]:
     named = f'"sessionId":"{path.stem}"'.encode()
     found = []
     for file in sorted(path.parent.glob("agent-*.jsonl")):
-        with file.open("rb") as lines:
-            if file != path and named in lines.readline().replace(b'": "', b'":"'):
+        with _opened(file) as lines:
+            if file != path and named in lines.read(HEAD_BYTES).replace(b'": "', b'":"'):
                 found.append(file)
     return found
 
@@ -102,6 +105,15 @@ def _source(path: Path) -> Source:
     return Source(path, path.parent.name, None if agent else path.stem, agent)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def role_of(agent: str | None) -> str:
     """An agent's role, as far as its name tells."""
     if agent is None:
@@ -112,11 +124,8 @@ def role_of(agent: str | None) -> str:
 def fold_file(source: Source, salt: bytes) -> FoldedFile:
     """Read and fold one file."""
     fold = FileFold(Identity(salt), source.project, source.session, source.agent)
-    try:
-        with source.path.open("rb") as file:
-            fold.take(file)
-    except OSError as error:
-        raise InputError(f"{source.path}: cannot be read: {error.strerror}") from error
+    with _opened(source.path) as file:
+        fold.take(file)
     if source.agent is not None:
         _add_meta(source, fold)
     by_session: dict[str, list[Stream]] = {}
@@ -154,10 +163,17 @@ def _heard(stream: Stream) -> Heard:
     return Heard(stream.agent, stream.source, stream.last_ns, stream.copied, messages, lead, read)
 
 
+def _size(source: Source) -> int:
+    try:
+        return source.path.stat().st_size
+    except OSError:
+        return 0  # reading it will say what is wrong
+
+
 def fold_files(files: Sequence[Source], salt: bytes, processes: int) -> Iterator[FoldedFile]:
     """Fold files in their order, in so many processes where there is much to read."""
     workers = min(processes, len(files))
-    if workers < 2 or sum(source.path.stat().st_size for source in files) < PARALLEL_BYTES:
+    if workers < 2 or sum(map(_size, files)) < PARALLEL_BYTES:
         yield from (fold_file(source, salt) for source in files)
         return
     chunk = max(1, len(files) // (workers * 16))

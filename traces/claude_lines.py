@@ -28,6 +28,7 @@ _REASONS = "model_changed system_changed tools_changed messages_changed previous
 MISS_REASONS = frozenset(_REASONS.split())
 """What the provider's diagnostics say of a cache miss."""
 
+STOP_REASON = re.compile(r"[a-z_]{1,24}")
 TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""
 
@@ -176,7 +177,8 @@ class FileFold:
             step.usage = account if step.usage is None or account.prompt > step.usage.prompt else step.usage
             self._usage_seen = told
         if message.get("stop_reason"):
-            step.stop_reason = string(message["stop_reason"])
+            told_stop = string(message["stop_reason"])
+            step.stop_reason = told_stop if STOP_REASON.fullmatch(told_stop) else "other"
             if told and told.get("output_tokens") is not None:
                 step.output = tokens(told["output_tokens"])
         reason = ((message.get("diagnostics") or {}).get("cache_miss_reason") or {}).get("type")

@@ -112,7 +112,7 @@ class SessionBuilder:
         fork = self._kin.forks.get(name)
         if fork is not None and fork.step in self._by_id:
             origin, at = self._by_id[fork.step]
-            if not fork.went_on and stream.agent is None:
+            if not fork.went_on and stream.agent is None and at == len(origin.turns) - 1:
                 self._agents[name] = origin
                 return origin
             role = "side" if stream.source == INLINE else role_of(stream.agent)
@@ -337,4 +337,4 @@ def _completed(streams: Sequence[Stream]) -> bool | None:
         return None if all(asked.id in answered for asked in step.tools) else False
     if any(given.human for given in stream.inputs):
         return None
-    return stream.ended if step.stop_reason is None else step.stop_reason in FINAL_STOPS
+    return stream.ended if step.stop_reason is None else step.stop_reason in FINAL_STOPS or None

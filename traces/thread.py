@@ -31,6 +31,13 @@ class Block(NamedTuple):
     tool_use: str | None = None
 
 
+class _Held(NamedTuple):
+    """A segment of the latest prompt, and the tool use whose result it is."""
+
+    segment: Segment
+    tool_use: str | None = None
+
+
 class Growth(NamedTuple):
     """How a prompt came about: its first ``keep`` tokens from its parent's, the rest appended."""
 
@@ -66,16 +73,16 @@ def _scaled(tokens: int, weights: Sequence[int], total: int) -> list[int]:
 class Thread:
     """An agent's latest prompt. ``fresh`` makes an identity that no other content has.
 
-    ``hidden`` and ``scaled`` count tokens that no visible block explains, and that visible blocks had too many.
+    ``given`` is how many tokens each tool's result got in the latest step; ``hidden`` and ``scaled`` count tokens that
+    no visible block explains, and that visible blocks had too many.
     """
 
     def __init__(self, fresh: Callable[[], int]) -> None:
         self._fresh = fresh
-        self.segments: list[Segment] = []
+        self._held: list[_Held] = []
         self.tokens = 0
         self.lead = 0
         self.given: dict[str, int] = {}
-        self._results: dict[str, int] = {}
         self.hidden = 0
         self.scaled = 0
 
@@ -87,13 +94,13 @@ class Thread:
             shared, room = [], prompt
         sizes = spread(room, blocks)
         self.lead = prompt - sum(sizes)
-        append = [*shared, own._replace(tokens=room - sum(sizes)), *self._named(blocks, sizes)]
-        return self._grown(0, append)
+        lead = [_Held(segment) for segment in (*shared, own._replace(tokens=room - sum(sizes)))]
+        return self._grown(0, lead + self._named(blocks, sizes))
 
     def follow(self, growths: Sequence[Growth], lead: int) -> None:
         """Stand where another agent's growths left its prompt, to go on from there on one's own."""
         for growth in growths:
-            self._grown(growth.keep, list(growth.append))
+            self._grown(growth.keep, [_Held(segment) for segment in growth.append])
         self.lead = min(lead, self.tokens)
 
     def extend(self, prompt: int, blocks: Sequence[Block]) -> Growth:
@@ -116,80 +123,81 @@ class Thread:
         if leads:
             room = min(self.lead, prompt)
             shared = leads[0]._replace(tokens=min(leads[0].tokens, room))
-            rest = [shared, leads[1]._replace(tokens=room - shared.tokens), *rest]
+            rest = [_Held(shared), _Held(leads[1]._replace(tokens=room - shared.tokens)), *rest]
         elif rest:
-            rest[0] = rest[0]._replace(hash=self._fresh())
-        old = _trim(rest, prompt - keep)
-        return self._grown(keep, old + self._spread(prompt - keep - sum(s.tokens for s in old), blocks))
+            rest[0] = _Held(rest[0].segment._replace(hash=self._fresh()), rest[0].tool_use)
+        return self._refilled(keep, prompt, rest, blocks)
 
     def clear(self, tool_uses: Sequence[str], prompt: int, blocks: Sequence[Block]) -> Growth:
         """A microcompaction: the named tools' results went from the middle of the conversation."""
-        gone = {hash_ for use in tool_uses if (hash_ := self._results.get(use)) is not None}
         keep = 0
-        for segment in self.segments:
-            if segment.hash in gone:
+        for held in self._held:
+            if held.tool_use in tool_uses:
                 break
-            keep += segment.tokens
+            keep += held.segment.tokens
         else:
             return self.reset(prompt, blocks)
-        left = [segment for segment in self._after(keep) if segment.hash not in gone]
-        keep = min(keep, prompt)
-        old = _trim(left, prompt - keep)
-        return self._grown(keep, old + self._spread(prompt - keep - sum(s.tokens for s in old), blocks))
+        left = [held for held in self._after(keep) if held.tool_use not in tool_uses]
+        return self._refilled(min(keep, prompt), prompt, left, blocks)
 
-    def _after(self, keep: int) -> list[Segment]:
-        """The segments past the first ``keep`` tokens, the first of them perhaps a remainder."""
+    def _refilled(self, keep: int, prompt: int, rest: Sequence[_Held], blocks: Sequence[Block]) -> Growth:
+        """Keep so much, then what there is room for of the rest, then the new blocks."""
+        old = _trim(rest, prompt - keep)
+        return self._grown(keep, old + self._spread(prompt - keep - sum(h.segment.tokens for h in old), blocks))
+
+    def _after(self, keep: int) -> list[_Held]:
+        """What is held past the first ``keep`` tokens, the first of it perhaps a remainder."""
         at, rest = 0, []
-        for segment in self.segments:
+        for held in self._held:
+            end = at + held.segment.tokens
             if at >= keep:
-                rest.append(segment)
-            elif at + segment.tokens > keep:
-                rest.append(segment._replace(tokens=at + segment.tokens - keep, hash=self._fresh()))
-            at += segment.tokens
+                rest.append(held)
+            elif end > keep:
+                rest.append(_Held(held.segment._replace(tokens=end - keep, hash=self._fresh()), held.tool_use))
+            at = end
         return rest
 
-    def _spread(self, tokens: int, blocks: Sequence[Block]) -> list[Segment]:
+    def _spread(self, tokens: int, blocks: Sequence[Block]) -> list[_Held]:
         sizes = spread(tokens, blocks)
         named = self._named(blocks, sizes)
         surplus = tokens - sum(sizes)
         self.scaled += max(0, round(sum(block.weight for block in blocks)) - tokens)
         if surplus > 0:
             self.hidden += surplus
-            answers = sum(segment.kind == "answer" for segment in named)
-            named.insert(answers, Segment(self._fresh(), surplus, "hidden"))
+            answers = sum(held.segment.kind == "answer" for held in named)
+            named.insert(answers, _Held(Segment(self._fresh(), surplus, "hidden")))
         return named
 
-    def _named(self, blocks: Sequence[Block], sizes: Sequence[int]) -> list[Segment]:
+    def _named(self, blocks: Sequence[Block], sizes: Sequence[int]) -> list[_Held]:
         self.given = {}
         named = []
         for block, size in zip(blocks, sizes, strict=True):
             if block.tool_use is not None:
                 self.given[block.tool_use] = size
-                self._results[block.tool_use] = block.hash
             if size:
-                named.append(Segment(block.hash, size, block.kind, block.answer_of))
+                named.append(_Held(Segment(block.hash, size, block.kind, block.answer_of), block.tool_use))
         return named
 
-    def _grown(self, keep: int, append: list[Segment]) -> Growth:
-        append = [segment for segment in append if segment.tokens]
-        while self.segments and self.tokens > keep:
-            last = self.segments.pop()
-            self.tokens -= last.tokens
+    def _grown(self, keep: int, append: Sequence[_Held]) -> Growth:
+        added = [held for held in append if held.segment.tokens]
+        while self._held and self.tokens > keep:
+            segment, tool_use = self._held.pop()
+            self.tokens -= segment.tokens
             if self.tokens < keep:
-                self.segments.append(last._replace(tokens=keep - self.tokens))
+                self._held.append(_Held(segment._replace(tokens=keep - self.tokens), tool_use))
                 self.tokens = keep
-        self.segments.extend(append)
-        self.tokens += sum(segment.tokens for segment in append)
+        self._held.extend(added)
+        self.tokens += sum(held.segment.tokens for held in added)
         self.lead = min(self.lead, self.tokens)
-        return Growth(keep, tuple(append))
+        return Growth(keep, tuple(held.segment for held in added))
 
 
-def _trim(segments: Sequence[Segment], tokens: int) -> list[Segment]:
-    """The first ``tokens`` tokens of some segments."""
+def _trim(held: Sequence[_Held], tokens: int) -> list[_Held]:
+    """The first ``tokens`` tokens of what is held."""
     kept = []
-    for segment in segments:
+    for segment, tool_use in held:
         if tokens <= 0:
             break
-        kept.append(segment._replace(tokens=min(segment.tokens, tokens)))
+        kept.append(_Held(segment._replace(tokens=min(segment.tokens, tokens)), tool_use))
         tokens -= segment.tokens
     return kept
