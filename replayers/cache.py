@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from keepwarm.replayers.endpoint import Piece
 
-NEVER = 1 << 62
-"""A time that does not come, ns."""
+NEVER = 1 << 60
+"""A time that does not come, ns: 36 years."""
 
 
 class Write(NamedTuple):
@@ -25,7 +25,7 @@ class Write(NamedTuple):
 
 
 class _Node:
-    __slots__ = ("children", "expires", "key", "length", "parent", "refs", "start", "ttl_ns")
+    __slots__ = ("children", "expires", "key", "length", "parent", "refs", "start", "ttl_ns", "writer")
 
     def __init__(self, parent: _Node | None, key: tuple[int, int], start: int, length: int, ttl_ns: int) -> None:
         self.parent = parent if parent is not None else self
@@ -33,8 +33,9 @@ class _Node:
         self.start = start
         self.length = length
         self.ttl_ns = ttl_ns
-        self.expires: int | None = None
+        self.expires = NEVER
         self.refs = 0
+        self.writer: Lease | None = None
         self.children: dict[tuple[int, int], _Node] = {}
 
 
@@ -91,30 +92,32 @@ class PrefixCache:
 
     def release(self, lease: Lease, now_ns: int) -> None:
         """End a call's hold: now is the last use of all that it held, its tail to be evicted first. Each token lives on
-        for the TTL that it was written with.
+        for the TTL that it was written with; without refresh, from the end of the call that wrote it.
         """
         node = lease.node
         while node is not self._root:
             node.refs -= 1
-            if self.refresh or node.expires is None:
-                node.expires = now_ns + node.ttl_ns
+            if self.refresh or node.writer is lease:
+                node.expires, node.writer = now_ns + node.ttl_ns, None
             if not node.refs:
                 self._idle[node] = None
             node = node.parent
         lease.node = self._root
 
     def _walk(self, lease: Lease, prompt: Sequence[Piece], now_ns: int) -> None:
-        """Take a lease as far down its prompt as what is cached and alive reaches, and hold it."""
+        """Take a lease as far down its prompt as what is cached and alive reaches, and hold it. Only blocks expire: the
+        tokens of a block that ends in another node live as long as that one.
+        """
         node, index, offset, tokens = lease.node, lease.index, lease.offset, lease.tokens
         while index < len(prompt):
             part = prompt[index]
             child = node.children.get((part.ident, offset))
             if child is None:
                 break
-            if not child.refs and child.expires is not None and child.expires <= now_ns:
+            left = part.tokens - offset
+            if child.expires <= now_ns and not child.refs and self._owned(tokens, min(child.length, left)):
                 self._drop(child)
                 break
-            left = part.tokens - offset
             if child.length > left:
                 child = self._split(child, left)
             if not child.refs:
@@ -130,7 +133,7 @@ class PrefixCache:
     def _split(self, node: _Node, length: int) -> _Node:
         """Cut a node in two and return the upper half; whoever holds the node object holds its lower half."""
         upper = _Node(node.parent, node.key, node.start, length, node.ttl_ns)
-        upper.expires, upper.refs = node.expires, node.refs
+        upper.expires, upper.refs, upper.writer = node.expires, node.refs, node.writer
         node.parent.children[node.key] = upper
         node.key = (node.key[0], node.key[1] + length)
         node.start += length
@@ -145,7 +148,7 @@ class PrefixCache:
         """Add a node for the next tokens of a piece under a lease, and hold it."""
         key = (part.ident, lease.offset)
         node = _Node(lease.node, key, lease.tokens, tokens, ttl_ns)
-        node.refs = 1
+        node.refs, node.writer = 1, lease
         lease.node.children[key] = lease.node = node
         self.blocks += self._owned(lease.tokens, tokens)
         lease.tokens += tokens
