@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,8 @@ from keepwarm.harness.progress import progress
 from keepwarm.harness.simulated import about_cache, make_worker, worker_options
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.cache import PrefixCache
+from keepwarm.replayers.clock import RunClock
+from keepwarm.replayers.endpoint import Endpoint
 from keepwarm.replayers.plan import Schedule
 from keepwarm.replayers.run import Bound
 from keepwarm.replayers.simulate import Simulated
@@ -34,6 +36,7 @@ DEMO_SPEED = 60.0
 
 OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 GAP_CAP = click.option("--gap-cap", type=Duration(), metavar="TIME", help="Cut every gap to at most this.")
+FORCE = click.option("--force", is_flag=True, help="Replace a run that is there.")
 
 
 class _Planned:
@@ -57,22 +60,25 @@ class _Planned:
     def schedule(self) -> Schedule:
         return Schedule(read_sessions(self.trace), **self._options)
 
-    def about(self, mode: str, started: str, **more: Any) -> dict[str, Any]:
+    def about(self, mode: str, started: str, *, ended: str | None, **more: Any) -> dict[str, Any]:
         trace = runs.about_trace(self.trace, self.meta, self.calls, self.sessions)
         counts = {"planned_calls": self.calls, "planned_sessions": self.sessions}
         about = {"format": 1, "mode": mode, "trace": trace, "options": self.options, **counts, **more}
-        return about | {"started": started, "ended": runs.now(), **runs.about_machine()}
+        return about | {"started": started, "ended": ended, **runs.about_machine()}
 
 
 @click.command()
 @click.argument("trace")
 @OUTPUT
+@FORCE
 @worker_options
 @GAP_CAP
 @click.option(
     "--sessions", type=click.IntRange(min=1), metavar="N", help="Run N at a time, not when they were recorded."
 )
-def simulate(trace: str, output: Path | None, gap_cap: float | None, sessions: int | None, **options: Any) -> None:
+def simulate(
+    trace: str, output: Path | None, force: bool, gap_cap: float | None, sessions: int | None, **options: Any
+) -> None:
     """Replay a trace in virtual time against a simulated worker; no sockets, nothing is waited for.
 
     Without -o the report is printed and the run forgotten.
@@ -82,13 +88,14 @@ def simulate(trace: str, output: Path | None, gap_cap: float | None, sessions: i
         raise InputError(
             f"{trace}: no call has breakpoints, so it has no TTLs as recorded: give --cache-ttl a duration"
         )
-    with _run_directory(output, "simulate", force=False) as path:
-        _simulate(planned, path, **options)
+    worker = make_worker(**options)
+    with _run_directory(output, "simulate", force=force) as path:
+        _simulate(planned, path, worker, **options)
         _finish(path, output)
 
 
-def _simulate(planned: _Planned, path: Path, **options: Any) -> None:
-    worker, started = make_worker(**options), runs.now()
+def _simulate(planned: _Planned, path: Path, worker: Worker, **options: Any) -> None:
+    started = runs.now()
     endless = Worker(
         PrefixCache(block=worker.cache.block), managed=worker.managed, outputs_readable=worker.outputs_readable
     )
@@ -107,7 +114,7 @@ def _simulate(planned: _Planned, path: Path, **options: Any) -> None:
         "seed": None,
     }
     service = {name: options[name] for name in ("base_s", "prefill_tps", "decode_tps")}
-    runs.write_about(path, planned.about("simulate", started, **about) | {"service": service})
+    runs.write_about(path, planned.about("simulate", started, ended=runs.now(), **about) | {"service": service})
 
 
 def _bounded(
@@ -134,10 +141,11 @@ def _run_directory(output: Path | None, mode: str, *, force: bool) -> Iterator[P
         yield path
 
 
-def _finish(path: Path, output: Path | None) -> None:
+def _finish(path: Path, output: Path | None, *, whole: bool = True) -> None:
     """Say where the run is, or report it while it lasts."""
     if output is not None:
-        click.echo(f"{output}: run is whole; see it with: keepwarm report {output}")
+        state = "run is whole" if whole else "run was interrupted, its results so far are kept"
+        click.echo(f"{output}: {state}; see it with: keepwarm report {output}")
         return
     from keepwarm.harness.report_commands import report
 
@@ -174,7 +182,7 @@ def serve(host: str, port: int, model: str, speed: float, **options: Any) -> Non
 @click.option("--timeout", type=Duration(), default=600.0, show_default=True, help="For one whole call.")
 @click.option("--no-stream", is_flag=True, help="Ask for whole answers: no first-token times then.")
 @click.option("--warm", is_flag=True, help="Send prompts without a run salt: what an earlier run left may be read.")
-@click.option("--force", is_flag=True, help="Replace a run that is there.")
+@FORCE
 def replay(trace: str, url: str, output: Path | None, force: bool, **options: Any) -> None:
     """Replay a trace against an HTTP endpoint.
 
@@ -182,68 +190,84 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **options: An
     """
     speed, gap_cap, sessions = options.pop("speed"), options.pop("gap_cap"), options.pop("sessions")
     planned = _Planned(trace, speed=speed, gap_cap=gap_cap, at_once=sessions)
+    server = _preflight(url, options["dialect"], options["key_env"], options.pop("model"))
     with _run_directory(output, "replay", force=force) as path:
-        whole = replay_to(path, planned, url, **options)
-        _finish(path, output)
+        whole = replay_to(path, planned, url, server, **options)
+        _finish(path, output, whole=whole)
     if not whole:
         raise SystemExit(130)
+
+
+def _preflight(
+    url: str, dialect: str = "messages", key_env: str | None = None, model: str | None = None
+) -> dict[str, Any]:
+    """What listens at a URL, and as ``model`` the one to ask for."""
+    from keepwarm.replayers.http import preflight
+
+    server = preflight(url, dialect=dialect, key_env=key_env)
+    if model is None and server["model"] is None:
+        raise InputError(f"endpoint {url}: does not say which one model it serves: give --model")
+    return server | {"model": model or server["model"]}
 
 
 def replay_to(
     path: Path,
     planned: _Planned,
     url: str,
+    server: dict[str, Any],
     *,
     dialect: str = "messages",
-    model: str | None = None,
     key_env: str | None = None,
     max_rate: int | None = None,
     timeout: float = 600.0,
     no_stream: bool = False,
     warm: bool = False,
 ) -> bool:
-    """Replay into a run's directory; False if it was interrupted, its results so far kept."""
-    from keepwarm.replayers.clock import RunClock
-    from keepwarm.replayers.http import HttpEndpoint, preflight
-    from keepwarm.replayers.replay import Replay, run_replay
+    """Replay into a run's directory; False if it was interrupted, its results so far kept.
 
-    server = preflight(url, dialect=dialect, key_env=key_env)
-    model = model or server["model"]
-    if model is None:
-        raise InputError(f"endpoint {url}: does not say which one model it serves: give --model")
-    started, salt = runs.now(), "" if warm else secrets.token_hex(4)
+    What can be said beforehand is written first: a run that is killed can be reported from its journal.
+    """
+    from keepwarm.replayers.http import HttpEndpoint
+
+    salt, started = "" if warm else secrets.token_hex(4), runs.now()
+    runs.write_bounds(path, _endless(planned))
+    about = _about_endpoint(planned, url, dialect, server, salt)
+    about["options"] = planned.options | {"max_rate": max_rate, "timeout_s": timeout, "stream": not no_stream}
+    runs.write_about(path, planned.about("replay", started, ended=None, interrupted=True, **about))
     clock = RunClock()
     endpoint = HttpEndpoint(
         url,
         dialect=dialect,
-        model=model,
+        model=server["model"],
         clock=clock,
         key_env=key_env,
         stream=not no_stream,
         timeout_s=timeout,
         salt=salt,
     )
-    journal = Journal(path)
-    with progress("replaying", planned.calls) as told:
+    whole = _replay(path, planned, endpoint, clock, server["model"], max_rate)
+    runs.write_about(path, planned.about("replay", started, ended=runs.now(), interrupted=not whole, **about))
+    return whole
+
+
+def _replay(
+    path: Path, planned: _Planned, endpoint: Endpoint, clock: RunClock, name: str, max_rate: int | None
+) -> bool:
+    """Send all calls, their outcomes into the run as they come; False if it was interrupted."""
+    from keepwarm.replayers.replay import Replay, run_replay
+
+    with closing(Journal(path)) as journal, progress("replaying", planned.calls) as told:
 
         def emit(outcome: Outcome) -> None:
             journal.add(outcome)
             told(journal.rows, None)
 
-        replayed = Replay(planned.schedule(), endpoint, emit, clock=clock, name=model, max_rate=max_rate)
+        replay = Replay(planned.schedule(), endpoint, emit, clock=clock, name=name, max_rate=max_rate)
         clock.start()
-        whole = asyncio.run(run_replay(replayed, endpoint))
-    journal.close()
-    runs.write_bounds(path, _endless(planned))
-    runs.write_about(
-        path, planned.about("replay", started, **_about_endpoint(planned, url, dialect, server, salt, whole))
-    )
-    return whole
+        return asyncio.run(run_replay(replay, endpoint))
 
 
-def _about_endpoint(
-    planned: _Planned, url: str, dialect: str, server: dict[str, Any], salt: str, whole: bool
-) -> dict[str, Any]:
+def _about_endpoint(planned: _Planned, url: str, dialect: str, server: dict[str, Any], salt: str) -> dict[str, Any]:
     driven = server["server"] is not None and server["speed"] == planned.speed
     has_ttl = None if server["ttl"] is None else server["ttl"] != "none"
     endpoint = {"name": "http", "url": runs.shown_url(url), "dialect": dialect, "server": server}
@@ -251,18 +275,21 @@ def _about_endpoint(
         "endpoint": endpoint | {"clock_driven": driven, "has_ttl": has_ttl},
         "cache": {"state_at_start": "cold" if salt else "warm", "salt": salt or None},
         "clock": {"kind": "monotonic", "anchor": None},
-        "interrupted": not whole,
         "seed": None,
     }
 
 
 def _endless(planned: _Planned) -> list[Bound]:
     """What each call could have read from an endless cache that keeps prompts: answers sent back are the recorded ones,
-    not those that the endpoint gave.
+    not those that the endpoint gave. InputError where a call cannot be replayed, before any was sent.
     """
-    worker = Worker(PrefixCache(), outputs_readable=False)
-    results = in_virtual_time(planned.schedule(), worker)
-    return [Bound(o.call.call, o.copy, "endless", o.cache_read or 0) for o, _ in results]
+    worker = Worker(PrefixCache(), outputs_readable=False, speed=planned.speed)
+    bounds = []
+    with progress("planning", planned.calls) as told:
+        for outcome, _ in in_virtual_time(planned.schedule(), worker):
+            bounds.append(Bound(outcome.call.call, outcome.copy, "endless", outcome.cache_read or 0))
+            told(len(bounds), None)
+    return bounds
 
 
 @click.command()
@@ -283,7 +310,7 @@ def demo(output: Path | None, speed: float) -> None:
         _run_directory(output, "replay", force=True) as path,
     ):
         planned = _Planned(str(trace), speed=speed, gap_cap=None, at_once=8)
-        if not replay_to(path, planned, url):
+        if not replay_to(path, planned, url, _preflight(url)):
             raise SystemExit(130)
         report.main([str(path)], standalone_mode=False)
 

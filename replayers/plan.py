@@ -6,15 +6,15 @@ Times are ns since the run's anchor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from keepwarm.replayers.endpoint import Request
 from keepwarm.replayers.prompts import SessionPrompts
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.model import After, Call
+from keepwarm.traces.model import TRIGGERS, After, Call
 
 
 class Planned(NamedTuple):
@@ -43,19 +43,26 @@ class _Session:
         self.next: dict[tuple[str, str], list[tuple[str, After]]] = {}
         known: set[str] = set()
         for call in calls:
+            _check(call, known)
             for edge in call.after:
-                if edge.call not in known:
-                    raise InputError(
-                        f"call {call.call}: field after names {edge.call!r}, expected an earlier call of its session"
-                    )
                 self.next.setdefault((edge.call, edge.trigger), []).append((call.call, edge))
-            if call.prompt_parent is not None and call.prompt_parent not in known:
-                raise InputError(
-                    f"call {call.call}: field prompt_parent names {call.prompt_parent!r}, "
-                    "expected an earlier call of its session"
-                )
             known.add(call.call)
             self.waiting[call.call] = _Waiting(call, len(call.after), 0)
+
+
+def _check(call: Call, known: Set[str]) -> None:
+    """A call refers to calls that are known by now, and is not one of them."""
+    if call.call in known:
+        raise InputError(f"call {call.call}: field call: expected a name that no other call of its session has")
+    references = [("after", edge.call) for edge in call.after]
+    if call.prompt_parent is not None:
+        references.append(("prompt_parent", call.prompt_parent))
+    for field, name in references:
+        if name not in known:
+            raise InputError(f"call {call.call}: field {field} names {name!r}, expected an earlier call of its session")
+    for edge in call.after:
+        if edge.trigger not in TRIGGERS:
+            raise InputError(f"call {call.call}: field after has trigger {edge.trigger!r}, expected start or end")
 
 
 class Schedule:
@@ -112,7 +119,7 @@ class Schedule:
         skipped += [due[3] for due in self._due if due[2] is session]
         session.waiting.clear()
         self._due = [due for due in self._due if due[2] is not session]
-        self._due.sort()
+        heapify(self._due)
         self._count_down(call, 1 + len(skipped))
         return skipped
 
@@ -156,7 +163,10 @@ class Schedule:
     def _begin(self, calls: list[Call], start_ns: int) -> None:
         self._peeked = None
         self.sessions_begun += 1
-        session = self._running[calls[0].session] = _Session(calls)
+        name = calls[0].session
+        if name in self._running:
+            raise InputError(f"session {name}: expected its calls once and in one file")
+        session = self._running[name] = _Session(calls)
         for call in calls:
             if not call.after:
                 self._push(session, session.waiting.pop(call.call), start_ns)

@@ -28,16 +28,17 @@ def cut(pieces: Sequence[Piece], tokens: int) -> list[Piece]:
 
 
 class SessionPrompts:
-    """The prompts of one session, resolved in trace order; one that no later call grows from is let go at once."""
+    """The prompts of one session; each is let go once it was asked for and all prompts that grow from it are made."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        self._children = Counter(call.prompt_parent for call in calls if call.prompt_parent)
+        self._uses = Counter(call.call for call in calls)
+        self._uses.update(call.prompt_parent for call in calls if call.prompt_parent is not None)
         self._prompts: dict[str, tuple[Piece, ...]] = {}
         self._waiting = {call.call: call for call in calls}
         self._answers: dict[str, list[Piece]] = {}
         for call in calls:
             for segment in call.append:
-                if segment.answer_of is not None:
+                if segment.answer_of is not None and segment.tokens:
                     self._answers.setdefault(segment.answer_of, []).append(piece(segment))
 
     def request(self, call: Call) -> Request:
@@ -53,21 +54,19 @@ class SessionPrompts:
         for link in reversed(chain):
             if link.call not in self._prompts:
                 self._prompts[link.call] = self._grown(link)
-        pieces = self._prompts[call.call]
-        if not self._children[call.call]:
-            del self._prompts[call.call]
-        return pieces
+        return self._used(call.call)
 
     def _grown(self, call: Call) -> tuple[Piece, ...]:
         appended = [piece(segment) for segment in call.append if segment.tokens]
-        if call.prompt_parent is None:
-            return tuple(appended)
-        kept = cut(self._prompts[call.prompt_parent], call.keep)
-        self._children[call.prompt_parent] -= 1
-        if not self._children[call.prompt_parent]:
-            del self._prompts[call.prompt_parent]
+        kept = [] if call.prompt_parent is None else cut(self._used(call.prompt_parent), call.keep)
         if sum(part.tokens for part in kept) != call.keep:
-            raise InputError(
-                f"call {call.call}: field keep is {call.keep}, expected at most the tokens of its prompt_parent"
+            most = (
+                "0 without a prompt_parent" if call.prompt_parent is None else "at most the tokens of its prompt_parent"
             )
+            raise InputError(f"call {call.call}: field keep is {call.keep}, expected {most}")
         return tuple(kept + appended)
+
+    def _used(self, name: str) -> tuple[Piece, ...]:
+        """A prompt, one of whose uses is over."""
+        self._uses[name] -= 1
+        return self._prompts[name] if self._uses[name] else self._prompts.pop(name)

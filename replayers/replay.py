@@ -44,16 +44,22 @@ class Replay:
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Send all there is. When cancelled, what was not answered comes out as such first."""
+        """Send all there is. When cancelled or broken off, what was not answered comes out as such first."""
         try:
             async with asyncio.TaskGroup() as group:
                 while await self._until_due():
+                    if self._throttle is not None:
+                        async with self._throttle:  # what was due may have been skipped meanwhile
+                            if not await self._until_due():
+                                break
                     planned = self._schedule.pop()
                     self._running[planned.request.call.call] = planned
                     group.create_task(self._send(planned))
-        except asyncio.CancelledError:
+        except BaseException as error:
             for outcome in self._cut_off():
                 self._emit(outcome)
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
             raise
 
     async def _until_due(self) -> bool:
@@ -73,9 +79,6 @@ class Replay:
                 timer.cancel()
 
     async def _send(self, planned: Planned) -> None:
-        if self._throttle is not None:
-            async with self._throttle:
-                pass
         call = planned.request.call
         self._sent[call.call] = self._clock()
         self._schedule.started(call, self._sent[call.call])
@@ -108,14 +111,14 @@ class Replay:
 
 async def run_replay(run: Replay, endpoint: Endpoint) -> bool:
     """Run a replay and close its endpoint; False if it was interrupted (its outcomes are out all the same)."""
-    interrupted = False
     try:
         await run.run()
     except asyncio.CancelledError:
-        interrupted = True
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
-    with suppress(OSError):
-        await endpoint.aclose()
-    return not interrupted
+        return False
+    finally:
+        with suppress(OSError):
+            await endpoint.aclose()
+    return True

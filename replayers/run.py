@@ -48,7 +48,7 @@ def open_run(path: Path, *, mode: str, force: bool) -> None:
         return
     if not force and not (mode == "simulate" and _mode(path) == "simulate"):
         raise InputError(f"{path}: already holds a run ({held[0]}): choose another directory, or give --force")
-    for name in (*held, BOUNDS, "latency.hlog"):
+    for name in (*held, BOUNDS, "latency.hlog", OUTCOMES + ".part"):
         (path / name).unlink(missing_ok=True)
 
 
@@ -68,6 +68,7 @@ def about_trace(path: str, meta: Meta, calls: int, sessions: int) -> dict[str, A
         "producer": meta.producer,
         "tokens": meta.tokens,
         "prefix_breaks": meta.notes.get("prefix_breaks"),
+        "recorded_breaks": meta.notes.get("recorded_breaks"),
         "calls": calls,
         "sessions": sessions,
     }

@@ -24,6 +24,7 @@ class Simulated(NamedTuple):
 
 class _Running(NamedTuple):
     planned: Planned
+    sent_ns: int
     service: Service
     shadows: dict[str, Service]
 
@@ -50,7 +51,7 @@ def simulate(schedule: Schedule, worker: Worker, *, shadows: Mapping[str, Worker
                 shadows[name].end(service, now_ns)
             schedule.ended(running.planned.request.call, now_ns)
             bounds = {name: service.read for name, service in running.shadows.items()}
-            yield Simulated(_outcome(running.planned, running.service), bounds)
+            yield Simulated(_outcome(running), bounds)
         elif due_ns is not None:
             now_ns = max(now_ns, due_ns)
             planned = schedule.pop()
@@ -58,7 +59,7 @@ def simulate(schedule: Schedule, worker: Worker, *, shadows: Mapping[str, Worker
             service = _begin(worker, planned.request, now_ns)
             others = {name: _begin(shadow, planned.request, now_ns) for name, shadow in shadows.items()}
             count += 1
-            running = _Running(planned, service, others)
+            running = _Running(planned, now_ns, service, others)
             heappush(events, (service.first_token_ns, _FIRST_TOKEN, count, running))
             heappush(events, (service.done_ns, _END, count, running))
         else:
@@ -70,13 +71,14 @@ def _begin(worker: Worker, request: Request, now_ns: int) -> Service:
     return worker.begin(request.prompt, request.output or 1, now_ns, marks=marks, answer=request.answer)
 
 
-def _outcome(planned: Planned, service: Service) -> Outcome:
+def _outcome(running: _Running) -> Outcome:
     """Nothing fails here, so every session is completed."""
+    planned, service = running.planned, running.service
     return Outcome(
         call=planned.request.call,
         copy=planned.request.copy,
         due_ns=planned.due_ns,
-        sent_ns=planned.due_ns,
+        sent_ns=running.sent_ns,
         first_byte_ns=service.first_token_ns,
         first_token_ns=service.first_token_ns,
         last_token_ns=service.done_ns,

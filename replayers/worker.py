@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from keepwarm.replayers.cache import NEVER, Lease, PrefixCache, Write
 from keepwarm.replayers.endpoint import Piece
+from keepwarm.replayers.prompts import cut
 from keepwarm.traces.model import Breakpoint
 
 SECOND = 1_000_000_000
@@ -45,8 +46,8 @@ DEFAULT_TIMES = ServiceTimes()
 class Service(NamedTuple):
     """A running call: its token account, and when its first and last tokens are due (absolute ns).
 
-    ``writes`` are what will be cached; ``write_tokens`` those of them that were not read, by their TTL in seconds
-    (None: no TTL).
+    ``prompt`` is what of the prompt's ``prompt_tokens`` the cache may know. ``writes`` are what will be cached;
+    ``write_tokens`` those of them that were not read, by their TTL in seconds (None: no TTL).
     """
 
     lease: Lease
@@ -98,10 +99,12 @@ class Worker:
     ) -> Service:
         """A call arrives: what of its prompt is readable now, and when it will answer."""
         total = sum(part.tokens for part in prompt)
-        lease = self.cache.acquire(prompt, now_ns)
         writes = self._writes(total, marks)
         block = self.cache.block
         limit = max((w.upto for w in writes), default=0) if self.managed else max(total - 1, 0)
+        if self.managed:
+            prompt = tuple(cut(prompt, limit))
+        lease = self.cache.acquire(prompt, now_ns)
         read = min(lease.tokens, limit) // block * block
         first = now_ns + round(self.service.first_token_ns(total - read) / self._speed)
         done = first + round(self.service.decode_ns(output) / self._speed)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 import polars as pl
 
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.journal import JOURNAL, OUTCOMES, read_journal
 from keepwarm.traces.store import first_line, locate, read_meta, read_outcome_table, read_trace_table
 
 DESCRIPTIVE = (
@@ -54,15 +56,22 @@ def _exists(path: str) -> bool:
 
 
 def load(path: str) -> Loaded:
-    """A run directory, or a trace (file or directory), as outcome rows; InputError if it is neither."""
+    """A run directory, or a trace (file or directory), as outcome rows; InputError if it is neither.
+
+    Of a run that was killed, or is under way, the rows are those in its journal.
+    """
     path = path.rstrip("/")
-    if not _exists(f"{path}/outcomes.parquet"):
-        if _exists(f"{path}/run.json"):
-            raise InputError(f"{path}: run.json is there but outcomes.parquet is not: the run wrote no outcomes")
+    if _exists(f"{path}/{OUTCOMES}"):
+        table = read_outcome_table(f"{path}/{OUTCOMES}", RUN_COLUMNS)
+    elif _exists(f"{path}/{JOURNAL}"):
+        table = read_journal(Path(path)).select(RUN_COLUMNS)
+    elif _exists(f"{path}/run.json"):
+        raise InputError(f"{path}: run.json is there but {OUTCOMES} is not: the run wrote no outcomes")
+    else:
         return load_recording(path)
     about = _read_json(f"{path}/run.json")
     bounds = _read_bounds(path)
-    rows = arranged(pl.DataFrame(read_outcome_table(f"{path}/outcomes.parquet", RUN_COLUMNS)))
+    rows = arranged(pl.DataFrame(table))
     rows = rows.drop("session", "agent", *(() if bounds is not None else ("call",)))
     return Loaded("run", str(about.get("name") or path), path, rows, about, bounds)
 

@@ -331,7 +331,7 @@ def test_each_write_gives_its_own_tokens_its_ttl() -> None:
 
 
 def test_the_block_that_a_later_call_filled_lives_without_its_first_writer() -> None:
-    """Without refresh: ten tokens written at 0 fill no block of 16; the call at 8 that fills it starts its TTL of 10."""
+    """Without refresh: ten tokens written at 0 fill no block of 16; the call at 8 that does starts its TTL of 10."""
     cache = PrefixCache(block=16, refresh=False)
     run(cache, 0, piece(1, 10), ttl=10)
     run(cache, 8, piece(1, 10), piece(2, 10), ttl=10)

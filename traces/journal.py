@@ -6,8 +6,9 @@ It is an Arrow stream in the outcome schema beside the place of ``outcomes.parqu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from threading import Lock, Timer
 
 import pyarrow as pa
 
@@ -24,14 +25,21 @@ FLUSH_ROWS = 1000
 
 
 class Journal:
-    """Appends outcomes to a run's journal; what was added more than a second ago survives the program."""
+    """Appends outcomes to a run's journal; what was added more than a second ago survives the program.
+
+    InputError where it cannot be written.
+    """
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._file = (run / JOURNAL).open("wb")
+        try:
+            self._file = (run / JOURNAL).open("wb")
+        except OSError as error:
+            raise InputError(f"{run / JOURNAL}: cannot be written: {error.strerror}") from error
         self._stream = pa.ipc.new_stream(self._file, schema.OUTCOMES)
         self._buffer: list[Outcome] = []
-        self._flushed = monotonic()
+        self._lock = Lock()
+        self._timer: Timer | None = None
         self._whole: dict[tuple[str, int], bool] = {}
         self.rows = 0
 
@@ -40,21 +48,37 @@ class Journal:
         key = outcome.call.session, outcome.copy
         whole = outcome.error is None and outcome.status is not None and 200 <= outcome.status < 300
         self._whole[key] = self._whole.get(key, True) and whole
-        self._buffer.append(outcome)
         self.rows += 1
-        if len(self._buffer) >= FLUSH_ROWS or monotonic() - self._flushed > FLUSH_S:
-            self._flush()
+        with self._lock:
+            self._buffer.append(outcome)
+            if len(self._buffer) >= FLUSH_ROWS:
+                self._flush()
+            elif self._timer is None:
+                self._timer = Timer(FLUSH_S, self._flush_late)
+                self._timer.daemon = True
+                self._timer.start()
 
     def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._buffer:
-            self._stream.write_batch(outcomes_to_batch(self._buffer))
-            self._file.flush()
+            try:
+                self._stream.write_batch(outcomes_to_batch(self._buffer))
+                self._file.flush()
+            except OSError as error:
+                raise InputError(f"{self._run / JOURNAL}: cannot be written: {first_line(error)}") from error
             self._buffer.clear()
-        self._flushed = monotonic()
+
+    def _flush_late(self) -> None:
+        """Flush what has waited long enough; where that fails, the next flush says so."""
+        with self._lock, suppress(InputError):
+            self._flush()
 
     def close(self) -> None:
         """Turn the journal into the run's outcomes, each row with its session's completion."""
-        self._flush()
+        with self._lock:
+            self._flush()
         self._stream.close()
         self._file.close()
         table = _with_completed(read_journal(self._run), self._whole)
