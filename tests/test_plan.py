@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from keepwarm.traces.model import After, Call, Segment
 def call(name: str, *after: After, session: str = "s", agent: str = "a", **fields: Any) -> Call:
     """A call of ten prompt tokens of its own."""
     told: dict[str, Any] = {"role": "main", "turn": 0, "start_ns": 0, "end_ns": 0, "keep": 0, "origin": "synthetic"}
-    told |= {"usage_source": "absent", "write_source": "absent", "append": (Segment(hash(name), 10, "user"),)}
+    told |= {"usage_source": "absent", "write_source": "absent", "append": (Segment(crc32(name.encode()), 10, "user"),)}
     return Call(**{**told, "session": session, "agent": agent, "call": name, "after": after, **fields})
 
 
@@ -364,7 +365,7 @@ def test_every_call_runs_once_when_its_edges_say(
 def test_however_a_replay_goes_every_call_is_told_once(
     sessions: list[list[Call]], at_once: int | None, data: st.DataObject
 ) -> None:
-    """Calls end, fail or are cut off in any order: each is popped, skipped or part of the rest, and only one of them."""
+    """Calls end, fail or are cut off in any order: each is popped, skipped or part of the rest, only one of them."""
     schedule, running, seen, now = Schedule(sessions, at_once=at_once), [], Counter[str](), 0
     for _ in range(data.draw(st.integers(0, 30))):
         due = schedule.next_due(now)

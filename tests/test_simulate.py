@@ -1,0 +1,352 @@
+"""Replay in virtual time: as a function of a plan and a worker, and as ``keepwarm simulate``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keepwarm.harness
+from keepwarm.harness.cli import main
+from keepwarm.replayers.cache import PrefixCache
+from keepwarm.replayers.plan import Schedule
+from keepwarm.replayers.simulate import Simulated, simulate
+from keepwarm.replayers.worker import AS_RECORDED, SECOND, ServiceTimes, Worker
+from keepwarm.traces.model import After, Breakpoint, Call, Segment
+from keepwarm.traces.store import TraceWriter, read_calls, read_meta, read_outcome_table, read_sessions
+
+DEMO = Path(str(keepwarm.harness.__path__[0])) / "demo.parquet"
+SLOW = ServiceTimes(base_s=1, prefill_tps=100, decode_tps=10)
+
+
+def call(name: str, *after: After, **fields: Any) -> Call:
+    """A call of 100 prompt tokens of its session's, answered in one token."""
+    told: dict[str, Any] = {"session": "s", "agent": "a", "role": "main", "turn": 0, "start_ns": 0, "end_ns": 0}
+    told |= {"usage_source": "absent", "write_source": "absent", "origin": "synthetic", "keep": 0, "output": 1}
+    return Call(**{**told, "call": name, "after": after, "append": (Segment(1, 100, "user"),), **fields})
+
+
+def ran(*sessions: list[Call], worker: Worker | None = None, **options: Any) -> dict[str, Simulated]:
+    """What came of each call."""
+    worker = worker or Worker(PrefixCache(), service=SLOW)
+    return {done.outcome.call.call: done for done in simulate(Schedule(sessions, **options), worker)}
+
+
+def write(path: Path, *sessions: list[Call]) -> str:
+    """Write a trace; its path."""
+    with TraceWriter(str(path), producer="tests", version="0", tokens="exact") as writer:
+        for one in sessions:
+            for row in one:
+                writer.add(row)
+    return str(path)
+
+
+def keepwarm_(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.out, said.err
+
+
+def test_times_of_a_call_worked_out_by_hand() -> None:
+    """100 tokens at 100 a second after 1 s: first token at 2 s; 20 more tokens at 10 a second: done at 4 s. The next
+    call, 3 s later, reads 99 tokens and computes one.
+    """
+    found = ran([call("a", output=21), call("b", After("a", "end", 3 * SECOND, "human"))])
+    first, second = found["a"].outcome, found["b"].outcome
+    assert (first.due_ns, first.sent_ns, first.first_token_ns, first.done_ns) == (0, 0, 2 * SECOND, 4 * SECOND)
+    assert (second.due_ns, second.sent_ns, second.first_token_ns) == (7 * SECOND, 7 * SECOND, 8_010_000_000)
+    assert (first.cache_read, second.cache_read, second.uncached, second.cache_write_other) == (0, 99, 0, 1)
+
+
+def test_a_call_at_the_moment_of_anothers_first_token_reads_what_it_wrote() -> None:
+    """First tokens come before calls begin: b, due just then, reads; c, due 1 ns before, does not."""
+    calls = [call("a"), call("b", After("a", "start", 2 * SECOND, "subagent"))]
+    calls.append(call("c", After("a", "start", 2 * SECOND - 1, "subagent")))
+    found = ran(calls)
+    assert (found["b"].outcome.cache_read, found["c"].outcome.cache_read) == (99, 0)
+
+
+def test_a_ttl_counts_recorded_gaps() -> None:
+    """With a TTL of 300 s from the end of the last answer a gap of 299 s hits, the one of 300 s after it misses."""
+    gaps = (299 * SECOND, 300 * SECOND)
+    calls = [call("a"), call("b", After("a", "end", gaps[0], "human")), call("c", After("b", "end", gaps[1], "human"))]
+    found = ran(calls, worker=Worker(PrefixCache(), ttl_s=300))
+    assert [found[name].outcome.cache_read for name in "abc"] == [0, 99, 0]
+
+
+def test_sessions_share_a_worker_at_their_recorded_starts() -> None:
+    """A second session with the same prompt starts 1 s after the first and misses; a third, at 3 s, reads."""
+    at = (0, SECOND, 3 * SECOND)
+    sessions = [[call(f"c{n}", session=f"s{n}", session_start_ns=start)] for n, start in enumerate(at)]
+    found = ran(*sessions)
+    assert [found[f"c{n}"].outcome.cache_read for n in range(3)] == [0, 0, 99]
+    assert [found[f"c{n}"].outcome.sent_ns for n in range(3)] == list(at)
+
+
+def test_a_session_that_comes_late_is_not_sent_before_it_comes() -> None:
+    """Sessions out of order: what is due in the past is sent now, and the lag is there to be seen."""
+    sessions = [[call("a", session_start_ns=5 * SECOND)], [call("b", session="t", session_start_ns=2 * SECOND)]]
+    outcome = ran(*sessions)["b"].outcome
+    assert (outcome.due_ns, outcome.sent_ns) == (-3 * SECOND, 0)
+
+
+WORKERS = st.fixed_dictionaries(
+    {
+        "block": st.sampled_from([1, 16, 64]),
+        "capacity": st.none() | st.integers(0, 6000),
+        "rules": st.sampled_from([(False, None), (False, 300), (True, AS_RECORDED), (True, 30)]),
+        "service": st.builds(
+            ServiceTimes, st.floats(0, 5), st.floats(100, 1e5, allow_nan=False), st.floats(1, 1000, allow_nan=False)
+        ),
+    }
+)
+CALLS = sum(1 for _ in read_calls(str(DEMO)))
+
+
+def made(told: dict[str, Any], **instead: Any) -> Worker:
+    """A worker of drawn options."""
+    told = {**told, **instead}
+    is_managed, ttl_s = told["rules"]
+    cache = PrefixCache(block=told["block"], capacity=told["capacity"])
+    return Worker(cache, managed=is_managed, ttl_s=ttl_s, service=told["service"])
+
+
+def results(worker: Worker, at_once: int | None, shadow: Worker | None = None) -> list[Simulated]:
+    """The bundled trace through a worker."""
+    schedule = Schedule(read_sessions(str(DEMO)), at_once=at_once)
+    return list(simulate(schedule, worker, shadows={"endless": shadow} if shadow else None))
+
+
+@settings(max_examples=15, deadline=None)
+@given(told=WORKERS, at_once=st.none() | st.integers(1, 6))
+def test_a_simulation_keeps_its_promises(told: dict[str, Any], at_once: int | None) -> None:
+    """The bundled trace through any worker: each call comes out once, in the order of the ends, with whole gaps to what
+    it waited for and an account that adds up; none reads more than from the endless cache beside it, at the same times;
+    and again it is the same to the byte.
+    """
+    endless = {"capacity": None, "rules": (told["rules"][0], None)}
+    done = results(made(told), at_once, made(told, **endless))
+    assert done == results(made(told), at_once, made(told, **endless))
+    by_name = {one.outcome.call.call: one.outcome for one in done}
+    assert len(done) == len(by_name) == CALLS
+    ends = [one.outcome.done_ns or 0 for one in done]
+    assert ends == sorted(ends)
+    for one in done:
+        outcome = one.outcome
+        times = (outcome.due_ns, outcome.sent_ns, outcome.first_token_ns, outcome.done_ns)
+        assert list(times) == sorted(times)  # type: ignore[type-var]
+        waits = []
+        for edge in outcome.call.after:
+            other = by_name[edge.call]
+            waits.append((other.sent_ns if edge.trigger == "start" else other.done_ns) + edge.gap_ns)  # type: ignore[operator]
+        assert not waits or outcome.due_ns == outcome.sent_ns == max(waits)
+        writes = (outcome.cache_write_5m, outcome.cache_write_1h, outcome.cache_write_other)
+        assert outcome.prompt == outcome.call.prompt_tokens
+        assert sum((outcome.uncached, outcome.cache_read, *writes)) == outcome.prompt  # type: ignore[arg-type]
+        assert one.bounds["endless"] >= (outcome.cache_read or 0)
+
+
+def test_an_endless_cache_reads_its_own_bound() -> None:
+    """Where the worker's own cache is endless it reads what the bound says, call by call."""
+    for rules in (False, True):
+        workers = [Worker(PrefixCache(block=16), managed=rules) for _ in range(2)]
+        done = results(workers[0], None, workers[1])
+        assert all(one.bounds["endless"] == one.outcome.cache_read for one in done)
+        assert sum(one.outcome.cache_read or 0 for one in done) > 1_000_000
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """A run's outcome rows."""
+    found: list[dict[str, Any]] = read_outcome_table(str(run / "outcomes.parquet")).to_pylist()
+    return found
+
+
+def about(run: Path) -> dict[str, Any]:
+    """A run's run.json."""
+    found: dict[str, Any] = orjson.loads((run / "run.json").read_bytes())
+    return found
+
+
+def test_the_command_writes_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One row a call, a bound for each, and what was run on what; the same command gives the same rows."""
+    for name in ("one", "two"):
+        code, out, _ = keepwarm_(capsys, "simulate", str(DEMO), "-o", str(tmp_path / name), "--cache-ttl", "5m")
+        assert (code, out) == (0, f"{tmp_path / name}: run is whole; see it with: keepwarm report {tmp_path / name}\n")
+    found = rows(tmp_path / "one")
+    assert found == rows(tmp_path / "two")
+    assert Counter(row["call"] for row in found) == Counter(c.call for c in read_calls(str(DEMO)))
+    assert all(row["completed"] and row["status"] == 200 and row["error"] is None for row in found)
+    bounds = pl.read_parquet(tmp_path / "one" / "bounds.parquet")
+    beside = pl.DataFrame(found).join(bounds, on="call", suffix="_most")
+    assert beside.height == bounds.height == CALLS
+    assert beside["cache_read_most"].ge(beside["cache_read"]).all()
+    told = about(tmp_path / "one")
+    assert (told["mode"], told["planned_calls"], told["interrupted"]) == ("simulate", CALLS, False)
+    assert told["trace"]["digest"] == read_meta(str(DEMO)).digest
+    assert told["cache"] == {
+        "state_at_start": "cold",
+        "ttl": 300,
+        "block": 16,
+        "capacity": None,
+        "rules": "engine",
+        "outputs_readable": True,
+        "refresh": True,
+    }
+    assert told["clock"]["kind"] == "virtual"
+
+
+def test_the_endless_bound_of_an_endless_run_is_what_it_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without TTL and capacity the run's efficiency is one."""
+    assert keepwarm_(capsys, "simulate", str(DEMO), "-o", str(tmp_path / "run"))[0] == 0
+    code, out, _ = keepwarm_(capsys, "report", str(tmp_path / "run"), "--json")
+    told = orjson.loads(out)
+    assert code == 0
+    assert told["efficiency"] == {"endless": 1.0}
+    assert told["hit_rate"] == told["achievable_hit_rate"]["endless"] > 0.8
+
+
+def test_the_bundled_trace_as_it_was_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundled trace's account was made up with the managed rules' TTLs, so simulating it as recorded gives it back."""
+    assert keepwarm_(capsys, "simulate", str(DEMO), "-o", str(tmp_path), "--cache-ttl", "as-recorded")[0] == 0
+    found = rows(tmp_path)
+    read, recorded = (sum(row[name] or 0 for row in found) for name in ("cache_read", "rec_cache_read"))
+    assert read / recorded == pytest.approx(1, abs=0.005)
+    assert about(tmp_path)["cache"]["rules"] == "managed"
+
+
+def test_without_an_output_the_report_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report goes to standard output; no run is left."""
+    code, out, err = keepwarm_(capsys, "simulate", str(DEMO))
+    assert (code, err) == (0, "")
+    assert f"{CALLS} calls, 6 sessions; simulate of demo.parquet on simulated" in out
+    assert "warm_hit_rate" in out
+    assert not Path(out.splitlines()[0].removeprefix("run ")).exists()
+
+
+def test_a_simulated_run_is_replaced_and_a_replayed_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can be had again is written over; measured results only with --force."""
+    run = tmp_path / "run"
+    command = ("simulate", str(DEMO), "-o", str(run))
+    assert keepwarm_(capsys, *command)[0] == 0
+    assert keepwarm_(capsys, *command, "--capacity", "0")[0] == 0
+    assert {row["cache_read"] for row in rows(run)} == {0}
+    (run / "run.json").write_bytes(orjson.dumps({**about(run), "mode": "replay"}))
+    code, _, err = keepwarm_(capsys, *command)
+    assert (code, err) == (
+        2,
+        f"keepwarm: {run}: already holds a run (run.json): choose another directory, or give --force\n",
+    )
+    assert {row["cache_read"] for row in rows(run)} == {0}
+    assert keepwarm_(capsys, *command, "--force")[0] == 0
+    assert about(run)["mode"] == "simulate"
+    assert {row["cache_read"] for row in rows(run)} != {0}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--cache-ttl", "5 minutes"), "expected as-recorded, none, or a duration"),
+        (("--cache-ttl", "forever"), "expected as-recorded, none, or a duration"),
+        (("--cache-ttl", "-1"), "expected as-recorded, none, or a duration"),
+        (("--capacity", "-1"), "-1 is not in the range x>=0"),
+        (("--block", "0"), "0 is not in the range x>=1"),
+        (("--sessions", "0"), "0 is not in the range x>=1"),
+        (("--gap-cap", "soon"), "expected seconds, or a number with ms, s, m, h or d"),
+        (("--rules", "engine", "--cache-ttl", "as-recorded"), "as-recorded needs --rules managed"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_is_replaced(
+    options: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 and what was expected; the run that is there stays."""
+    command = ("simulate", str(DEMO), "-o", str(tmp_path))
+    assert keepwarm_(capsys, *command)[0] == 0
+    before = (tmp_path / "run.json").read_bytes()
+    code, out, err = keepwarm_(capsys, *command, *options)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split())
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_recorded_ttls_need_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trace without cache marks has no TTLs to go by; with them it has."""
+    bare = write(tmp_path / "bare.parquet", [call("a")])
+    code, _, err = keepwarm_(capsys, "simulate", bare, "--cache-ttl", "as-recorded", "-o", str(tmp_path / "run"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{bare}: no call has breakpoints" in err
+    assert not (tmp_path / "run").exists()
+    marked = write(tmp_path / "marked.parquet", [call("a", breakpoints=(Breakpoint(100, 300),))])
+    assert keepwarm_(capsys, "simulate", marked, "--cache-ttl", "as-recorded", "-o", str(tmp_path / "run"))[0] == 0
+    assert rows(tmp_path / "run")[0]["cache_write_5m"] == 100
+
+
+def test_a_trace_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, one line, no directory made."""
+    code, out, err = keepwarm_(capsys, "simulate", str(tmp_path / "none"), "-o", str(tmp_path / "run"))
+    assert (code, out, err) == (2, "", f"keepwarm: {tmp_path / 'none'}: no such file or directory\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trace_that_refers_to_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line names the call and the field, and nothing of a run is left to be taken for one."""
+    bad = write(tmp_path / "bad.parquet", [call("a"), call("b", After("x", "end", 0, "tool"), start_ns=1)])
+    code, _, err = keepwarm_(capsys, "simulate", bad, "-o", str(tmp_path / "run"))
+    assert code == 2
+    assert err == "keepwarm: call b: field after names 'x', expected an earlier call of its session\n"
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_odd_traces_simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A trace of no calls, an empty prompt, an answer that is repeated in parts of which one is empty, and a TTL of
+    centuries are no errors.
+    """
+    empty = write(tmp_path / "empty.parquet")
+    assert keepwarm_(capsys, "simulate", empty, "-o", str(tmp_path / "none"))[0] == 0
+    assert rows(tmp_path / "none") == []
+    answer = (Segment(5, 0, "answer", "b"), Segment(6, 20, "answer", "b"))
+    calls = [call("a", append=()), call("b", start_ns=1)]
+    edge = After("b", "end", 0, "tool")
+    calls.append(call("c", edge, prompt_parent="b", keep=100, append=answer, start_ns=2))
+    odd = write(tmp_path / "odd.parquet", calls)
+    for ttl in ("none", "20000d", "60000d"):
+        assert (
+            keepwarm_(capsys, "simulate", odd, "-o", str(tmp_path / "run"), "--block", "1", "--cache-ttl", ttl)[0] == 0
+        )
+        assert [row["cache_read"] for row in sorted(rows(tmp_path / "run"), key=lambda row: row["call"])] == [0, 0, 119]
+
+
+def test_the_directory_of_a_trace_is_simulated_in_the_order_of_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two files the second's session came first: its prompt is there when the first's comes, 5 s later."""
+    folder = tmp_path / "trace"
+    folder.mkdir()
+    write(folder / "a.parquet", [call("late", session="s", session_start_ns=5 * SECOND)])
+    write(folder / "b.parquet", [call("early", session="t", session_start_ns=0)])
+    assert keepwarm_(capsys, "simulate", str(folder), "-o", str(tmp_path / "run"))[0] == 0
+    found = {row["call"]: (row["sent_ns"], row["cache_read"]) for row in rows(tmp_path / "run")}
+    assert found == {"early": (0, 0), "late": (5 * SECOND, 96)}
+
+
+def test_an_informed_run_says_how_many_prefixes_were_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The heading has the trace's own number, more than the calls marked as cut."""
+    notes = {"prefix_breaks": "recorded", "recorded_breaks": 27}
+    path = str(tmp_path / "t.parquet")
+    with TraceWriter(path, producer="tests", version="0", tokens="exact", notes=notes) as writer:
+        writer.add(call("a", prefix_change="recorded_break"))
+    assert keepwarm_(capsys, "simulate", path, "-o", str(tmp_path / "run"))[0] == 0
+    assert about(tmp_path / "run")["trace"]["recorded_breaks"] == 27
+    heading = "informed: 27 calls' prefixes cut to what was read (1 as recorded_break), not a prediction"
+    assert heading in keepwarm_(capsys, "report", str(tmp_path / "run"))[1]
