@@ -125,7 +125,7 @@ def results(worker: Worker, at_once: int | None, shadow: Worker | None = None) -
     return list(simulate(schedule, worker, shadows={"endless": shadow} if shadow else None))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(told=WORKERS, at_once=st.none() | st.integers(1, 6))
 def test_a_simulation_keeps_its_promises(told: dict[str, Any], at_once: int | None) -> None:
     """The bundled trace through any worker: each call comes out once, in the order of the ends, with whole gaps to what
@@ -185,7 +185,7 @@ def test_the_command_writes_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert Counter(row["call"] for row in found) == Counter(c.call for c in read_calls(str(DEMO)))
     assert all(row["completed"] and row["status"] == 200 and row["error"] is None for row in found)
     bounds = pl.read_parquet(tmp_path / "one" / "bounds.parquet")
-    beside = pl.DataFrame(found).join(bounds, on="call", suffix="_most")
+    beside = pl.read_parquet(tmp_path / "one" / "outcomes.parquet").join(bounds, on="call", suffix="_most")
     assert beside.height == bounds.height == CALLS
     assert beside["cache_read_most"].ge(beside["cache_read"]).all()
     told = about(tmp_path / "one")
@@ -216,7 +216,7 @@ def test_the_endless_bound_of_an_endless_run_is_what_it_read(
 
 
 def test_the_bundled_trace_as_it_was_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bundled trace's account was made up with the managed rules' TTLs, so simulating it as recorded gives it back."""
+    """The bundled trace's account was made up with managed rules and TTLs: simulated as recorded it comes back."""
     assert keepwarm_(capsys, "simulate", str(DEMO), "-o", str(tmp_path), "--cache-ttl", "as-recorded")[0] == 0
     found = rows(tmp_path)
     read, recorded = (sum(row[name] or 0 for row in found) for name in ("cache_read", "rec_cache_read"))
