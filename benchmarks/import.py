@@ -5,7 +5,7 @@
 FOLDER is laid out as ~/.claude/projects (the default). It is copied --times over with message ids made different, so
 that nothing is dropped as a copy. Limit and import run in processes of their own, in turn, three times; the best of
 each counts. Interpreter start and imports of modules are outside both times. The import uses all cores, as the command
-does; its peak is its own and its largest worker's together.
+does; its peak is that of all its processes together.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 LIMIT = """
-import sys, time, orjson, resource
+import sys, time, orjson
 from pathlib import Path
 files = sorted(Path(sys.argv[1]).rglob("*.jsonl"))
 begun, lines, size = time.perf_counter(), 0, 0
@@ -30,20 +32,19 @@ for path in files:
                 orjson.loads(line)
             except ValueError:
                 pass
-print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, lines, size)
+print(time.perf_counter() - begun, lines, size)
 """
 
 IMPORT = """
-import os, sys, time, resource
+import os, sys, time
 from pathlib import Path
 from keepwarm.traces.claude_code import import_claude_code
 from keepwarm.traces.identity import new_salt
-begun = time.perf_counter()
-out = str(Path(sys.argv[1]).parent / "t.parquet")
-done = import_claude_code(Path(sys.argv[1]), out, version="benchmark", salt=new_salt(), processes=os.cpu_count())
-took = time.perf_counter() - begun
-peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-print(took, peak, done.calls, done.sessions)
+if __name__ == "__main__":
+    begun = time.perf_counter()
+    out = str(Path(sys.argv[1]).parent / "t.parquet")
+    done = import_claude_code(Path(sys.argv[1]), out, version="benchmark", salt=new_salt(), processes=os.cpu_count())
+    print(time.perf_counter() - begun, done.calls, done.sessions)
 """
 
 
@@ -57,10 +58,36 @@ def multiplied(source: Path, target: Path, times: int) -> None:
             to.write_bytes(text.replace(b'"msg_', b'"msg_%d' % copy).replace(b'"toolu_', b'"toolu_%d' % copy))
 
 
-def run(code: str, folder: Path) -> list[float]:
-    """What a process of its own printed: seconds, peak MB, two counts."""
-    out = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    return [float(word) for word in out.stdout.split()]
+def family(pid: int) -> list[int]:
+    """A process and all that it started."""
+    found = [pid]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [one for child in children.read_text().split() for one in family(int(child))]
+    return found
+
+
+def memory(pid: int) -> float:
+    """MB that a process and all that it started hold together, shared pages counted once (PSS)."""
+    total = 0
+    for one in family(pid):
+        with suppress(OSError):
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1024
+
+
+def run(code: str, folder: Path) -> tuple[list[float], float]:
+    """What a program of its own printed (seconds, two counts), and the most memory that it held."""
+    program = folder.parent / "program.py"
+    program.write_text(code)
+    with subprocess.Popen([sys.executable, str(program), str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        peak = 0.0
+        while process.poll() is None:
+            with suppress(OSError):
+                peak = max(peak, memory(process.pid))
+            time.sleep(0.1)
+        assert process.stdout is not None
+        return [float(word) for word in process.stdout.read().split()], peak
 
 
 def main() -> None:
@@ -73,10 +100,12 @@ def main() -> None:
         folder = Path(scratch) / "projects"
         multiplied(args.folder, folder, args.times)
         pairs = [(run(LIMIT, folder), run(IMPORT, folder)) for _ in range(3)]
-    limit, done = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
-    print(f"{limit[3] / 1e6:,.0f} MB, {limit[2]:,.0f} lines, {done[3]:,.0f} sessions, {done[2]:,.0f} calls")
-    print(f"read + orjson.loads a line: {limit[0]:.2f} s, peak {limit[1]:.0f} MB")
-    print(f"keepwarm import:            {done[0]:.2f} s, peak {max(pair[1][1] for pair in pairs):.0f} MB")
+    limit, _ = min(pair[0] for pair in pairs)
+    done, _ = min(pair[1] for pair in pairs)
+    peak = max(pair[1][1] for pair in pairs)
+    print(f"{limit[2] / 1e6:,.0f} MB, {limit[1]:,.0f} lines, {done[2]:,.0f} sessions, {done[1]:,.0f} calls")
+    print(f"read + orjson.loads a line: {limit[0]:.2f} s")
+    print(f"keepwarm import:            {done[0]:.2f} s, peak {peak:.0f} MB in all its processes")
     print(f"import runs at {limit[0] / done[0]:.2f} of the limit's speed (asked: at least 0.33, under 300 MB)")
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/simulate.py TRACE
 
-Whole processes, interpreter start included, five times; the median and the best count. Beside them the simulation alone,
-in this process: plan, prompts, cache and service times, with the endless cache that gives the bound, without reading and
-writing.
+Whole processes, interpreter start included, five times; the median and the best count. Beside them the simulation
+alone, in this process: plan, prompts, cache and service times, with the endless cache that gives the bound, without
+reading and writing.
 """
 
 from __future__ import annotations

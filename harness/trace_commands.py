@@ -17,6 +17,8 @@ from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
 
 DAMAGED_SHOWN = 20
+MOST_PROCESSES = 4
+"""Each costs some 70 MB; more of them wait for the one that writes."""
 
 IMPORTERS = {"claude-code": (import_claude_code, default_path)}
 
@@ -71,7 +73,7 @@ def import_(
             informed=informed,
             flow=flow,
             strict=strict,
-            processes=os.cpu_count() or 1,
+            processes=min(os.cpu_count() or 1, MOST_PROCESSES),
             progress=told,
         )
     if as_json:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transcripts import Transcript, calls_of, ns, pieces, take, task, text, tool, usage
 
+from keepwarm.traces import claude_code
 from keepwarm.traces.model import After, Call
 
 MAIN = "p/s1.jsonl"
@@ -754,3 +755,24 @@ def test_sessions_stand_in_the_order_of_their_start(tmp_path: Path) -> None:
         (2000, 0, ns(6)),
         (503, ns(3600), 0),
     ]
+
+
+def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read and built in two processes, in lots of a session, the trace has the digest that one process gives it; a
+    copied history is told once all the same.
+    """
+    files = {}
+    for number in range(5):
+        t = Transcript(f"s{number}")
+        t.user(number)
+        t.answer(number + 5, "shared" if number < 2 else f"m{number}", used=usage(w5=997))
+        t.user(number + 6)
+        t.answer(number + 9, f"n{number}", used=usage(read=997, w5=100))
+        files[f"p/s{number}.jsonl"] = t
+    alone, calls = take(tmp_path, files)
+    assert (alone.calls, alone.sessions) == (9, 4)
+    monkeypatch.setattr(claude_code, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(claude_code, "LOT_BYTES", 1)
+    together, others = take(tmp_path, files, processes=2)
+    assert together == alone
+    assert others == calls

@@ -143,8 +143,8 @@ def test_sessions_come_whole(tmp_path: Path) -> None:
 def test_sessions_of_a_directory_come_in_order_of_their_start(tmp_path: Path) -> None:
     """Two files whose sessions start by turns are read as one row of sessions; each stays whole."""
     starts = {"a.parquet": (0, 30, 40), "b.parquet": (10, 20, 50)}
-    for name, given in starts.items():
-        write(tmp_path / name, [plain(start, session=f"s{start:02}", session_start_ns=start) for start in given])
+    for name, at in starts.items():
+        write(tmp_path / name, [plain(start, session=f"s{start:02}", session_start_ns=start) for start in at])
     read = [[call.session for call in calls] for calls in store.read_sessions(str(tmp_path))]
     assert read == [["s00"], ["s10"], ["s20"], ["s30"], ["s40"], ["s50"]]
 

@@ -8,25 +8,35 @@ the sessions in order of their start and writes them. Memory holds one file, one
 from __future__ import annotations
 
 import gc
-import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-from keepwarm.traces.claude_files import Folded, FoldedFile, Heard, LeadKey, fold_files, sources
-from keepwarm.traces.claude_sessions import SessionBuilder
-from keepwarm.traces.claude_steps import Step, Stream
+from keepwarm.traces.claude_build import Common, SessionKey, Totals, Waiting, build_sessions
+from keepwarm.traces.claude_files import (
+    Folded,
+    FoldedFile,
+    Heard,
+    LeadKey,
+    Source,
+    StreamKey,
+    fold_file,
+    sizes,
+    sources,
+)
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
+from keepwarm.traces.pool import ordered_map
 from keepwarm.traces.store import TraceWriter
 
-SessionKey = tuple[str, str]
-"""Project and session id."""
-
-TOTALS = ("negative_waits", "recorded_breaks", "new_tokens", "hidden", "scaled")
+PARALLEL_BYTES = 64 << 20
+"""Below this, starting processes costs more than they save."""
+LOT_BYTES = 1 << 20
+"""How much of the streams' bytes one task of the second pass has, about."""
 
 
 class Imported(NamedTuple):
@@ -53,12 +63,12 @@ class _Spool:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._at: dict[SessionKey, list[int]] = {}
+        self._at: dict[SessionKey, list[tuple[int, int]]] = {}
         self._starts: dict[SessionKey, int] = {}
         self._merged: dict[SessionKey, SessionKey] = {}
 
     def add(self, key: SessionKey, folded: Folded) -> None:
-        self._at.setdefault(key, []).append(self._file.tell())
+        self._at.setdefault(key, []).append((self._file.tell(), len(folded.streams)))
         self._file.write(folded.streams)
         if folded.first_ns is not None:
             self._starts[key] = min(folded.first_ns, self._starts.get(key, folded.first_ns))
@@ -74,23 +84,22 @@ class _Spool:
         if one != other:
             self._merged[max(one, other)] = min(one, other)
 
-    def sessions(self, name: Callable[[SessionKey], str]) -> list[tuple[int, str, SessionKey, list[int]]]:
-        """(first start, pseudonym, key, offsets) of every session with a step, in trace order."""
+    def sessions(self, identity: Identity) -> Iterator[Waiting]:
+        """Every session with a step, in trace order."""
         starts: dict[SessionKey, int] = {}
-        offsets: dict[SessionKey, list[int]] = {}
+        places: dict[SessionKey, list[tuple[int, int]]] = {}
         for key, at in self._at.items():
             root = self._root(key)
-            offsets.setdefault(root, []).extend(at)
+            places.setdefault(root, []).extend(at)
             if key in self._starts:
                 starts[root] = min(self._starts[key], starts.get(root, self._starts[key]))
-        return sorted((start, name(key), key, offsets[key]) for key, start in starts.items())
+        order = sorted((start, identity.name("session", *key), key) for key, start in starts.items())
+        for start, name, key in order:
+            yield Waiting(name, key, start - order[0][0], [self._read(*place) for place in places[key]])
 
-    def load(self, offsets: list[int]) -> list[Stream]:
-        streams: list[Stream] = []
-        for offset in offsets:
-            self._file.seek(offset)
-            streams.extend(pickle.load(self._file))
-        return streams
+    def _read(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(size)
 
 
 class _Tellers:
@@ -100,28 +109,28 @@ class _Tellers:
 
     def __init__(self, merge: Callable[[SessionKey, SessionKey], None]) -> None:
         self._merge = merge
-        self._ranks: list[tuple[int, bool, int]] = []
-        self._keys: list[SessionKey] = []
-        self._numbers: dict[tuple[str, str, str | None, int], int] = {}
+        self._streams: list[tuple[tuple[int, bool, int], SessionKey, StreamKey]] = []
         self._best: dict[str, int] = {}
+        self._contested: set[str] = set()
         self.duplicates = 0
 
     def hear(self, key: SessionKey, heard: Heard) -> None:
-        number = len(self._ranks)
-        self._numbers[*key, heard.agent, heard.source] = number
-        self._ranks.append((0 if heard.agent is None else 1 + heard.source, heard.copied, heard.last_ns))
-        self._keys.append(key)
+        _, source, agent = heard.stream
+        number, rank = len(self._streams), (0 if agent is None else 1 + source, heard.copied, heard.last_ns)
+        self._streams.append((rank, key, heard.stream))
         for message in heard.messages:
             held = self._best.setdefault(message, number)
             if held != number:
                 self.duplicates += 1
-                if self._keys[held] != key:
-                    self._merge(self._keys[held], key)
-                if self._ranks[number] < self._ranks[held]:
+                self._contested.add(message)
+                if self._streams[held][1] != key:
+                    self._merge(self._streams[held][1], key)
+                if rank < self._streams[held][0]:
                     self._best[message] = number
 
-    def tells(self, stream: Stream, step: Step) -> bool:
-        return self._best[step.id] == self._numbers[stream.project, stream.session, stream.agent, stream.source]
+    def contested(self) -> dict[str, StreamKey]:
+        """The messages that several streams hold, and which of them tells each."""
+        return {message: self._streams[self._best[message]][2] for message in self._contested}
 
 
 class _Leads:
@@ -160,28 +169,61 @@ def import_claude_code(
     ``progress`` is told (files read, files in all).
     """
     files = sources(path)
-    identity = Identity(salt)
-    with TemporaryFile() as file, _no_collector():
-        spool = _Spool(file)
-        tellers, leads = _Tellers(spool.merge), _Leads()
-        damaged: list[tuple[str, int]] = []
-        lines = 0
-        for done, (source, folded) in enumerate(zip(files, fold_files(files, salt, processes), strict=True), 1):
-            lines += folded.lines
-            tellers.duplicates += folded.repeated
-            damaged += _damaged(_shown(source.path, path), folded, strict)
-            for part in folded.sessions:
-                spool.add((source.project, part.session), part)
-                for heard in part.heard:
-                    tellers.hear((source.project, part.session), heard)
-                    leads.hear(heard)
+    parallel = processes if sizes(files) >= PARALLEL_BYTES else 1
+    with TemporaryFile() as file, _no_collector(), ordered_map(min(parallel, len(files))) as mapped:
+        first = _First(file)
+        for done, (source, folded) in enumerate(zip(files, mapped(partial(fold_file, salt), files), strict=True), 1):
+            first.take(source, _shown(source.path, path), folded, strict)
             progress(done, len(files))
+        common = Common(salt, first.leads.modes(), first.tellers.contested(), informed, flow)
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
-            totals = _write(writer, spool, tellers, identity, leads.modes(), informed, flow)
-            notes |= {"recorded_breaks": totals["recorded_breaks"], "negative_waits": totals["negative_waits"]}
-    counts = {"files": len(files), "lines": lines, "calls": writer.calls, "duplicates": tellers.duplicates}
-    return Imported(damaged=damaged, digest=writer.digest, **counts, **totals)
+            totals = Totals()
+            waiting = first.spool.sessions(Identity(salt))
+            for packed, counted in mapped(partial(build_sessions, common), _lots(waiting)):
+                totals = totals.plus(counted)
+                if packed is not None:
+                    writer.add_packed(packed)
+            notes |= {"recorded_breaks": totals.recorded_breaks, "negative_waits": totals.negative_waits}
+    counts = {"files": len(files), "lines": first.lines, "calls": writer.calls, "duplicates": first.tellers.duplicates}
+    return Imported(damaged=first.damaged, digest=writer.digest, **counts, **totals._asdict())
+
+
+class _First:
+    """What the first pass learns of all files."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.spool = _Spool(file)
+        self.tellers = _Tellers(self.spool.merge)
+        self.leads = _Leads()
+        self.damaged: list[tuple[str, int]] = []
+        self.lines = 0
+
+    def take(self, source: Source, name: str, folded: FoldedFile, strict: bool) -> None:
+        if strict and folded.damaged:
+            raise InputError(f"{name}: line {folded.damaged[0]} is damaged, expected one JSON object of a known shape")
+        self.damaged += [(name, number) for number in folded.damaged]
+        self.lines += folded.lines
+        self.tellers.duplicates += folded.repeated
+        for part in folded.sessions:
+            self.spool.add((source.project, part.session), part)
+            for heard in part.heard:
+                self.tellers.hear((source.project, part.session), heard)
+                self.leads.hear(heard)
+
+
+def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:
+    """Sessions in lots of some size, so that each is worth a process's while."""
+    lot: list[Waiting] = []
+    size = 0
+    for session in sessions:
+        lot.append(session)
+        size += sum(map(len, session.streams))
+        if size >= LOT_BYTES:
+            yield lot
+            lot, size = [], 0
+    if lot:
+        yield lot
 
 
 @contextmanager
@@ -196,34 +238,6 @@ def _no_collector() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-def _damaged(name: str, folded: FoldedFile, strict: bool) -> list[tuple[str, int]]:
-    if strict and folded.damaged:
-        raise InputError(f"{name}: line {folded.damaged[0]} is damaged, expected one JSON object of a known shape")
-    return [(name, number) for number in folded.damaged]
-
-
-def _write(
-    writer: TraceWriter,
-    spool: _Spool,
-    tellers: _Tellers,
-    identity: Identity,
-    leads: Mapping[LeadKey, int],
-    informed: bool,
-    flow: str | None,
-) -> dict[str, int]:
-    totals = dict.fromkeys(("sessions", *TOTALS), 0)
-    sessions = spool.sessions(lambda key: identity.name("session", *key))
-    for start, name, key, offsets in sessions:
-        builder = SessionBuilder(identity, name, key, owns=tellers.tells, leads=leads, informed=informed, flow=flow)
-        built = builder.build(spool.load(offsets), start - sessions[0][0])
-        for call in built.calls:
-            writer.add(call)
-        totals["sessions"] += bool(built.calls)
-        for total in TOTALS:
-            totals[total] += getattr(built, total)
-    return totals
 
 
 def _shown(path: Path, root: Path) -> str:

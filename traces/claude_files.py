@@ -6,12 +6,9 @@ files before the first session can be built. This module imports nothing heavy: 
 
 from __future__ import annotations
 
-import gc
 import pickle
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -25,8 +22,8 @@ from keepwarm.traces.identity import Identity
 
 HEAD_BYTES = 1 << 16
 """Within this the lines of a file name their session."""
-PARALLEL_BYTES = 64 << 20
-"""Below this, starting processes costs more than they save."""
+StreamKey = tuple[str, int, str | None]
+"""Which stream: the file it stands in, how it stands there, and the agent."""
 
 LeadKey = tuple[str, str, str, str]
 """Project, client version, model, role: those whose system prompt and tools are the same."""
@@ -44,8 +41,7 @@ class Source(NamedTuple):
 class Heard(NamedTuple):
     """What must be known of a stream before it is built: its messages, and what its first call read from cache."""
 
-    agent: str | None
-    source: int
+    stream: StreamKey
     last_ns: int
     copied: bool
     messages: tuple[str, ...]
@@ -121,9 +117,9 @@ def role_of(agent: str | None) -> str:
     return "compaction" if agent.startswith("acompact") else "subagent"
 
 
-def fold_file(source: Source, salt: bytes) -> FoldedFile:
+def fold_file(salt: bytes, source: Source) -> FoldedFile:
     """Read and fold one file."""
-    fold = FileFold(Identity(salt), source.project, source.session, source.agent)
+    fold = FileFold(Identity(salt), str(source.path), source.project, source.session, source.agent)
     with _opened(source.path) as file:
         fold.take(file)
     if source.agent is not None:
@@ -153,29 +149,24 @@ def _folded(session: str, streams: list[Stream]) -> Folded:
     return Folded(session, first_ns, [_heard(stream) for stream in streams], data)
 
 
+def stream_key(stream: Stream) -> StreamKey:
+    """What tells a stream from all others."""
+    return stream.place, stream.source, stream.agent
+
+
 def _heard(stream: Stream) -> Heard:
     messages = tuple(step.id for step in stream.steps)
     first = stream.steps[0] if stream.steps else None
     if first is None or first.usage is None or not first.usage.cache_read:
-        return Heard(stream.agent, stream.source, stream.last_ns, stream.copied, messages, None, 0)
+        return Heard(stream_key(stream), stream.last_ns, stream.copied, messages, None, 0)
     lead = stream.project, first.version, first.model, role_of(stream.agent)
-    read = first.usage.cache_read
-    return Heard(stream.agent, stream.source, stream.last_ns, stream.copied, messages, lead, read)
+    return Heard(stream_key(stream), stream.last_ns, stream.copied, messages, lead, first.usage.cache_read)
 
 
-def _size(source: Source) -> int:
-    try:
-        return source.path.stat().st_size
-    except OSError:
-        return 0  # reading it will say what is wrong
-
-
-def fold_files(files: Sequence[Source], salt: bytes, processes: int) -> Iterator[FoldedFile]:
-    """Fold files in their order, in so many processes where there is much to read."""
-    workers = min(processes, len(files))
-    if workers < 2 or sum(map(_size, files)) < PARALLEL_BYTES:
-        yield from (fold_file(source, salt) for source in files)
-        return
-    chunk = max(1, len(files) // (workers * 16))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=gc.disable) as pool:
-        yield from pool.map(fold_file, files, [salt] * len(files), chunksize=chunk)
+def sizes(files: Sequence[Source]) -> int:
+    """How many bytes there are to read; a file that cannot be looked at counts as none, reading it will say why."""
+    total = 0
+    for source in files:
+        with suppress(OSError):
+            total += source.path.stat().st_size
+    return total

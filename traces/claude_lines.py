@@ -36,9 +36,10 @@ TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 class FileFold:
     """Folds the lines of one file. ``session`` is what the file's place says; None lets its lines say it."""
 
-    def __init__(self, identity: Identity, project: str, session: str | None, agent: str | None) -> None:
+    def __init__(self, identity: Identity, place: str, project: str, session: str | None, agent: str | None) -> None:
         self._identity = identity
         self._hash: Callable[[bytes], int] = identity.hash
+        self._place = place
         self._project = project
         self._session = session
         self._agent = agent
@@ -97,7 +98,8 @@ class FileFold:
         if stream is None:
             session = self._session or string(line["sessionId"])
             entrypoint = maybe_string(line.get("entrypoint"))
-            stream = self.streams[key] = Stream(self._project, session, agent, source, entrypoint=entrypoint)
+            stream = Stream(self._place, self._project, session, agent, source, entrypoint=entrypoint)
+            self.streams[key] = stream
             if source == OWN_FILE:
                 self._own = stream
         return stream

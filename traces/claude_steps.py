@@ -75,10 +75,11 @@ _STEP_FIELDS = attrgetter(*Step.__slots__)
 class Stream:
     """One agent's steps as one file tells them.
 
-    ``ended`` is True where the client said that the turn was over, False where it gave an error. ``copied`` is set
-    where the file is known to begin with another's history.
+    ``place`` is the file, ``source`` how the stream stands in it. ``ended`` is True where the client said that the turn
+    was over, False where it gave an error. ``copied`` is set where the file is known to begin with another's history.
     """
 
+    place: str
     project: str
     session: str
     agent: str | None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
 import pyarrow as pa
 
 from keepwarm.traces import schema
@@ -57,7 +58,34 @@ def calls_to_batch(calls: Sequence[Call]) -> pa.RecordBatch:
     )
 
 
+Order = tuple[int, str, int, str]
+
 MEASURED_NAMES = {field.name for field in schema.MEASURED}
+
+
+class Packed(NamedTuple):
+    """Calls that follow one another in trace order, ready to be written: their columns, their content for the digest,
+    and the places in trace order of the first and the last of them.
+    """
+
+    batch: pa.RecordBatch
+    content: bytes
+    first: Order
+    last: Order
+
+
+def order_of(call: Call) -> Order:
+    """A call's place in trace order."""
+    return call.session_start_ns or 0, call.session, call.start_ns, call.call
+
+
+def pack(calls: Sequence[Call]) -> Packed:
+    """Pack calls, at least one. ValueError where one does not follow the one before it in trace order."""
+    for one, other in pairwise(calls):
+        if order_of(one) >= order_of(other):
+            raise ValueError(f"call {other.call} does not follow {one.call} in trace order")
+    content = b"".join(orjson.dumps(call, default=tuple) for call in calls)
+    return Packed(calls_to_batch(calls), content, order_of(calls[0]), order_of(calls[-1]))
 
 
 def _outcome_getter(name: str) -> Callable[[Outcome], Any]:

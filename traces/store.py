@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keepwarm.traces import schema
-from keepwarm.traces.columns import batch_to_calls, calls_to_batch, outcomes_to_batch
+from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batch, order_of, outcomes_to_batch
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call, Outcome
 
@@ -113,27 +113,47 @@ class TraceWriter:
         self._meta |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "tokens": tokens}
         self._notes = notes if notes is not None else {}
         self._buffer: list[Call] = []
+        self._batches: list[pa.RecordBatch] = []
         self._hash = hashlib.blake2b(digest_size=16)
-        self._last: tuple[int, str, int, str] | None = None
+        self._last: Order | None = None
         self.calls = 0
         self.digest = ""
 
     def add(self, call: Call) -> None:
         """Append a call. ValueError if it does not follow the last one in trace order."""
-        order = (call.session_start_ns or 0, call.session, call.start_ns, call.call)
-        if self._last is not None and order <= self._last:
-            raise ValueError(f"call {call.call} does not follow {self._last[3]} in trace order")
-        self._last = order
+        self._follow(order_of(call))
+        self._last = order_of(call)
         self._hash.update(orjson.dumps(call, default=tuple))
         self._buffer.append(call)
         self.calls += 1
         if len(self._buffer) >= ROWS_PER_GROUP:
             self._flush()
 
-    def _flush(self) -> None:
+    def add_packed(self, packed: Packed) -> None:
+        """Append calls that were packed elsewhere. ValueError if they do not follow in trace order."""
+        self._follow(packed.first)
+        self._unbuffer()
+        self._last = packed.last
+        self._hash.update(packed.content)
+        self._batches.append(packed.batch)
+        self.calls += packed.batch.num_rows
+        if sum(batch.num_rows for batch in self._batches) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def _follow(self, order: Order) -> None:
+        if self._last is not None and order <= self._last:
+            raise ValueError(f"call {order[3]} does not follow {self._last[3]} in trace order")
+
+    def _unbuffer(self) -> None:
         if self._buffer:
-            self._sink.write(calls_to_batch(self._buffer))
+            self._batches.append(calls_to_batch(self._buffer))
             self._buffer.clear()
+
+    def _flush(self) -> None:
+        self._unbuffer()
+        if self._batches:
+            self._sink.write(pa.concat_batches(self._batches))
+            self._batches.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,74 @@
+"""The second pass of an import: sessions built out of their streams and packed for the trace, some at a time.
+
+This is what worker processes do, so it takes and gives plain values.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from keepwarm.traces.claude_files import LeadKey, StreamKey, stream_key
+from keepwarm.traces.claude_sessions import SessionBuilder
+from keepwarm.traces.claude_steps import Step, Stream
+from keepwarm.traces.columns import Packed, pack
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.model import Call
+
+SessionKey = tuple[str, str]
+"""Project and session id."""
+
+
+class Common(NamedTuple):
+    """What every session is built with. ``tellers`` names the stream that tells a message, where several hold it."""
+
+    salt: bytes
+    leads: Mapping[LeadKey, int]
+    tellers: Mapping[str, StreamKey]
+    informed: bool
+    flow: str | None
+
+
+class Waiting(NamedTuple):
+    """A session to be built: its pseudonym, its start since the trace's, and its streams, pickled."""
+
+    name: str
+    key: SessionKey
+    start_ns: int
+    streams: Sequence[bytes]
+
+
+class Totals(NamedTuple):
+    """What was noticed while building; token counts as in Imported."""
+
+    sessions: int = 0
+    negative_waits: int = 0
+    recorded_breaks: int = 0
+    new_tokens: int = 0
+    hidden: int = 0
+    scaled: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        """Both together."""
+        return Totals(*(one + more for one, more in zip(self, other, strict=True)))
+
+
+def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed | None, Totals]:
+    """Build some sessions that follow one another in trace order; None for a pack without a call."""
+    identity = Identity(common.salt)
+    calls: list[Call] = []
+    totals = Totals()
+
+    def owns(stream: Stream, step: Step) -> bool:
+        teller = common.tellers.get(step.id)
+        return teller is None or teller == stream_key(stream)
+
+    for name, key, start_ns, pickled in sessions:
+        builder = SessionBuilder(
+            identity, name, key, owns=owns, leads=common.leads, informed=common.informed, flow=common.flow
+        )
+        built = builder.build([stream for part in pickled for stream in pickle.loads(part)], start_ns)
+        calls += built.calls
+        totals = totals.plus(Totals(int(bool(built.calls)), *built[1:]))
+    return pack(calls) if calls else None, totals
