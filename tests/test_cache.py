@@ -298,13 +298,16 @@ def test_a_read_renews_the_ttl_or_does_not(refresh: bool, found: list[int]) -> N
     assert [run(cache, now, piece(1, 10), ttl=10) for now in times] == found
 
 
-def test_without_refresh_a_prompt_lives_from_its_writers_end() -> None:
-    """Written at 1 by a call that ends at 8, read by another from 2 to 3: with a TTL of 10 it lives until 18."""
+@pytest.mark.parametrize("read", [5, 3])
+def test_without_refresh_a_prompt_lives_from_its_writers_end(read: int) -> None:
+    """Written at 1 by a call that ends at 8, read by another, whole or in part, from 2 to 3: with a TTL of 10 it lives
+    until 18.
+    """
     for now, found in ((17, 5), (18, 0)):
         cache, prompt = PrefixCache(refresh=False), (piece(1, 5),)
         writer = cache.acquire(prompt, 0)
         cache.store(writer, prompt, [Write(5, 10)], 1)
-        reader = cache.acquire(prompt, 2)
+        reader = cache.acquire((piece(1, read),), 2)
         cache.release(reader, 3)
         cache.release(writer, 8)
         assert cache.acquire(prompt, now).tokens == found

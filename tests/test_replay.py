@@ -135,7 +135,7 @@ def served(base_s: float = 0.0, ttl_s: float | None = None, speed: float = 1.0) 
 
 
 def test_each_call_is_sent_once_when_its_edges_let_it() -> None:
-    """Nothing is sent before it is due; a gap counts from the end of the answer, or the call's start, as the edge says."""
+    """Nothing is sent before it is due; a gap counts from an answer's end, or a call's start, as the edge says."""
     calls = [
         call("a"),
         call("b", After("a", "start", 5 * MS, "subagent")),

@@ -320,7 +320,7 @@ def test_odd_traces_simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     edge = After("b", "end", 0, "tool")
     calls.append(call("c", edge, prompt_parent="b", keep=100, append=answer, start_ns=2))
     odd = write(tmp_path / "odd.parquet", calls)
-    for ttl in ("none", "20000d", "60000d"):
+    for ttl in ("none", "20000d", "30000d"):
         assert (
             keepwarm_(capsys, "simulate", odd, "-o", str(tmp_path / "run"), "--block", "1", "--cache-ttl", ttl)[0] == 0
         )
