@@ -28,6 +28,7 @@ ON_CACHE |= {"cache_write_5m", "cache_write_1h", "cache_write_other", "written"}
 """Figures that depend on what a TTL left in the cache."""
 
 ESTIMATED = 0.2
+MOST_DIGITS = 6
 DEFAULTS = ("warm_hit_rate >= baseline-1pt", "ttft.p99 <= baseline+10%", "latency.p99 <= baseline+10%")
 """What is held against a baseline where nothing else is asked of it."""
 
@@ -53,14 +54,24 @@ def _of_whole(loaded: Loaded, want: Requirement) -> Any:
     return found if want.stat is None or found is None else found.get(want.stat)
 
 
-def show(metric: str, value: float) -> str:
-    """A figure in the unit a person reads it in."""
+def show(metric: str, value: float, digits: int = 0) -> str:
+    """A figure in the unit a person reads it in, with at least so many digits behind the point."""
     kind = KINDS[metric]
     if kind == "rate":
-        return f"{100 * value:.2f}".rstrip("0").rstrip(".") + " %"
+        return f"{100 * value:.{max(2, digits)}f}".rstrip("0").rstrip(".") + " %"
     if kind == "time":
-        return f"{value:.3f} s" if value >= 1 else f"{1000 * value:.1f} ms"
-    return {"ratio": f"{value:.2f}x", "money": f"${value:.4f}", "count": f"{value:g}"}[kind]
+        return f"{value:.{max(3, digits)}f} s" if value >= 1 else f"{1000 * value:.{max(1, digits)}f} ms"
+    if kind == "ratio":
+        return f"{value:.{max(2, digits)}f}x"
+    return f"${value:.{max(4, digits)}f}" if kind == "money" else f"{value:.12g}"
+
+
+def digits_apart(metric: str, value: float, limit: float) -> int:
+    """How many digits it takes to show that a figure is not its limit; more than MOST_DIGITS are never shown."""
+    if value == limit:
+        return 0
+    apart = (n for n in range(MOST_DIGITS) if show(metric, value, n) != show(metric, limit, n))
+    return next(apart, MOST_DIGITS)
 
 
 class Verdict(NamedTuple):
@@ -79,21 +90,36 @@ def judge(want: Requirement, value: float | None, base: float | None) -> Verdict
         return Verdict(f"FAIL {subject} {show(want.metric, value)}: not measured in the baseline", 1)
     limit = (base or 0.0) * want.times + want.value if want.relative else want.value
     # Rounded so that a figure which is its limit, but for how floats add, is its limit.
-    good = OPERATORS[want.op](round(value, 12), round(limit, 12))
-    beside = f" (baseline {show(want.metric, base)})" if want.relative and base is not None else ""
-    word = "PASS" if good else "FAIL"
-    line = f"{word} {subject} {show(want.metric, value)} {want.op} {show(want.metric, limit)}{beside}"
-    return Verdict(line, 0 if good else 1)
+    value, limit = round(value, 12), round(limit, 12)
+    good = OPERATORS[want.op](value, limit)
+    digits = digits_apart(want.metric, value, limit)
+    beside = f" (baseline {show(want.metric, base, digits)})" if want.relative and base is not None else ""
+    told = f"{show(want.metric, value, digits)} {want.op} {show(want.metric, limit, digits)}"
+    return Verdict(f"{'PASS' if good else 'FAIL'} {subject} {told}{beside}", 0 if good else 1)
 
 
-def refusal(loaded: Loaded, want: Requirement, prices: Prices, valid: dict[str, Any]) -> str | None:
-    """Why a figure cannot be held to anything, though it was measured."""
-    if want.metric in ON_CACHE and valid["time_compression"] == "unsound":
-        return str(valid["notes"][0])
-    if want.metric == "cost_per_completed_task":
-        share = cost(loaded, prices)["output_est_share"]
+class Side(NamedTuple):
+    """One of the two that are held against each other: ``run`` or ``baseline``, and whether it may be believed."""
+
+    name: str
+    loaded: Loaded
+    valid: dict[str, Any]
+
+
+def side(name: str, loaded: Loaded) -> Side:
+    """A run or baseline with its validity."""
+    return Side(name, loaded, validity(loaded, metrics.with_previous(loaded.rows)))
+
+
+def refusal(sides: list[Side], want: Requirement, prices: Prices) -> str | None:
+    """Why a figure cannot be held to anything, though it was measured; it rests on all of these sides."""
+    for one in sides:
+        if want.metric in ON_CACHE and one.valid["time_compression"] == "unsound":
+            return f"{one.name}: {one.valid['notes'][0]}"
+        share = cost(one.loaded, prices)["output_est_share"] if want.metric == "cost_per_completed_task" else None
         if share is not None and share > ESTIMATED:
-            return f"{100 * share:.1f} % of the money rests on estimated outputs, at most {100 * ESTIMATED:.0f} % may"
+            least = f"at most {100 * ESTIMATED:.0f} % may"
+            return f"{one.name}: {100 * share:.1f} % of the money rests on estimated outputs, {least}"
     return None
 
 
@@ -126,14 +152,14 @@ def check(
         raise InputError("gate needs --require 'metric >= value' or, for 'baseline' figures, --baseline RUN")
     defaults = [] if baseline is None or any(want.relative for want in wants) else [parse(text) for text in DEFAULTS]
     gpu = (gpu_hour_price, gpus)
-    lines, codes = _standing(run, baseline)
-    valid = validity(run, metrics.with_previous(run.rows))
+    sides = [side("run", run)] + ([] if baseline is None else [side("baseline", baseline)])
+    lines, codes = _standing(sides)
     for want in (*wants, *defaults):
         base = measure(baseline, want, prices, gpu) if baseline is not None and want.relative else None
         if want in defaults and base is None:
             lines.append(f"SKIP {want.subject} not measured in the baseline")
             continue
-        refused = refusal(run, want, prices, valid)
+        refused = refusal(sides if want.relative else sides[:1], want, prices)
         verdict = judge(want, measure(run, want, prices, gpu), base)
         lines.append(f"NOT VALID {want.subject}: {refused}" if refused else verdict.line)
         codes.append(3 if refused else verdict.code)
@@ -142,17 +168,11 @@ def check(
     return lines, 3 if 3 in codes else max(codes)
 
 
-def _standing(run: Loaded, baseline: Loaded | None) -> tuple[list[str], list[int]]:
+def _standing(sides: list[Side]) -> tuple[list[str], list[int]]:
     """Lines and codes for runs that are not valid, and a line on how the two differ."""
-    lines, codes = [], []
-    for name, loaded in (("run", run), ("baseline", baseline)):
-        if loaded is None:
-            continue
-        standing = validity(loaded, metrics.with_previous(loaded.rows))
-        if not standing["valid"]:
-            lines.append(f"NOT VALID {name} {loaded.path}: {'; '.join(standing['because'])}")
-            codes.append(3)
-    apart = differences(run, baseline) if baseline is not None else []
+    bad = [one for one in sides if not one.valid["valid"]]
+    lines = [f"NOT VALID {one.name} {one.loaded.path}: {'; '.join(one.valid['because'])}" for one in bad]
+    apart = differences(sides[0].loaded, sides[1].loaded) if len(sides) == 2 else []
     if apart:
         lines.append(f"note: the runs differ in {', '.join(apart)}")
-    return lines, codes
+    return lines, [3 for _ in bad]

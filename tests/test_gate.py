@@ -186,6 +186,41 @@ def test_a_cost_that_rests_on_estimates_is_not_valid(tmp_path: Path, capsys: pyt
     assert "rests on estimated outputs" in lines[0]
 
 
+def test_a_baseline_is_refused_for_what_a_run_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A baseline in compressed time, or whose money rests on estimates, holds nothing; an absolute figure is held."""
+    path = run(tmp_path / "r")
+    squeezed = {"options": {"speed": 5.0}, "endpoint": {"clock_driven": False, "has_ttl": True}}
+    fast = run(tmp_path / "fast", **squeezed)
+    guessed = run(tmp_path / "guessed", [outcome(turn, output=None, output_est=1_000) for turn in range(10)])
+    code, lines = gate(capsys, path, "--baseline", fast, *requiring("warm_hit_rate >= baseline"))
+    assert code == 3
+    assert lines[-1] == "NOT VALID warm_hit_rate: baseline: time compressed: TTL effects not measured"
+    asked = requiring("cost_per_completed_task <= baseline", "hit_rate >= 80%")
+    code, lines = gate(capsys, path, "--baseline", guessed, *asked)
+    assert code == 3
+    assert lines[-2].startswith("NOT VALID cost_per_completed_task: baseline: ")
+    assert lines[-2].endswith("of the money rests on estimated outputs, at most 20 % may")
+    assert lines[-1] == "PASS hit_rate 81 % >= 80 %"
+    assert gate(capsys, path, "--baseline", fast, *requiring("ttft.p99 <= baseline"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "line"),
+    [
+        ("hit_rate >= 88.05%", 0.88046, "FAIL hit_rate 88.046 % >= 88.05 %"),
+        ("hit_rate >= 88.05%", 0.8805, "PASS hit_rate 88.05 % >= 88.05 %"),
+        ("hit_rate > 88%", 0.88000001, "PASS hit_rate 88.000001 % > 88 %"),
+        ("ttft.p99 <= 2s", 2.00004, "FAIL ttft.p99 2.00004 s <= 2.00000 s"),
+        ("read_write_ratio >= 11.7", 11.6999, "FAIL read_write_ratio 11.6999x >= 11.7000x"),
+        ("cost_per_completed_task <= $1.2", 1.20001, "FAIL cost_per_completed_task $1.20001 <= $1.20000"),
+        ("prompt <= 2000000", 2_000_001, "FAIL prompt 2000001 <= 2000000"),
+    ],
+)
+def test_a_figure_never_looks_like_the_limit_it_missed(text: str, value: float, line: str) -> None:
+    """As many digits are printed as tell the two apart."""
+    assert judge(parse(text), value, None).line == line
+
+
 def test_relative_requirements_are_held_to_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The baseline reads 90 % warm and has a median ttft of 400 ms; shares, points, factors and amounts apply to it."""
     base = run(tmp_path / "base")
