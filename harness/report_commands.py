@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -19,8 +20,24 @@ from keepwarm.reports.reproduce import reproduce as set_beside
 from keepwarm.reports.summary import summarise
 from keepwarm.traces.errors import InputError
 
+
+class Usd(click.ParamType):
+    """An amount of money; InputError, and so one line, where there is none."""
+
+    name = "usd"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            amount = float(value)
+        except ValueError:
+            amount = math.nan
+        if not 0 <= amount < math.inf:
+            raise InputError(f"{param.opts[0] if param else self.name} {value!r}: expected a number of USD, 0 or more")
+        return amount
+
+
 PRICES = click.option("--prices", metavar="FILE", help="Price table (TOML) whose models go over the shipped ones.")
-GPU_HOUR = click.option("--gpu-hour-price", type=click.FloatRange(min=0), metavar="USD", help="Price of one GPU-hour.")
+GPU_HOUR = click.option("--gpu-hour-price", type=Usd(), metavar="USD", help="Price of one GPU-hour.")
 GPUS = click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="GPUs the endpoint ran on (default 1).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
 

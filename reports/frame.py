@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
 import polars as pl
 
+from keepwarm.reports.about import read_about
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, OUTCOMES, read_journal
 from keepwarm.traces.store import first_line, locate, read_meta, read_outcome_table, read_trace_table
@@ -69,7 +69,7 @@ def load(path: str) -> Loaded:
         raise InputError(f"{path}: run.json is there but {OUTCOMES} is not: the run wrote no outcomes")
     else:
         return load_recording(path)
-    about = _read_json(f"{path}/run.json")
+    about = read_about(f"{path}/run.json")
     bounds = _read_bounds(path)
     rows = arranged(pl.DataFrame(table))
     rows = rows.drop("session", "agent", *(() if bounds is not None else ("call",)))
@@ -154,20 +154,6 @@ def arranged(rows: pl.DataFrame) -> pl.DataFrame:
 def changed(name: str) -> pl.Expr:
     """Whether a column's value differs from the row before; true on the first row."""
     return pl.col(name).ne_missing(pl.col(name).shift(1))
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    system, inner = locate(path)
-    try:
-        with system.open_input_file(inner) as source:
-            about = orjson.loads(source.read())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file, expected beside outcomes.parquet") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable JSON: {first_line(error)}") from error
-    if not isinstance(about, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return about
 
 
 def _read_bounds(path: str) -> pl.DataFrame | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -61,7 +62,7 @@ def _checked(path: str, name: str, row: Any) -> dict[str, Any]:
             prices["above"] = _checked(path, f"{name}.above", value)
         elif field not in (*KINDS, "write", "prompt"):
             raise InputError(f"{path}: model {name!r}: unknown field {field!r}, expected one of {', '.join(KINDS)}")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             raise InputError(f"{path}: model {name!r}: field {field!r} is {value!r}, expected a number of USD")
         elif field != "write":
             prices[field] = float(value)

@@ -84,15 +84,21 @@ def _lag_check(rows: pl.DataFrame) -> dict[str, Any]:
     return _check("schedule_lag.p99", lag, max(LAG_S, LAG_OF_LATENCY * (latency or 0.0)), least=False, unit="s")
 
 
+def _coverage(value: float | None) -> dict[str, Any]:
+    check = _check("coverage", value, COVERAGE, least=True)
+    return {**check, "good": check["good"] and value is not None and value <= 1.0}
+
+
 def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
     """The checks of a run. The lag's limit is 50 ms, or a tenth of the median latency where that is more."""
     rows, planned = loaded.rows, loaded.about.get("planned_calls")
     answered = rows.filter(ANSWERED)
+    covered = answered.height if planned is None or rows.height <= planned else rows.height
     failed = rows.filter(~SKIPPED.fill_null(False) & ~ANSWERED).height
     off = token_fidelity(rows)
     interrupted = loaded.about.get("interrupted")
     return [
-        _check("coverage", answered.height / planned if planned else None, COVERAGE, least=True),
+        _coverage(covered / planned if planned else None),
         _check("cached_tokens_reported", _share(answered, REPORTED), COVERAGE, least=True),
         _check("token_fidelity.p95", off["p95"], TOKENS_OFF, least=False),
         _note("token_fidelity.p50", off["p50"]),
@@ -148,4 +154,6 @@ def reason(check: dict[str, Any]) -> str:
     if check["check"] == "uninterrupted":
         return "it was interrupted" if check["value"] is not None else "run.json does not say if it was interrupted"
     value = figure(check["value"], check["unit"])
+    if check["check"] == "coverage" and (check["value"] or 0.0) > 1.0:
+        return f"coverage is {value}: there are more outcomes than planned_calls in run.json"
     return f"{check['check']} is {value}, expected {bound} {figure(check['limit'], check['unit'])}"

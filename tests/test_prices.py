@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from keepwarm.harness.cli import main
 from keepwarm.reports.frame import load
 from keepwarm.reports.prices import cost, load_prices, price_of
 from keepwarm.traces.errors import InputError
@@ -129,6 +130,16 @@ def test_gpu_hours_stand_beside_the_api_price(tmp_path: Path) -> None:
     assert costs(tmp_path, outcome("a"))["gpu_cost_per_completed_task"] is None
 
 
+@pytest.mark.parametrize("price", ["nan", "inf", "-1", "2,50"])
+def test_a_gpu_hour_price_is_a_number_of_usd(price: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no finite amount is refused in one line, whatever the run."""
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "none", "--gpu-hour-price", price])
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out) == (2, "")
+    assert said.err == f"keepwarm: --gpu-hour-price {price!r}: expected a number of USD, 0 or more\n"
+
+
 @pytest.mark.parametrize(
     ("model", "listed"),
     [
@@ -196,6 +207,9 @@ def test_the_longest_listed_id_wins(tmp_path: Path) -> None:
         ('date = "2026"\n[models]\nm = { uncached = "1" }', "model 'm': field 'uncached' is '1', expected a number"),
         ('date = "2026"\n[models]\nm = { writes = 1 }', "model 'm': unknown field 'writes'"),
         ('date = "2026"\n[models]\nm = { write = -1 }', "model 'm': field 'write' is -1"),
+        ('date = "2026"\n[models]\nm = { read = nan }', "model 'm': field 'read' is nan, expected a number of USD"),
+        ('date = "2026"\n[models]\nm = { read = inf }', "model 'm': field 'read' is inf, expected a number of USD"),
+        (f'date = "2026"\n[models]\nm = {{ read = 1{"0" * 400} }}', "expected a number of USD"),
     ],
 )
 def test_a_bad_price_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:

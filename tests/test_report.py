@@ -275,6 +275,40 @@ def test_a_run_without_a_good_run_json_is_one_line(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"planned_calls": "many"}, "field 'planned_calls' is 'many', expected a whole number"),
+        ({"planned_calls": True}, "field 'planned_calls' is True, expected a whole number"),
+        ({"options": {"speed": "fast"}}, "field 'options.speed' is 'fast', expected a number"),
+        ({"options": 5}, "field 'options' is 5, expected a JSON object"),
+        ({"endpoint": "x"}, "field 'endpoint' is 'x', expected a JSON object"),
+        ({"endpoint": {"has_ttl": "no"}}, "field 'endpoint.has_ttl' is 'no', expected true or false"),
+        ({"trace": 3}, "field 'trace' is 3, expected a JSON object"),
+        ({"clock": 7}, "field 'clock' is 7, expected a JSON object"),
+        ({"mode": [1]}, "field 'mode' is [1], expected text"),
+        ({"format": 2}, "format 2 is newer than this program reads (1): upgrade keepwarm"),
+    ],
+)
+def test_a_run_json_of_another_shape_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], about: dict[str, Any], said: str
+) -> None:
+    """The line names the file, the field and what was expected there."""
+    run(tmp_path, [outcome(0)])
+    (tmp_path / "run.json").write_bytes(orjson.dumps({"planned_calls": 1, "interrupted": False, **about}))
+    code, out, err = keepwarm(capsys, "report", str(tmp_path))
+    assert (code, out, err) == (2, "", f"keepwarm: {tmp_path}/run.json: {said}\n")
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_more_outcomes_than_were_planned_are_not_valid(tmp_path: Path, failed: bool) -> None:
+    """Three rows of two planned calls: coverage above 100 %, whether or not all three were answered."""
+    last = {"error": "timeout", "status": None} if failed else {}
+    found = checked(run(tmp_path, [outcome(0), outcome(1), outcome(2, **last)], planned_calls=2))
+    assert found["because"][0] == "coverage is 150.00 %: there are more outcomes than planned_calls in run.json"
+    assert found["valid"] is False
+
+
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
     """A main agent of three calls that starts two sub-agents at work at the same time."""
