@@ -21,7 +21,7 @@ from keepwarm.reports.summary import summarise
 from keepwarm.traces.errors import InputError
 
 
-class Usd(click.ParamType):
+class Usd(click.ParamType[float]):
     """An amount of money; InputError, and so one line, where there is none."""
 
     name = "usd"
@@ -103,6 +103,7 @@ def _write_beside(loaded: Loaded) -> None:
     help="A required figure, such as 'warm_hit_rate >= 90%' or 'ttft.p99[role=main] <= baseline+5%'; repeatable.",
 )
 @click.option("--baseline", metavar="RUN", help="The run that 'baseline' in a requirement stands for.")
+@click.option("--across-traces", is_flag=True, help="Let the baseline be a run of another trace.")
 @PRICES
 @GPU_HOUR
 @GPUS
@@ -112,6 +113,7 @@ def gate(
     path: str,
     requires: tuple[str, ...],
     baseline: str | None,
+    across_traces: bool,
     prices: str | None,
     gpu_hour_price: float | None,
     gpus: int | None,
@@ -119,10 +121,12 @@ def gate(
     """Hold a run against required figures, or against a baseline: one line a check.
 
     Exit codes: 0 all passed; 1 one failed or was not measured; 2 bad input; 3 the run is not valid for what was asked.
-    With --baseline and no requirement on it, warm_hit_rate, ttft.p99 and latency.p99 are held to it.
+    With --baseline and no requirement on it, warm_hit_rate, ttft.p99 and latency.p99 are held to it. It must be of the
+    same trace.
     """
     against = load(baseline) if baseline else None
-    lines, code = check(load(path), list(requires), load_prices(prices), against, gpu_hour_price, gpus)
+    table = load_prices(prices)
+    lines, code = check(load(path), list(requires), table, against, gpu_hour_price, gpus, across_traces)
     for line in lines:
         click.echo(line)
     context.exit(code)

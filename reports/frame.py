@@ -179,9 +179,15 @@ def time_scale(loaded: Loaded) -> float:
     return float(speed) if loaded.kind == "run" and driven else 1.0
 
 
+def clock_told(scale: float) -> str:
+    """What to say where an endpoint's clock ran ahead of the one that times were measured by."""
+    return f"the endpoint's clock ran {scale:g} times as fast"
+
+
 def provenance(loaded: Loaded) -> dict[str, Any]:
     """How the trace was imported: ``prefix_breaks`` blind or recorded (informed), ``recorded_breaks`` how many prefixes
-    that cut, ``informed_calls`` how many of the calls here are marked as such; None where it is not told.
+    that cut, ``informed_calls`` how many of the calls here are marked as such; None where it is not told. Marked are
+    fewer: a call has one ``prefix_change``, and a cut that fell on a compaction or the like is marked as that.
     """
     told = loaded.about.get("trace" if loaded.kind == "run" else "notes") or {}
     marked = (loaded.rows["prefix_change"] == "recorded_break").sum()

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from keepwarm.reports import latency, metrics
-from keepwarm.reports.frame import Loaded
-from keepwarm.reports.prices import Prices, cost
+from keepwarm.reports.frame import Loaded, clock_told, time_scale
+from keepwarm.reports.prices import Prices, completion, cost
 from keepwarm.reports.requirement import KINDS, RATES, WHOLE, Requirement, parse, percent
 from keepwarm.reports.validity import validity
 from keepwarm.traces.errors import InputError
@@ -29,6 +29,7 @@ ON_CACHE |= {"cache_write_5m", "cache_write_1h", "cache_write_other", "written"}
 
 ESTIMATED = 0.2
 MOST_DIGITS = 6
+TRACE = "trace digest"
 DEFAULTS = ("warm_hit_rate >= baseline-1pt", "ttft.p99 <= baseline+10%", "latency.p99 <= baseline+10%")
 """What is held against a baseline where nothing else is asked of it."""
 
@@ -113,6 +114,8 @@ def side(name: str, loaded: Loaded) -> Side:
 
 def refusal(sides: list[Side], want: Requirement, prices: Prices) -> str | None:
     """Why a figure cannot be held to anything, though it was measured; it rests on all of these sides."""
+    if want.metric == "cost_per_completed_task" and len({one.loaded.kind for one in sides}) == 2:
+        return f"{'; '.join(f'{one.name}: completed = {completion(one.loaded)}' for one in sides)}: not one figure"
     for one in sides:
         if want.metric in ON_CACHE and one.valid["time_compression"] == "unsound":
             return f"{one.name}: {one.valid['notes'][0]}"
@@ -124,7 +127,7 @@ def refusal(sides: list[Side], want: Requirement, prices: Prices) -> str | None:
 
 
 def differences(run: Loaded, baseline: Loaded) -> list[str]:
-    """What differs between the two runs besides what they measured: trace, endpoint, options, cache."""
+    """What differs between the two besides what they measured: trace digest, endpoint, options, cache, mode."""
 
     def of(loaded: Loaded) -> dict[str, Any]:
         about = loaded.about
@@ -132,7 +135,7 @@ def differences(run: Loaded, baseline: Loaded) -> list[str]:
         digest = trace.get("digest") if loaded.kind == "run" else about.get("digest")
         server = {key: endpoint.get(key) for key in ("name", "dialect", "server")}
         named = {key: about.get(key) for key in ("options", "cache", "mode")}
-        return {"trace digest": digest, "endpoint": server, **named}
+        return {TRACE: digest, "endpoint": server, **named}
 
     ours, theirs = of(run), of(baseline)
     return [name for name in ours if ours[name] != theirs[name]]
@@ -145,15 +148,20 @@ def check(
     baseline: Loaded | None = None,
     gpu_hour_price: float | None = None,
     gpus: int | None = None,
+    across_traces: bool = False,
 ) -> tuple[list[str], int]:
-    """Hold a run to its requirements: the lines to print and the exit code. InputError on a bad requirement."""
+    """Hold a run to its requirements: the lines to print and the exit code. InputError on a bad requirement.
+
+    A baseline of another trace holds nothing, unless ``across_traces``.
+    """
     wants = [parse(text) for text in requires]
     if baseline is None and (not wants or any(want.relative for want in wants)):
         raise InputError("gate needs --require 'metric >= value' or, for 'baseline' figures, --baseline RUN")
     defaults = [] if baseline is None or any(want.relative for want in wants) else [parse(text) for text in DEFAULTS]
     gpu = (gpu_hour_price, gpus)
     sides = [side("run", run)] + ([] if baseline is None else [side("baseline", baseline)])
-    lines, codes = _standing(sides)
+    relative = any(want.relative for want in (*wants, *defaults))
+    lines, codes = _standing(sides, same_trace=relative and not across_traces)
     for want in (*wants, *defaults):
         base = measure(baseline, want, prices, gpu) if baseline is not None and want.relative else None
         if want in defaults and base is None:
@@ -168,11 +176,20 @@ def check(
     return lines, 3 if 3 in codes else max(codes)
 
 
-def _standing(sides: list[Side]) -> tuple[list[str], list[int]]:
-    """Lines and codes for runs that are not valid, and a line on how the two differ."""
+def _standing(sides: list[Side], *, same_trace: bool) -> tuple[list[str], list[int]]:
+    """Lines and codes for runs that are not valid, or not of the same trace where they must be; notes on the rest."""
     bad = [one for one in sides if not one.valid["valid"]]
     lines = [f"NOT VALID {one.name} {one.loaded.path}: {'; '.join(one.valid['because'])}" for one in bad]
     apart = differences(sides[0].loaded, sides[1].loaded) if len(sides) == 2 else []
+    other = same_trace and TRACE in apart
+    if other:
+        lines.append(f"NOT VALID run and baseline differ in {TRACE}: give --across-traces to hold them all the same")
+        apart.remove(TRACE)
     if apart:
         lines.append(f"note: the runs differ in {', '.join(apart)}")
-    return lines, [3 for _ in bad]
+    for one in sides:
+        scale = time_scale(one.loaded)
+        if scale != 1.0:
+            where = "" if one is sides[0] else "baseline: "
+            lines.append(f"note: {where}{clock_told(scale)}: times are as measured, not scaled back")
+    return lines, [3] * (len(bad) + other)

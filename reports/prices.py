@@ -117,6 +117,11 @@ def priced(rows: pl.DataFrame, prices: Prices) -> pl.DataFrame:
     )
 
 
+def completion(loaded: Loaded) -> str:
+    """What ``completed`` means of a session here: a recording knows its task's outcome, a run only its own answers."""
+    return "the task's recorded outcome" if loaded.kind == "recording" else "every planned call was answered"
+
+
 def cost(
     loaded: Loaded, prices: Prices, gpu_hour_price: float | None = None, gpus: int | None = None
 ) -> dict[str, Any]:
@@ -137,6 +142,7 @@ def cost(
     unpriced = [m for m in rows["model"].unique().sort().to_list() if price_of(prices, m) is None]
     return {
         "cost_per_completed_task": spent / done if done and spent is not None else None,
+        "completed_means": completion(loaded),
         "sessions_known": known.height,
         "sessions_completed": done,
         "sessions_without_cost": int(sessions["cost"].null_count()),

@@ -6,14 +6,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from keepwarm.reports import latency
+from keepwarm.reports.frame import clock_told
 from keepwarm.reports.validity import figure
 
 WIDTH = 100
+FOLDED = 24
+"""Columns that a column of words gets at least, if it has so many."""
 NONE = "-"
 
 
@@ -54,17 +58,28 @@ def dollars(value: float | None) -> str:
 
 
 def table(out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
-    """Print a table under a title; the first ``words`` columns hold words, the others figures. Nothing if empty."""
+    """Print a table under a title; the first ``words`` columns hold words, the others figures. Nothing if empty.
+
+    Words are broken over lines where they must be, and off a terminal only in a last column; figures never are: a
+    table is rather wider than the console.
+    """
+    cells, last = [columns, *rows], len(columns) - 1
+    if len(cells) == 1:
+        return
+    folds = {last} & {*range(words)} | ({0} if out.is_terminal else set())
+    need = [2 + max(cell_len(row[index]) for row in cells) for index in range(len(columns))]
+    least = sum(min(width, FOLDED) if index in folds else width for index, width in enumerate(need))
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
     for index, name in enumerate(columns):
-        last = index == len(columns) - 1
-        shown.add_column(name, justify="left" if index < words else "right", no_wrap=not (last and index < words))
-    for row in rows:
+        justify: JustifyMethod = "left" if index < words else "right"
+        shown.add_column(name, justify=justify, no_wrap=index not in folds, overflow="fold")
+    for row in cells[1:]:
         shown.add_row(*(Text(cell) for cell in row))
-    if shown.row_count:
-        out.print()
-        out.print(Text(title, style="bold"))
-        out.print(shown)
+    out.print()
+    out.print(Text(title, style="bold"))
+    width, out.width = out.width, max(out.width, least)
+    out.print(shown)
+    out.width = width
 
 
 def line(out: Console, text: str, style: str = "") -> None:
@@ -92,7 +107,7 @@ def heading(out: Console, report: dict[str, Any]) -> None:
         line(out, note, "yellow")
     scale = (report.get("latency") or {}).get("time_scale", 1.0)
     if scale != 1.0:
-        line(out, f"the endpoint's clock ran {scale:g} times as fast: times below are as measured, not scaled back")
+        line(out, f"{clock_told(scale)}: times below are as measured, not scaled back")
 
 
 def informed(report: dict[str, Any]) -> str:
@@ -204,6 +219,7 @@ def costs(out: Console, report: dict[str, Any]) -> None:
     line(out, f"cost_per_completed_task {dollars(cost['cost_per_completed_task'])}", "bold")
     known = f"{count(cost['sessions_completed'])} completed, of {count(cost['sessions_known'])}"
     estimated = rate(cost["output_est_share"])
+    line(out, f"  completed = {cost['completed_means']}")
     line(out, f"  {dollars(cost['money'])} / {known} with known outcome; {estimated} of it from estimated outputs")
     line(out, f"  {dollars(cost['money_of_priced_calls'])} over all priced calls; prices of {cost['prices_date']}")
     if cost["models_without_price"]:
@@ -215,6 +231,12 @@ def costs(out: Console, report: dict[str, Any]) -> None:
         line(
             out, f"gpu_cost_per_completed_task {each}: {cost['gpu_hours']:.3f} GPU-hours, {dollars(cost['gpu_money'])}"
         )
+
+
+def failures(out: Console, report: dict[str, Any]) -> None:
+    """Calls that failed or were skipped, by what went wrong."""
+    rows = [(row["error"] or NONE, str(row["status"] or NONE), count(row["calls"])) for row in report["failures"]]
+    table(out, "Failures", ("error", "status", "calls"), rows)
 
 
 def checks(out: Console, report: dict[str, Any]) -> None:
@@ -266,4 +288,5 @@ def render_report(report: dict[str, Any], by: Sequence[str] = ("role", "turn")) 
     recorded(out, report)
     latencies(out, report)
     costs(out, report)
+    failures(out, report)
     checks(out, report)

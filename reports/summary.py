@@ -7,7 +7,7 @@ from typing import Any
 from keepwarm.reports import latency, losses, metrics
 from keepwarm.reports.frame import Loaded, provenance, time_scale
 from keepwarm.reports.prices import Prices, cost
-from keepwarm.reports.validity import validity
+from keepwarm.reports.validity import failures, validity
 
 ABOUT = ("keepwarm", "mode", "trace", "endpoint", "options", "cache", "clock", "started", "ended", "seed")
 
@@ -27,6 +27,7 @@ def summarise(
         "about": loaded.about if recorded else {key: loaded.about.get(key) for key in ABOUT},
         **provenance(loaded),
         **validity(loaded, linked),
+        "failures": failures(loaded.rows),
         **metrics.of(loaded.rows),
         **metrics.whole(loaded, linked),
         **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},

@@ -18,9 +18,13 @@ TOKENS_OFF = 0.01
 LAG_S = 0.05
 LAG_OF_LATENCY = 0.1
 SKIPPED = pl.col("error") == "skipped"
+CUT_OFF = pl.col("error") == "interrupted"
 ANSWERED = (
     pl.col("error").is_null() & pl.col("done_ns").is_not_null() & pl.col("status").fill_null(200).is_between(200, 299)
 )
+
+FAILED_CALL = ~(ANSWERED | SKIPPED.fill_null(False) | CUT_OFF.fill_null(False))
+"""A call that was sent and not answered whole; one that Ctrl-C cut off in flight is neither failed nor skipped."""
 
 COMPRESSED = "time compressed: TTL effects not measured"
 
@@ -94,7 +98,7 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
     rows, planned = loaded.rows, loaded.about.get("planned_calls")
     answered = rows.filter(ANSWERED)
     covered = answered.height if planned is None or rows.height <= planned else rows.height
-    failed = rows.filter(~SKIPPED.fill_null(False) & ~ANSWERED).height
+    failed = rows.filter(FAILED_CALL).height
     off = token_fidelity(rows)
     interrupted = loaded.about.get("interrupted")
     return [
@@ -107,9 +111,16 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
         _lag_check(rows),
         _check("failed_calls", failed / planned if planned else None, FAILED, least=False),
         _check("skipped_calls", _share(rows, SKIPPED), FAILED, least=False),
+        _note("interrupted_calls", _share(rows, CUT_OFF)),
         _note("drain_tail", drain_tail(rows)),
         _check("uninterrupted", None if interrupted is None else float(not interrupted), 1.0, least=True),
     ]
+
+
+def failures(rows: pl.DataFrame) -> list[dict[str, Any]]:
+    """Failed and skipped calls by error and status, most calls first; their sum is that of both checks' calls."""
+    failed = rows.filter(FAILED_CALL | SKIPPED.fill_null(False)).group_by("error", "status").agg(calls=pl.len())
+    return failed.sort("calls", "error", "status", descending=[True, False, False]).to_dicts()
 
 
 def checks_of_recording(rows: pl.DataFrame) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from keepwarm.reports.gate import OPERATORS, judge
 from keepwarm.reports.requirement import parse
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call, Outcome, Segment
-from keepwarm.traces.store import write_outcomes
+from keepwarm.traces.store import TraceWriter, write_outcomes
 
 SECOND = 1_000_000_000
 
@@ -240,15 +240,57 @@ def test_relative_requirements_are_held_to_the_baseline(tmp_path: Path, capsys: 
 
 def test_a_baseline_alone_holds_the_run_to_three_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Warm hit rate within a point, ttft and latency p99 within a tenth; a difference in what was run is told."""
-    base, path = run(tmp_path / "base"), run(tmp_path / "r", trace={"digest": "other"})
+    base, path = run(tmp_path / "base"), run(tmp_path / "r", cache={"ttl": "5m"})
     code, lines = gate(capsys, path, "--baseline", base)
     assert code == 0
-    assert lines == [
-        "note: the runs differ in trace digest",
-        "PASS warm_hit_rate 90 % >= 89 % (baseline 90 %)",
-        "PASS ttft.p99 900.0 ms <= 990.0 ms (baseline 900.0 ms)",
-        "PASS latency.p99 1.000 s <= 1.100 s (baseline 1.000 s)",
-    ]
+    assert lines == ["note: the runs differ in cache", *HELD]
+
+
+HELD = [
+    "PASS warm_hit_rate 90 % >= 89 % (baseline 90 %)",
+    "PASS ttft.p99 900.0 ms <= 990.0 ms (baseline 900.0 ms)",
+    "PASS latency.p99 1.000 s <= 1.100 s (baseline 1.000 s)",
+]
+
+
+def test_a_baseline_of_another_trace_holds_nothing_unless_it_may(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Digests differ: exit 3 and one line on it; with --across-traces a note; absolute figures do not mind."""
+    base, path = run(tmp_path / "base"), run(tmp_path / "r", trace={"digest": "other"}, cache={"ttl": "5m"})
+    refused = "NOT VALID run and baseline differ in trace digest: give --across-traces to hold them all the same"
+    code, lines = gate(capsys, path, "--baseline", base)
+    assert (code, lines) == (3, [refused, "note: the runs differ in cache", *HELD])
+    code, lines = gate(capsys, path, "--baseline", base, "--across-traces")
+    assert (code, lines) == (0, ["note: the runs differ in trace digest, cache", *HELD])
+
+
+def test_a_recordings_tasks_are_not_a_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recording knows if its task was done, a run if its calls were answered: their costs are not one figure."""
+    with TraceWriter(str(tmp_path / "t.parquet"), producer="tests", version="0", tokens="exact") as writer:
+        for turn in range(3):
+            usage = {"prompt": 1000, "cache_read": 900, "cache_write_5m": 100, "uncached": 0, "output": 10}
+            writer.add(outcome(turn).call._replace(start_ns=turn, end_ns=turn + 1, completed=True, **usage))
+    path = run(tmp_path / "r", trace={"digest": writer.digest})
+    asked = requiring("cost_per_completed_task <= baseline*9")
+    code, lines = gate(capsys, path, "--baseline", str(tmp_path / "t.parquet"), *asked)
+    assert code == 3
+    assert lines[-1] == (
+        "NOT VALID cost_per_completed_task: run: completed = every planned call was answered; "
+        "baseline: completed = the task's recorded outcome: not one figure"
+    )
+
+
+def test_a_driven_clock_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At speed 60 against a clock that runs as fast, 900 ms are 54 s to the endpoint: the gate says so."""
+    fast = {"options": {"speed": 60.0, "gap_cap_s": None}, "endpoint": {"clock_driven": True, "has_ttl": True}}
+    told = "the endpoint's clock ran 60 times as fast: times are as measured, not scaled back"
+    path, base = run(tmp_path / "r", **fast), run(tmp_path / "base")
+    assert gate(capsys, path, *requiring("ttft.p99 <= 2s")) == (
+        0,
+        [f"note: {told}", "PASS ttft.p99 900.0 ms <= 2.000 s"],
+    )
+    assert f"note: baseline: {told}" in gate(capsys, base, "--baseline", path)[1]
 
 
 def test_what_the_baseline_did_not_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from io import StringIO
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from keepwarm.harness.cli import main
 from keepwarm.reports import latency
 from keepwarm.reports.frame import Loaded, load
 from keepwarm.reports.metrics import with_previous
 from keepwarm.reports.recording import inspect_summary
+from keepwarm.reports.render import table
 from keepwarm.reports.render_trace import render_inspect
 from keepwarm.reports.validity import validity
 from keepwarm.traces.model import Call, Outcome, Segment, ToolUse
@@ -307,6 +310,58 @@ def test_more_outcomes_than_were_planned_are_not_valid(tmp_path: Path, failed: b
     found = checked(run(tmp_path, [outcome(0), outcome(1), outcome(2, **last)], planned_calls=2))
     assert found["because"][0] == "coverage is 150.00 %: there are more outcomes than planned_calls in run.json"
     assert found["valid"] is False
+
+
+def test_failed_and_skipped_calls_are_counted_by_what_went_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two refusals, a timeout and a skipped call; the one that Ctrl-C cut off is neither, and no answer either."""
+    lost = [{"error": "overloaded", "status": 529}] * 2
+    lost += [{"error": name, "status": None} for name in ("timeout", "skipped", "interrupted")]
+    loaded = run(tmp_path, [outcome(turn, **fields) for turn, fields in enumerate([{}] * 5 + lost)], interrupted=True)
+    _, out, _ = keepwarm(capsys, "report", str(tmp_path), "--json")
+    assert orjson.loads(out)["failures"] == [
+        {"error": "overloaded", "status": 529, "calls": 2},
+        {"error": "skipped", "status": None, "calls": 1},
+        {"error": "timeout", "status": None, "calls": 1},
+    ]
+    values = {name: check["value"] for name, check in checked(loaded)["checks"].items()}
+    assert (values["coverage"], values["failed_calls"]) == (0.5, 0.3)
+    assert (values["skipped_calls"], values["interrupted_calls"]) == (0.1, 0.1)
+    words = " ".join(keepwarm(capsys, "report", str(tmp_path))[1].split())
+    assert "Failures error status calls overloaded 529 2 skipped - 1 timeout - 1" in words
+
+
+def test_a_run_without_failures_has_no_such_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing failed: an empty list, and no word of it."""
+    run(tmp_path, [outcome(0)])
+    assert orjson.loads(keepwarm(capsys, "report", str(tmp_path), "--json")[1])["failures"] == []
+    assert "Failures" not in keepwarm(capsys, "report", str(tmp_path))[1]
+
+
+LONG = "a-model-with-a-name-of-more-than-sixty-characters-as-gateways-make-them"
+
+
+def test_no_table_is_cut_where_it_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A long model id makes the table wider: name and figures stand whole on one line."""
+    run(tmp_path, [outcome(turn, call={"model": LONG}) for turn in range(3)])
+    _, out, _ = keepwarm(capsys, "report", str(tmp_path), "--by", "model")
+    (row,) = [line for line in out.splitlines() if line.startswith(LONG)]
+    assert " ".join(row.split()) == f"{LONG} 1 1 3 3,000 80.00 % 80.00 % 4.0x 50.0 ms 50.0 ms"
+    assert "…" not in out
+
+
+@pytest.mark.parametrize("width", [100, 60, 20])
+def test_a_terminal_breaks_words_and_hides_no_figure(width: int) -> None:
+    """However narrow: the name goes over several lines, and every figure is there whole."""
+    out = Console(file=StringIO(), force_terminal=True, color_system=None, width=width)
+    figures = ("1,234,567", "98.76 %", "26.6x", "12.34 s", "99.9 ms", "1,234", "5,678,901")
+    table(out, "By model", ("model", *"abcdefg"), [(LONG, *figures)])
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    assert all(figure in said for figure in figures)
+    assert "".join(line.split("  ")[0] for line in said.splitlines()[3:]) == LONG
+    assert "…" not in said
+    assert out.width == width
 
 
 @pytest.fixture
