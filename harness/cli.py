@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from io import TextIOWrapper
 
 import click
 
@@ -55,13 +56,50 @@ def cli() -> None:
     """
 
 
-def main(argv: Sequence[str] | None = None) -> Any:
-    """Run the command line; a bad input is one line on stderr and exit code 2."""
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line. What a user did wrong, or a disk refused, is told on stderr, exit code 2; an interrupt is
+    130; a reader that went away is 141, as if the signal had ended the program.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal's encoding has not
+    code = _run(argv)
     try:
-        return cli.main(args=None if argv is None else list(argv), prog_name="keepwarm")
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tells of it once more when it ends
+        code = code or BROKEN_PIPE
+    sys.exit(code)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """The exit code of a command line. Not by click's ``main``, which makes a broken pipe a 1: a failed gate."""
+    try:
+        with cli.make_context("keepwarm", list(sys.argv[1:] if argv is None else argv)) as context:
+            cli.invoke(context)
+        return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except InputError as error:
-        click.echo(f"keepwarm: {error}", err=True)
-        sys.exit(2)
+        return _told(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    except OSError as error:
+        return _told(f"{error.filename or 'output'}: {error.strerror or error}")
+
+
+def _told(text: str) -> int:
+    click.echo(f"keepwarm: {text}", err=True)
+    return 2
 
 
 if __name__ == "__main__":

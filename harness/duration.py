@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import click
 
 from keepwarm.replayers.worker import AS_RECORDED
 
+LONGEST_S = 4e9
+"""Over a century: times are ns in 64 bits."""
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -18,7 +21,18 @@ def seconds(text: str) -> float | None:
         value = float(text.removesuffix(unit)) * UNITS.get(unit, 1.0)
     except ValueError:
         return None
-    return value if 0 <= value < float("inf") else None
+    return value if 0 <= value <= LONGEST_S else None
+
+
+class Number(click.FloatRange):
+    """A number inside a range: neither infinite nor NaN, which a range alone lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        told = float(super().convert(value, param, ctx))
+        if not isfinite(told):
+            self.fail(f"{value!r}: expected a number", param, ctx)
+        return told
 
 
 class Duration(click.ParamType[float]):
@@ -28,7 +42,7 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The seconds that a text says."""
-        told = float(value) if isinstance(value, int | float) else seconds(str(value).strip())
+        told = seconds(str(value).strip())
         if told is None:
             self.fail(f"{value!r}: expected seconds, or a number with ms, s, m, h or d", param, ctx)
         return told

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.duration import Ttl
+from keepwarm.harness.duration import LONGEST_S, Number, Ttl
 from keepwarm.replayers.cache import PrefixCache
 from keepwarm.replayers.worker import AS_RECORDED, ServiceTimes, Worker
 
 ENGINE_BLOCK = 16
+MOST = 1 << 40
+LEAST_TPS = 1e-3
 TIMES = ServiceTimes()
 
 _OPTIONS = (
@@ -31,23 +33,21 @@ _OPTIONS = (
         "the default with as-recorded.",
     ),
     click.option(
-        "--block", type=click.IntRange(min=1), help="Tokens a block; 16 for engine rules, 1 for managed ones."
+        "--block", type=click.IntRange(1, MOST), help="Tokens a block; 16 for engine rules, 1 for managed ones."
     ),
-    click.option("--capacity", type=click.IntRange(min=0), metavar="BLOCKS", help="Blocks it holds; else endless."),
+    click.option("--capacity", type=click.IntRange(0, MOST), metavar="BLOCKS", help="Blocks it holds; else endless."),
     click.option("--no-refresh", is_flag=True, help="A read does not renew the TTL of what it read."),
-    click.option(
-        "--base-s", type=click.FloatRange(min=0), default=TIMES.base_s, show_default=True, help="To any answer."
-    ),
+    click.option("--base-s", type=Number(0, LONGEST_S), default=TIMES.base_s, show_default=True, help="To any answer."),
     click.option(
         "--prefill-tps",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(LEAST_TPS, 1e12),
         default=TIMES.prefill_tps,
         show_default=True,
         help="Uncached prompt tokens a second.",
     ),
     click.option(
         "--decode-tps",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(LEAST_TPS, 1e12),
         default=TIMES.decode_tps,
         show_default=True,
         help="Answer tokens a second.",

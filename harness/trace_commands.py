@@ -13,6 +13,7 @@ import orjson
 from keepwarm.harness.progress import progress
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
+from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
 
@@ -25,7 +26,7 @@ IMPORTERS = {"claude-code": (import_claude_code, default_path)}
 
 @click.command("import")
 @click.argument("source", type=click.Choice(list(IMPORTERS)))
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False)
 @click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write: a path or a pyarrow URI.")
 @click.option(
     "--prefix-breaks",
@@ -48,7 +49,7 @@ IMPORTERS = {"claude-code": (import_claude_code, default_path)}
 @click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
 def import_(
     source: str,
-    path: Path | None,
+    path: str | None,
     output: str,
     prefix_breaks: str,
     flow: str | None,
@@ -62,11 +63,13 @@ def import_(
     files beside it are taken along). Without PATH: your own folder.
     """
     run, default = IMPORTERS[source]
+    if path == "":
+        raise InputError("PATH is empty: give a folder or a file, or leave it out for your own folder")
     salt = salt_from_file(salt_file) if salt_file else new_salt()
     informed = prefix_breaks == "recorded"
     with progress("reading") as told:
         done = run(
-            path or default(),
+            Path(path) if path is not None else default(),
             output,
             version=version("keepwarm"),
             salt=salt,

@@ -10,7 +10,7 @@ from asyncio_throttle.throttler import Throttler
 
 from keepwarm.replayers.endpoint import Answer, Endpoint
 from keepwarm.replayers.plan import Planned, Schedule
-from keepwarm.traces.model import Outcome
+from keepwarm.traces.model import Attempt, Outcome
 
 NOT_SENT = "skipped"
 CUT_OFF = "interrupted"
@@ -96,6 +96,7 @@ class Replay:
     def _answered(self, planned: Planned, answer: Answer) -> Outcome:
         request = planned.request
         told = answer._asdict()
+        told["attempts"] = answer.attempts or (Attempt(answer.sent_ns, answer.done_ns, answer.status, answer.error),)
         return Outcome(request.call, copy=request.copy, due_ns=planned.due_ns, endpoint=self._name, **told)
 
     def _cut_off(self) -> Iterator[Outcome]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,17 +40,39 @@ class Bound(NamedTuple):
 
 
 def open_run(path: Path, *, mode: str, force: bool) -> None:
-    """Make a run's directory. Measured results are replaced only with ``force``; simulated ones can be had again."""
+    """Make a run's directory, empty. Measured results are replaced only with ``force``, simulated ones always."""
+    _check_free(path, mode, force)
+    _clear(path)
+
+
+@contextmanager
+def staged_run(path: Path, *, mode: str, force: bool) -> Iterator[Path]:
+    """A place to make a run in; made whole it replaces what ``path`` holds, and if it fails it is gone."""
+    _check_free(path, mode, force)
+    stage = path / ".part"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        _clear(path)
+        for made in stage.iterdir():
+            made.replace(path / made.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_free(path: Path, mode: str, force: bool) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be made: {error.strerror}") from error
     held = [name for name in (ABOUT, OUTCOMES, JOURNAL) if (path / name).exists()]
-    if not held:
-        return
-    if not force and not (mode == "simulate" and _mode(path) == "simulate"):
+    if held and not force and not (mode == "simulate" and _mode(path) == "simulate"):
         raise InputError(f"{path}: already holds a run ({held[0]}): choose another directory, or give --force")
-    for name in (*held, BOUNDS, "latency.hlog", OUTCOMES + ".part"):
+
+
+def _clear(path: Path) -> None:
+    for name in (ABOUT, OUTCOMES, JOURNAL, BOUNDS, "latency.hlog", OUTCOMES + ".part"):
         (path / name).unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ from transcripts import SALT, Transcript, calls_of, stamp, take, task, text, too
 
 from keepwarm.harness.cli import cli, main
 from keepwarm.traces.claude_code import import_claude_code
+from keepwarm.traces.errors import InputError
 from keepwarm.traces.store import read_calls
 
 MAIN, SUB = "p/s1.jsonl", "p/s1/subagents/agent-abc1234.jsonl"
@@ -202,10 +203,13 @@ def test_a_path_without_transcripts(what: str, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "t.parquet").exists()
 
 
-def test_empty_transcripts_make_an_empty_trace(tmp_path: Path) -> None:
-    """Files without a line, or without a message, are no sessions; beside others they change nothing."""
-    done, calls = take(tmp_path / "empty", {MAIN: Transcript()})
-    assert (done.sessions, done.calls, calls) == (0, 0, [])
+def test_transcripts_without_a_call_are_no_input(tmp_path: Path) -> None:
+    """Files without a message are no sessions; where there is nothing else no trace is made, beside others they change
+    nothing.
+    """
+    with pytest.raises(InputError, match="holds no call"):
+        take(tmp_path / "empty", {MAIN: Transcript()})
+    assert not list((tmp_path / "empty").rglob("*.parquet*"))
     only = Transcript("s2")
     only.chainless("summary", summary="about", leafUuid="u")
     files = {**whole(), "p/s2.jsonl": only, "p/s3.jsonl": Transcript("s3"), "q/agent-1234567.jsonl": Transcript("s4")}

@@ -288,7 +288,7 @@ def test_a_replay_against_the_simulated_cluster(tmp_path: Path, capsys: pytest.C
         command = ("replay", trace, "--endpoint", url + "/v1?key=secret", "-o", str(run), "--sessions", "1")
         code, out, err = keepwarm_(capsys, *command)
     assert (code, err) == (0, "")
-    assert out == f"{run}: run is whole; see it with: keepwarm report {run}\n"
+    assert out == f"{run}: 6 calls answered; see it with: keepwarm report {run}\n"
     found = rows(run)
     assert {name: (row["prompt"], row["cache_read"], row["completed"]) for name, row in found.items()} == {
         "s0": (40, 0, True),
@@ -451,7 +451,8 @@ def test_an_interrupted_replay_keeps_its_results(tmp_path: Path, capsys: pytest.
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")
-    assert out == f"{run}: run was interrupted, its results so far are kept; see it with: keepwarm report {run}\n"
+    kept = "interrupted, its results so far are kept"
+    assert out == f"{run}: 4 calls answered, 3 skipped; {kept}; see it with: keepwarm report {run}\n"
     found = {name: (row["error"], row["completed"]) for name, row in rows(run).items()}
     assert found == {
         "s0": (None, True),

@@ -179,7 +179,10 @@ def test_the_command_writes_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFi
     """One row a call, a bound for each, and what was run on what; the same command gives the same rows."""
     for name in ("one", "two"):
         code, out, _ = keepwarm_(capsys, "simulate", str(DEMO), "-o", str(tmp_path / name), "--cache-ttl", "5m")
-        assert (code, out) == (0, f"{tmp_path / name}: run is whole; see it with: keepwarm report {tmp_path / name}\n")
+        assert (code, out) == (
+            0,
+            f"{tmp_path / name}: {CALLS} calls simulated; see it with: keepwarm report {tmp_path / name}\n",
+        )
     found = rows(tmp_path / "one")
     assert found == rows(tmp_path / "two")
     assert Counter(row["call"] for row in found) == Counter(c.call for c in read_calls(str(DEMO)))
@@ -259,10 +262,13 @@ def test_a_simulated_run_is_replaced_and_a_replayed_one_is_not(
     [
         (("--cache-ttl", "5 minutes"), "expected as-recorded, none, or a duration"),
         (("--cache-ttl", "forever"), "expected as-recorded, none, or a duration"),
+        (("--base-s", "nan"), "expected a number"),
+        (("--prefill-tps", "inf"), "inf is not in the range"),
+        (("--gap-cap", "1e300"), "expected seconds"),
         (("--cache-ttl", "-1"), "expected as-recorded, none, or a duration"),
-        (("--capacity", "-1"), "-1 is not in the range x>=0"),
-        (("--block", "0"), "0 is not in the range x>=1"),
-        (("--sessions", "0"), "0 is not in the range x>=1"),
+        (("--capacity", "-1"), "-1 is not in the range 0<=x<="),
+        (("--block", "0"), "0 is not in the range 1<=x<="),
+        (("--sessions", "0"), "0 is not in the range 1<=x<="),
         (("--gap-cap", "soon"), "expected seconds, or a number with ms, s, m, h or d"),
         (("--rules", "engine", "--cache-ttl", "as-recorded"), "as-recorded needs --rules managed"),
     ],

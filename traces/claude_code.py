@@ -169,6 +169,8 @@ def import_claude_code(
     ``progress`` is told (files read, files in all).
     """
     files = sources(path)
+    if "://" not in out and any(Path(out).resolve() == source.path.resolve() for source in files):
+        raise InputError(f"{out}: is one of the transcripts to be imported: choose another output")
     parallel = processes if sizes(files) >= PARALLEL_BYTES else 1
     with TemporaryFile() as file, _no_collector(), ordered_map(min(parallel, len(files))) as mapped:
         first = _First(file)
@@ -184,6 +186,9 @@ def import_claude_code(
                 totals = totals.plus(counted)
                 if packed is not None:
                     writer.add_packed(packed)
+            if not writer.calls:
+                told = f"{first.lines} lines in {len(files)} files, {len(first.damaged)} of them damaged"
+                raise InputError(f"{path}: holds no call: {told}")
             notes |= {"recorded_breaks": totals.recorded_breaks, "negative_waits": totals.negative_waits}
     counts = {"files": len(files), "lines": first.lines, "calls": writer.calls, "duplicates": first.tellers.duplicates}
     return Imported(damaged=first.damaged, digest=writer.digest, **counts, **totals._asdict())
@@ -243,7 +248,7 @@ def _no_collector() -> Iterator[None]:
 def _shown(path: Path, root: Path) -> str:
     """A file as a user knows it: relative to what was asked for."""
     try:
-        return str(path.relative_to(root.absolute()))
+        return str(path.relative_to(root.absolute() if root.is_dir() else root.absolute().parent))
     except ValueError:
         return path.name
 

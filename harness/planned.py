@@ -1,0 +1,38 @@
+"""A trace about to be replayed, in virtual time or over the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keepwarm.replayers import run as runs
+from keepwarm.replayers.plan import Schedule
+from keepwarm.replayers.worker import SECOND
+from keepwarm.traces.store import read_meta, read_sessions, read_trace_table
+
+
+class Planned:
+    """A trace about to be replayed: what it is, and fresh schedules of it."""
+
+    def __init__(self, trace: str, *, speed: float, gap_cap: float | None, at_once: int | None) -> None:
+        self.trace = trace
+        self.speed = speed
+        self._options: dict[str, Any] = {
+            "speed": speed,
+            "gap_cap_ns": None if gap_cap is None else round(gap_cap * SECOND),
+            "at_once": at_once,
+        }
+        table = read_trace_table(trace, ["session", "breakpoints"])
+        self.calls = table.num_rows
+        self.sessions = len(table.column("session").unique())
+        self.marked = len(table.column("breakpoints").combine_chunks().flatten()) > 0
+        self.meta = read_meta(trace)
+        self.options = {"speed": speed, "gap_cap_s": gap_cap, "sessions": at_once}
+
+    def schedule(self) -> Schedule:
+        return Schedule(read_sessions(self.trace), **self._options)
+
+    def about(self, mode: str, started: str, *, ended: str | None, **more: Any) -> dict[str, Any]:
+        trace = runs.about_trace(self.trace, self.meta, self.calls, self.sessions)
+        counts = {"planned_calls": self.calls, "planned_sessions": self.sessions}
+        about = {"format": 1, "mode": mode, "trace": trace, "options": self.options, **counts, **more}
+        return about | {"started": started, "ended": ended, **runs.about_machine()}
