@@ -76,6 +76,14 @@ FIGURES: dict[str, pl.Expr] = {
 """Name to expression of every figure that is given for a whole run and for each of its groups. ``rate_prompt`` and
 ``warm_prompt`` are the denominators of the hit rates: prompt tokens of the calls that reported what they read."""
 
+OVER = {
+    "hit_rate": REPORTED,
+    "warm_hit_rate": WARM & REPORTED,
+    "inside_85_97": WARM & REPORTED & (PROMPT > 0),
+    "read_write_ratio": READ.is_not_null() & WRITTEN.is_not_null(),
+}
+"""Which calls some of the rates are taken over."""
+
 
 def of(rows: pl.DataFrame) -> dict[str, Any]:
     """The figures of some rows, by name."""
@@ -121,7 +129,7 @@ def spread(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, 
 
 def warm_hit_range(rows: pl.DataFrame) -> dict[str, Any]:
     """How the hit rates of single warm calls spread (p5, p50, p95), and the share of them inside 85-97 %."""
-    rates = rows.filter(WARM & REPORTED & (PROMPT > 0)).select(RATE.alias("rate"))["rate"]
+    rates = rows.filter(OVER["inside_85_97"]).select(RATE.alias("rate"))["rate"]
     inside = rates.is_between(*PUBLISHED_RANGE).mean() if len(rates) else None
     return {**spread(rates, 5, 50, 95), "inside_85_97": inside, "calls": len(rates)}
 

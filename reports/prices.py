@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from functools import reduce
 from importlib.resources import files
+from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,13 @@ from keepwarm.reports.frame import Loaded
 from keepwarm.traces.errors import InputError
 
 WRITES = ("write_5m", "write_1h", "write_other")
-KINDS = ("uncached", "read", *WRITES, "output")
+COLUMNS = {
+    "uncached": "uncached",
+    "read": "cache_read",
+    **{kind: f"cache_{kind}" for kind in WRITES},
+    "output": "output",
+}
+KINDS = tuple(COLUMNS)
 SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{6}|\d{4}-\d{2}-\d{2}|latest|preview))*(?:-v\d+(?::\d+)?)?(?:\[1m\])?")
 """What may follow a model's bare id and leave its price as it is: a date, a release channel, a platform's version."""
 
@@ -90,6 +98,30 @@ def _money(tokens: pl.Expr, kind: str, rows: dict[str, dict[str, Any]]) -> pl.Ex
     return pl.when(tokens == 0).then(0.0).otherwise(tokens * price / 1e6)
 
 
+def token_parts() -> dict[str, pl.Expr]:
+    """The tokens of a call by the kind of price they cost; null where they are not known."""
+    writes = {kind: pl.col(COLUMNS[kind]).fill_null(0) for kind in WRITES}
+    rest = pl.col("prompt") - pl.col("cache_read") - pl.sum_horizontal(writes.values())
+    output = pl.coalesce("output", "rec_output", "rec_output_est")
+    return {"uncached": pl.coalesce("uncached", rest), "read": pl.col("cache_read"), **writes, "output": output}
+
+
+def unpriced(rows: pl.DataFrame, prices: Prices) -> dict[str, int]:
+    """Calls without a known cost by what is missing, most first: ``model`` is not in the table; ``usage`` was not told;
+    a column of tokens (``cache_write_other``) has no price in its model's row. A call may count under several.
+    """
+    listed = [m for m in rows["model"].unique().drop_nulls().to_list() if price_of(prices, m)]
+    table = {m: price_of(prices, m) or {} for m in listed}
+    known = pl.col("model").is_in(listed).fill_null(False)
+    told = ~pl.any_horizontal(tokens.is_null() for tokens in token_parts().values())
+    missing = {"model": ~known, "usage": known & ~told}
+    for kind, tokens in token_parts().items():
+        missing[COLUMNS[kind]] = known & tokens.is_not_null() & _money(tokens, kind, table).is_null()
+    found = rows.filter(pl.col("cost").is_null()).select(**{why: calls.sum() for why, calls in missing.items()})
+    counts = sorted(found.row(0, named=True).items(), key=lambda item: -item[1])
+    return {why: int(calls) for why, calls in counts if calls}
+
+
 def estimated_output() -> pl.Expr:
     """Whether a call's output count rests on an estimate: it is not known, or is what the estimate asked for."""
     asked = pl.col("rec_output").is_null() & (pl.col("output") == pl.col("rec_output_est"))
@@ -103,14 +135,10 @@ def priced(rows: pl.DataFrame, prices: Prices) -> pl.DataFrame:
     only answers are billed.
     """
     table = {m: price_of(prices, m) or {} for m in rows["model"].unique().drop_nulls().to_list()}
-    writes = {kind: pl.col(f"cache_{kind}").fill_null(0) for kind in WRITES}
-    rest = pl.col("prompt") - pl.col("cache_read") - pl.sum_horizontal(writes.values())
-    output = pl.coalesce("output", "rec_output", "rec_output_est")
-    inputs = _money(pl.col("cache_read"), "read", table) + _money(pl.coalesce("uncached", rest), "uncached", table)
-    for kind, tokens in writes.items():
-        inputs = inputs + _money(tokens, kind, table)
+    money = {kind: _money(tokens, kind, table) for kind, tokens in token_parts().items()}
+    outputs, inputs = money.pop("output"), reduce(add, money.values())
     free = pl.col("error").is_not_null() & pl.col("prompt").is_null()
-    outputs = pl.when(free).then(0.0).otherwise(_money(output, "output", table))
+    outputs = pl.when(free).then(0.0).otherwise(outputs)
     return rows.with_columns(
         (pl.when(free).then(0.0).otherwise(inputs) + outputs).alias("cost"),
         pl.when(estimated_output()).then(outputs).otherwise(0.0).alias("cost_estimated"),
@@ -139,7 +167,7 @@ def cost(
     done = known.filter("completed").height
     spent = known["cost"].sum() if known.height and not known["cost"].null_count() else None
     without = rows.filter(pl.col("cost").is_null())
-    unpriced = [m for m in rows["model"].unique().sort().to_list() if price_of(prices, m) is None]
+    unlisted = [m for m in rows["model"].unique().sort().to_list() if price_of(prices, m) is None]
     return {
         "cost_per_completed_task": spent / done if done and spent is not None else None,
         "completed_means": completion(loaded),
@@ -147,7 +175,8 @@ def cost(
         "sessions_completed": done,
         "sessions_without_cost": int(sessions["cost"].null_count()),
         "calls_without_cost": without.height,
-        "models_without_price": ["unknown" if model is None else model for model in unpriced],
+        "unpriced": unpriced(rows, prices),
+        "models_without_price": ["unknown" if model is None else model for model in unlisted],
         "money": spent,
         "money_of_priced_calls": rows["cost"].sum() if without.height < rows.height else None,
         "output_est_share": known.select(pl.col("estimated").sum() / spent).item() if spent else None,
@@ -158,9 +187,11 @@ def cost(
 
 
 def _gpu_cost(loaded: Loaded, done: int, gpu_hour_price: float | None, gpus: int | None) -> dict[str, Any]:
-    """GPU-hours of the run's wall time, their money, and that per completed task; None where no price was given."""
+    """GPU-hours of the run's wall time, their money, and that per completed task; None where no price was given, and
+    for a simulated run: its time is virtual.
+    """
     wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
-    if gpu_hour_price is None or wall is None or loaded.kind != "run":
+    if gpu_hour_price is None or wall is None or loaded.kind != "run" or loaded.about.get("mode") == "simulate":
         return {"gpu_hours": None, "gpu_money": None, "gpu_cost_per_completed_task": None}
     hours = wall * (gpus or 1)
     money = hours * gpu_hour_price

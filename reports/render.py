@@ -212,6 +212,9 @@ def latencies(out: Console, report: dict[str, Any]) -> None:
     line(out, f"task_time p50 {seconds(spent['p50'])}, max {seconds(spent['max'])}{text}")
 
 
+MISSING = {"model": "the model", "usage": "tokens that were not told"}
+
+
 def costs(out: Console, report: dict[str, Any]) -> None:
     """Cost per completed task, what it is made of, and what is missing from it."""
     cost = report["cost"]
@@ -225,7 +228,8 @@ def costs(out: Console, report: dict[str, Any]) -> None:
     if cost["models_without_price"]:
         line(out, f"  no price for {', '.join(cost['models_without_price'])}: give one with --prices", "yellow")
     if cost["calls_without_cost"]:
-        line(out, f"  {count(cost['calls_without_cost'])} calls have no known cost", "yellow")
+        why = ", ".join(f"{MISSING.get(name, name)} in {count(calls)}" for name, calls in cost["unpriced"].items())
+        line(out, f"  {count(cost['calls_without_cost'])} calls have no known cost: no price for {why}", "yellow")
     if cost["gpu_hours"] is not None:
         each = dollars(cost["gpu_cost_per_completed_task"])
         line(

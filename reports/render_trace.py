@@ -9,6 +9,7 @@ from rich.console import Console
 
 from keepwarm.reports import render
 from keepwarm.reports.render import count, line, rate, seconds, table, times
+from keepwarm.reports.reproduce import band
 
 
 def shape(out: Console, report: dict[str, Any]) -> None:
@@ -82,7 +83,9 @@ def render_reproduce(report: dict[str, Any]) -> None:
         if row["claim"] != last:
             rows.append((row["claim"], "", "", ""))
         last = row["claim"]
-        rows.append(("  " + row["definition"], count(row["calls"]), show(row["measured"]), row["verdict"]))
-    table(out, "Claim, and what is measured under each definition", ("", "calls", "measured", "verdict"), rows)
+        within = "" if row["measured"] is None else f" ({band(row['metric'], row['low'], row['high'])})"
+        told = (count(row["calls"]), show(row["measured"]), row["verdict"] + within)
+        rows.append(("  " + row["definition"], *told))
+    table(out, "Claim, and what is measured under each definition", ("", "calls", "measured", "verdict (band)"), rows)
     line(out, "")
     line(out, report["contradiction"])

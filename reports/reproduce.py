@@ -32,18 +32,24 @@ def chosen(rows: pl.DataFrame, definition: dict[str, Any]) -> pl.DataFrame:
 
 
 def measured(rows: pl.DataFrame, definition: dict[str, Any]) -> tuple[float | None, int, int]:
-    """(figure, calls, sessions) of a definition over its rows; the figure is None where nothing is there to measure."""
+    """(figure, calls, sessions) of a definition: the figure, None where nothing is there to measure, and what it is
+    over: the calls that report what it needs, and their sessions.
+    """
     metric = definition["metric"]
-    rows = chosen(rows, definition)
-    calls, sessions = rows.height, rows["session_no"].n_unique()
-    if metric == "inside_85_97":
-        return metrics.warm_hit_range(rows)[metric], calls, sessions
+    over, rows = metrics.OVER[metric], chosen(rows, definition)
     if definition.get("over") == "sessions":
-        table = rows.group_by("session_no").agg(pl.len().alias("size"), value=metrics.FIGURES[metric])
+        table = rows.group_by("session_no").agg(pl.len().alias("size"), over=over.sum(), value=metrics.FIGURES[metric])
         size = pl.col("size").is_between(definition.get("calls_least", 0), definition.get("calls_most", 2**62))
         table = table.filter(size & pl.col("value").is_not_null())
-        return table.select(pl.col("value").median()).item(), int(table["size"].sum()), table.height
-    return metrics.of(rows)[metric] if calls else None, calls, sessions
+        return table.select(pl.col("value").median()).item(), int(table["over"].sum()), table.height
+    rows = rows.filter(over)
+    figures = metrics.warm_hit_range(rows) if metric == "inside_85_97" else metrics.of(rows)
+    return figures[metric], rows.height, rows["session_no"].n_unique()
+
+
+def band(metric: str, low: float, high: float) -> str:
+    """What a figure must lie in to be reproduced, in words."""
+    return f"{low:g}x-{high:g}x" if metric == "read_write_ratio" else f"{100 * low:g}-{100 * high:g} %"
 
 
 def verdict(value: float | None, low: float, high: float) -> str:

@@ -86,6 +86,28 @@ def test_a_missing_write_price_is_not_zero(tmp_path: Path) -> None:
     assert costs(tmp_path / "b", free)["money"] == pytest.approx(expected)
 
 
+def test_what_leaves_a_cost_unknown_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Writes of no known lifetime on Claude, an unlisted model, an untold read: each reason with its calls."""
+    calls = [outcome("a", turn=turn, cache_write_5m=None, cache_write_other=8_000) for turn in range(3)]
+    calls += [outcome("b", model="some-model"), outcome("c", cache_read=None, uncached=None), outcome("d")]
+    found = costs(tmp_path, *calls)
+    assert found["unpriced"] == {"cache_write_other": 3, "model": 1, "usage": 1}
+    assert found["calls_without_cost"] == 5
+    assert costs(tmp_path / "b", outcome("d"))["unpriced"] == {}
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    words = " ".join(capsys.readouterr().out.split())
+    why = "cache_write_other in 3, the model in 1, tokens that were not told in 1"
+    assert f"5 calls have no known cost: no price for {why}" in words
+
+
+def test_a_simulated_run_has_no_gpu_hours(tmp_path: Path) -> None:
+    """Its time is virtual: nobody's GPU was at work so long."""
+    costs(tmp_path, outcome("a"))
+    (tmp_path / "run.json").write_bytes(orjson.dumps({"planned_calls": 1, "mode": "simulate"}))
+    assert cost(load(str(tmp_path)), load_prices(), 2.0, 4)["gpu_hours"] is None
+
+
 def test_a_vendor_without_write_fee_bills_writes_as_uncached(tmp_path: Path) -> None:
     """For GPT-5.4 mini written and uncached tokens cost the same."""
     expected = (90_000 * 0.075 + 10_000 * 0.75 + 500 * 4.5) / 1e6

@@ -92,6 +92,18 @@ def test_a_trace_without_cache_reports_tests_nothing(tmp_path: Path) -> None:
     assert found["valid"] is False
 
 
+def test_calls_are_those_that_a_figure_is_over(tmp_path: Path) -> None:
+    """Three agents of 4, 1 and 1 calls: three are warm, and the median session's warm ones are those three too."""
+    rows = reproduce(load(trace(tmp_path / "t.parquet", {"m": [0, 900, 900, 900], "x": [0], "y": [500]})))["results"]
+    calls = {row["definition"]: (row["calls"], row["sessions"]) for row in rows}
+    assert calls["warm_hit_rate, all calls"] == (3, 1)
+    assert calls["warm_hit_rate, median session"] == (3, 1)
+    assert calls["warm calls inside 85-97 % (every: at least 90 %)"] == (3, 1)
+    assert calls["read_write_ratio, all calls"] == (6, 1)
+    assert calls["hit_rate, sub-agents"] == (2, 1)
+    assert calls["hit_rate, sessions with 4 sub-agents or more"] == (0, 0)
+
+
 def test_the_command_takes_the_bundled_trace(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a trace the bundled one is used; the JSON holds every claim and the sentence."""
     with pytest.raises(SystemExit) as stop:
@@ -109,7 +121,8 @@ def test_the_table_fits_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     words = " ".join(out.split())
-    assert "warm_hit_rate, all calls 2 90.00 % reproduced" in words
+    assert "warm_hit_rate, all calls 1 90.00 % reproduced (85-97 %)" in words
+    assert "read_write_ratio, main agents 2 0.8x not reproduced (10.5x-12.9x)" in words
     assert SENTENCE in words
 
 
