@@ -265,16 +265,20 @@ def preflight(
 ) -> dict[str, Any]:
     """What listens at a URL, None where it does not say: ``server`` and its ``version``, its ``speed``, the cache's
     ``ttl``, ``block``, ``capacity`` and ``rules``, and the ``model`` if it serves a single one. InputError if nothing
-    listens.
+    listens, or what does is no endpoint.
     """
     base = base_url(url)
     headers = endpoint_headers(url, dialect, key_env=key_env)
+    where = f"endpoint {base.scheme}://{base.netloc.decode()}"
     with httpx.Client(headers=headers, timeout=timeout_s, trust_env=False) as client:
         try:
-            health = _json(client.get(base.join("health")))
-            models = _json(client.get(base.join("v1/models")))
+            answers = client.get(base.join("health")), client.get(base.join("v1/models"))
         except httpx.RequestError as error:
-            raise InputError(f"endpoint {base.scheme}://{base.netloc.decode()}: nothing answers there") from error
+            raise InputError(f"{where}: {_unanswered(error, timeout_s)}") from error
+    faults = [_unusable(answer) for answer in answers]
+    if all(faults):
+        raise InputError(f"{where}: is no endpoint: GET /v1/models gave {faults[1]}, GET /health {faults[0]}")
+    health, models = map(_json, answers)
     served = models.get("data")
     names = [name for model in served if (name := string(model.get("id")))] if isinstance(served, list) else []
     ours = string(health.get("server")) is not None
@@ -286,6 +290,24 @@ def preflight(
         **{name: cache.get(name) for name in ("ttl", "block", "capacity", "rules")},
         "model": names[0] if len(names) == 1 else None,
     }
+
+
+def _unanswered(error: httpx.RequestError, timeout_s: float) -> str:
+    """Why there was no answer: nobody, nothing in time, no TLS, or something that is no HTTP."""
+    if isinstance(error, httpx.TimeoutException):
+        return f"no answer within {timeout_s:g} s"
+    if isinstance(error, httpx.ConnectError):
+        return "what listens there does not speak TLS as it should" if "SSL" in str(error) else "nothing answers there"
+    return "what listens there gave no HTTP answer"
+
+
+def _unusable(response: httpx.Response) -> str | None:
+    """What of an answer no endpoint gives: a server's error, or a page. A path that is unknown or not allowed is."""
+    if response.status_code >= 500 and response.status_code != 501:
+        return f"status {response.status_code}"
+    if response.is_success and not _json(response):
+        return f"{response.headers.get('content-type') or 'something'} that is no JSON object"
+    return None
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:

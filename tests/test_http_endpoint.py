@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -497,6 +500,67 @@ def test_preflight_refuses_what_is_no_endpoint(url: str) -> None:
     with pytest.raises(InputError, match="endpoint") as caught:
         preflight(url)
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def answering(data: bytes, hold: bool = False) -> Iterator[str]:
+    """A listener that gives every connection these bytes and closes it, or holds it open; its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with ExitStack() as taken, suppress(OSError):
+            while True:
+                one = taken.enter_context(listener.accept()[0])
+                if not hold:
+                    one.recv(65536)
+                    one.sendall(data)
+                    one.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def http(status: str, kind: str, body: bytes) -> bytes:
+    """An answer as it goes over the wire."""
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (http("500 No", "text/plain", b"oh"), "is no endpoint: GET /v1/models gave status 500, GET /health status 500"),
+        (http("200 OK", "text/html", b"<p>"), "is no endpoint: GET /v1/models gave text/html that is no JSON object"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "what listens there gave no HTTP answer"),
+        (b"", "what listens there gave no HTTP answer"),
+    ],
+)
+def test_preflight_says_what_it_found_instead_of_an_endpoint(data: bytes, said: str) -> None:
+    """A server's error or a page for everything, another protocol, a closed connection: each is told as what it is."""
+    with answering(data) as url, pytest.raises(InputError) as caught:
+        preflight(url)
+    assert str(caught.value).startswith(f"endpoint {url}: {said}")
+
+
+def test_preflight_tells_silence_from_nobody() -> None:
+    """What takes a connection and says nothing did not answer in time."""
+    with answering(b"", hold=True) as url, pytest.raises(InputError, match=r"no answer within 0\.2 s"):
+        preflight(url, timeout_s=0.2)
+    with pytest.raises(InputError, match="nothing answers there"):
+        preflight("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "401 Unauthorized", "501 Unsupported method"])
+def test_an_endpoint_need_not_answer_preflight(status: str) -> None:
+    """One that knows neither path may know calls all the same: it only does not say its model."""
+    with answering(http(status, "text/html", b"<p>")) as url:
+        assert preflight(url)["model"] is None
 
 
 @given(st.lists(st.binary(max_size=8).map(lambda data: data.replace(b"\n", b"").replace(b"\r", b""))), st.data())
