@@ -10,10 +10,9 @@ from asyncio_throttle.throttler import Throttler
 
 from keepwarm.replayers.endpoint import Answer, Endpoint
 from keepwarm.replayers.plan import Planned, Schedule
-from keepwarm.traces.model import Attempt, Outcome
+from keepwarm.traces.model import NOT_ANSWERED, Attempt, Outcome
 
-NOT_SENT = "skipped"
-CUT_OFF = "interrupted"
+NOT_SENT, CUT_OFF = NOT_ANSWERED
 
 
 class Replay:

@@ -16,6 +16,7 @@ DIALECTS = ("messages", "chat", "responses", "completions")
 USAGE_SOURCES = ("reported", "inferred", "absent")
 ORIGINS = ("proxy", "transcript", "synthetic", "imported")
 ERRORS = ("overloaded", "rate_limit", "timeout", "reset", "auth", "bad_request", "overflow", "other")
+NOT_ANSWERED = ("skipped", "interrupted")
 PREFIX_CHANGES = ("compaction", "microcompaction", "model_switch", "shrunk", "recorded_break")
 
 FINAL_STOPS = ("end_turn", "stop_sequence", "stop")
@@ -135,8 +136,8 @@ class Attempt(NamedTuple):
 class Outcome(NamedTuple):
     """What happened to one planned call: a row of a run.
 
-    Times are ns since the run's anchor on one monotonic clock. A call that was never sent has ``sent_ns`` None and
-    ``skipped`` for an error.
+    Times are ns since the run's anchor on one monotonic clock. ``error`` is one of ERRORS or of NOT_ANSWERED: a call that
+    was never sent has ``sent_ns`` None and ``skipped``, one that the end of the run cut off has ``interrupted``.
     """
 
     call: Call
