@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepwarm.harness.cli import main
-from keepwarm.reports import metrics
+from keepwarm.reports import losses, metrics
 from keepwarm.reports.frame import Loaded, load
+from keepwarm.reports.prices import cost, load_prices
+from keepwarm.reports.requirement import KINDS
+from keepwarm.reports.validity import checks_of_recording, checks_of_run
 from keepwarm.traces.model import Call, Outcome, Segment
 from keepwarm.traces.store import TraceWriter, write_outcomes
 
 SECOND = 1_000_000_000
+DOCS = Path(__file__).parents[1] / "docs" / "figures.md"
 DATA = Path(__file__).parents[2] / "shared" / "data" / "claude-projects"
 
 
@@ -275,3 +280,15 @@ def test_real_sessions_have_the_rates_two_other_programs_found(tmp_path: Path) -
         assert 100 * found[name]["hit_rate"] == pytest.approx(hit, abs=0.005)
         assert 100 * found[name]["warm_hit_rate"] == pytest.approx(warm, abs=0.005)
         assert found[name]["read_write_ratio"] == pytest.approx(ratio, abs=0.05)
+
+
+def test_docs_name_every_figure_check_and_cause(tmp_path: Path) -> None:
+    """docs/figures.md has in code font what is computed, what can be required, what is checked, why a prefix was lost."""
+    loaded = run(tmp_path / "r", TWO_AGENTS)
+    linked = metrics.with_previous(loaded.rows)
+    checks = [*checks_of_run(loaded, linked), *checks_of_recording(loaded.rows)]
+    names = {*metrics.FIGURES, *whole(loaded), *(check["check"] for check in checks), *losses.CAUSES, *KINDS}
+    names |= {*cost(loaded, load_prices())} - {"prices_date", "prices_source"}
+    told = set(re.findall(r"`([^`]+)`", DOCS.read_text()))
+    assert names - told == set()
+    assert len(names) > 60
