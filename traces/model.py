@@ -136,8 +136,8 @@ class Attempt(NamedTuple):
 class Outcome(NamedTuple):
     """What happened to one planned call: a row of a run.
 
-    Times are ns since the run's anchor on one monotonic clock. ``error`` is one of ERRORS or of NOT_ANSWERED: a call that
-    was never sent has ``sent_ns`` None and ``skipped``, one that the end of the run cut off has ``interrupted``.
+    Times are ns since the run's anchor on one monotonic clock. ``error`` is one of ERRORS or of NOT_ANSWERED: a call
+    that was never sent has ``sent_ns`` None and ``skipped``, one that the end of the run cut off has ``interrupted``.
     """
 
     call: Call
