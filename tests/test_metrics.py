@@ -283,7 +283,7 @@ def test_real_sessions_have_the_rates_two_other_programs_found(tmp_path: Path) -
 
 
 def test_docs_name_every_figure_check_and_cause(tmp_path: Path) -> None:
-    """docs/figures.md has in code font what is computed, what can be required, what is checked, why a prefix was lost."""
+    """docs/figures.md has in code font every figure, requirement, check and cause of a loss."""
     loaded = run(tmp_path / "r", TWO_AGENTS)
     linked = metrics.with_previous(loaded.rows)
     checks = [*checks_of_run(loaded, linked), *checks_of_recording(loaded.rows)]
