@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.store import first_line, locate
+from keepwarm.traces.place import first_line, locate
 
 FORMAT = 1
 """The newest form of run.json that this program reads; one that does not say is of the first."""

@@ -10,7 +10,8 @@ import polars as pl
 from keepwarm.reports.about import read_about
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, OUTCOMES, read_journal
-from keepwarm.traces.store import first_line, locate, read_meta, read_outcome_table, read_trace_table
+from keepwarm.traces.place import first_line, locate
+from keepwarm.traces.store import read_meta, read_outcome_table, read_trace_table
 
 DESCRIPTIVE = (
     *("session", "session_start_ns", "agent", "call", "role", "agent_type", "turn"),

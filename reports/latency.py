@@ -16,7 +16,7 @@ from hdrh.histogram import HdrHistogram
 from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, Loaded
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.store import first_line, locate
+from keepwarm.traces.place import first_line, locate
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9)
 ENDED = pl.col("error").is_null()

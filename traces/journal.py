@@ -16,7 +16,8 @@ from keepwarm.traces import schema
 from keepwarm.traces.columns import outcomes_to_batch
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Outcome
-from keepwarm.traces.store import first_line, write_outcome_table
+from keepwarm.traces.place import first_line
+from keepwarm.traces.store import write_outcome_table
 
 JOURNAL = "outcomes.arrows"
 OUTCOMES = "outcomes.parquet"

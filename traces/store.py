@@ -24,9 +24,10 @@ from keepwarm.traces import schema
 from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batch, order_of, outcomes_to_batch
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call, Outcome
+from keepwarm.traces.place import first_line, locate
+from keepwarm.traces.sink import ParquetSink, leaves
 
 ROWS_PER_GROUP = 8192
-PARQUET = {"compression": "zstd", "write_page_checksum": True}
 
 
 class Meta(NamedTuple):
@@ -41,66 +42,6 @@ class Meta(NamedTuple):
     notes: dict[str, Any]
 
 
-def locate(path: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem and the path on it that a path or URI names; InputError if pyarrow has none for it."""
-    if "://" not in path:
-        return pafs.LocalFileSystem(), path
-    try:
-        system, inner = pafs.FileSystem.from_uri(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise InputError(f"{path}: {first_line(error)}") from error
-    return system, inner
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text: Arrow's errors run over several."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _leaves(fields: Any, above: str = "") -> list[str]:
-    """The dotted names of all values of a schema, those inside lists and structs too: what a reader must find again."""
-    names: list[str] = []
-    for field in fields:
-        name = above + field.name
-        kind = field.type.value_type if pa.types.is_list(field.type) else field.type
-        names += _leaves(kind, name + ".") if pa.types.is_struct(kind) else [name]
-    return names
-
-
-class _ParquetSink:
-    """A Parquet file written a row group at a time, its metadata given at the end. Nothing is left of a file whose
-    writing failed; an existing file is replaced only when the new one is whole."""
-
-    def __init__(self, path: str, columns: pa.Schema) -> None:
-        self.path = path
-        self._fs, self._inner = locate(path)
-        self._part = self._inner + ".part"
-        self._meta = {"columns": _leaves(columns)}
-        self._rows = 0
-        if self._fs.get_file_info(self._inner).type == pafs.FileType.Directory:
-            raise InputError(f"{path}: is a directory, expected the name of a file to write")
-        try:
-            self._sink = self._fs.open_output_stream(self._part)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
-        self._writer = pq.ParquetWriter(self._sink, columns, **PARQUET)
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch)
-        self._rows += batch.num_rows
-
-    def commit(self, key: bytes, meta: dict[str, Any]) -> None:
-        self._writer.add_key_value_metadata({key: orjson.dumps(meta | self._meta | {"rows": self._rows})})
-        self._writer.close()
-        self._sink.close()
-        self._fs.move(self._part, self._inner)
-
-    def discard(self) -> None:
-        self._writer.close()
-        self._sink.close()
-        self._fs.delete_file(self._part)
-
-
 class TraceWriter:
     """Writes a trace call by call, in trace order; memory is one row group, however many calls there are.
 
@@ -108,7 +49,7 @@ class TraceWriter:
     """
 
     def __init__(self, path: str, *, producer: str, version: str, tokens: str, notes: dict[str, Any] | None = None):
-        self._sink = _ParquetSink(path, schema.TRACE)
+        self._sink = ParquetSink(path, schema.TRACE)
         self._meta = {"version": schema.VERSION, "producer": producer, "producer_version": version}
         self._meta |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "tokens": tokens}
         self._notes = notes if notes is not None else {}
@@ -173,7 +114,7 @@ class TraceWriter:
 
 def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> int:
     """Write a run's outcomes, a row group in memory at a time; how many there were."""
-    sink = _ParquetSink(path, schema.OUTCOMES)
+    sink = ParquetSink(path, schema.OUTCOMES)
     rows = 0
     try:
         rest = iter(outcomes)
@@ -189,7 +130,7 @@ def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> int:
 
 def write_outcome_table(path: str, table: pa.Table) -> None:
     """Write a run's outcomes that are a table already."""
-    sink = _ParquetSink(path, schema.OUTCOMES)
+    sink = ParquetSink(path, schema.OUTCOMES)
     for batch in table.to_batches(ROWS_PER_GROUP):
         sink.write(batch)
     sink.commit(schema.OUTCOMES_KEY, {"version": schema.VERSION})
@@ -245,7 +186,7 @@ def _checked_meta(path: str, raw: bytes) -> dict[str, Any]:
 
 def _check_whole(path: str, file: pq.ParquetFile, meta: dict[str, Any]) -> None:
     """Parquet keeps no checksum of its footer: a damaged one could lose columns or rows unnoticed. Ours are listed."""
-    lost = set(meta.get("columns", ())) - set(_leaves(file.schema_arrow))
+    lost = set(meta.get("columns", ())) - set(leaves(file.schema_arrow))
     if lost:
         raise InputError(f"{path}: damaged: column {min(lost)!r} was written and is not there")
     _check_rows(path, meta, file.metadata.num_rows)

@@ -1,0 +1,59 @@
+"""A Parquet file in the making: row groups as they come, its metadata at the end, nothing left where it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.place import first_line, locate
+
+PARQUET = {"compression": "zstd", "write_page_checksum": True}
+
+
+def leaves(fields: Any, above: str = "") -> list[str]:
+    """The dotted names of all values of a schema, those inside lists and structs too: what a reader must find again."""
+    names: list[str] = []
+    for field in fields:
+        name = above + field.name
+        kind = field.type.value_type if pa.types.is_list(field.type) else field.type
+        names += leaves(kind, name + ".") if pa.types.is_struct(kind) else [name]
+    return names
+
+
+class ParquetSink:
+    """A Parquet file written a row group at a time, its metadata given at the end. Nothing is left of a file whose
+    writing failed; an existing file is replaced only when the new one is whole."""
+
+    def __init__(self, path: str, columns: pa.Schema) -> None:
+        self.path = path
+        self._fs, self._inner = locate(path)
+        self._part = self._inner + ".part"
+        self._meta = {"columns": leaves(columns)}
+        self._rows = 0
+        if self._fs.get_file_info(self._inner).type == pafs.FileType.Directory:
+            raise InputError(f"{path}: is a directory, expected the name of a file to write")
+        try:
+            self._sink = self._fs.open_output_stream(self._part)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
+        self._writer = pq.ParquetWriter(self._sink, columns, **PARQUET)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+        self._rows += batch.num_rows
+
+    def commit(self, key: bytes, meta: dict[str, Any]) -> None:
+        self._writer.add_key_value_metadata({key: orjson.dumps(meta | self._meta | {"rows": self._rows})})
+        self._writer.close()
+        self._sink.close()
+        self._fs.move(self._part, self._inner)
+
+    def discard(self) -> None:
+        self._writer.close()
+        self._sink.close()
+        self._fs.delete_file(self._part)
