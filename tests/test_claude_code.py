@@ -776,3 +776,18 @@ def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     together, others = take(tmp_path, files, processes=2)
     assert together == alone
     assert others == calls
+
+
+def test_a_backend_without_a_word_on_its_cache_has_not_said_zero(tmp_path: Path) -> None:
+    """Usage without cache fields: the prompt is known, what was read and written is not; no rate is made of it."""
+    t = Transcript()
+    t.user(0)
+    t.answer(5, "m1", used={"input_tokens": 1000, "output_tokens": 9}, stop="end_turn")
+    t.user(10)
+    told = {"input_tokens": 200, "cache_read_input_tokens": 900, "output_tokens": 9}
+    t.answer(15, "m2", used=told, stop="end_turn")
+    silent, partly = calls_of(tmp_path, {MAIN: t})
+    assert (silent.prompt, silent.uncached, silent.cache_read, silent.cache_write_5m) == (1000, None, None, None)
+    assert (silent.usage_source, silent.write_source, silent.breakpoints) == ("reported", "absent", ())
+    assert (partly.prompt, partly.uncached, partly.cache_read, partly.cache_write_5m) == (1100, 200, 900, None)
+    assert partly.write_source == "absent"

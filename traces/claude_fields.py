@@ -10,18 +10,29 @@ LAST_NS = 1 << 62
 
 
 class Usage(NamedTuple):
-    """The provider's account of one message, in tokens."""
+    """The provider's account of one message, in tokens; whether it told reads and writes at all: a backend without a
+    word on its cache has not said 0.
+    """
 
     uncached: int
     cache_read: int
     write_5m: int
     write_1h: int
     write_other: int
+    read_told: bool = True
+    write_told: bool = True
 
     @property
     def prompt(self) -> int:
         """All prompt tokens."""
-        return sum(self)
+        return sum(self[:5])
+
+    def account(self) -> tuple[int | None, ...]:
+        """Uncached, read, and written for 5 m, 1 h and other: what was told of them. Without a word on reads nobody
+        knows what of the prompt was uncached.
+        """
+        read = (self.uncached, self.cache_read) if self.read_told else (None, None)
+        return (*read, *(self[2:5] if self.write_told else (None, None, None)))
 
 
 def string(value: Any) -> str:
@@ -65,5 +76,7 @@ def usage(told: dict[str, Any]) -> Usage:
     written = tokens(told.get("cache_creation_input_tokens"))
     by_ttl = told.get("cache_creation") or {}
     five, hour = (tokens(by_ttl.get(f"ephemeral_{ttl}_input_tokens")) for ttl in ("5m", "1h"))
-    uncached = tokens(told["input_tokens"])
-    return Usage(uncached, tokens(told.get("cache_read_input_tokens")), five, hour, max(written - five - hour, 0))
+    read = told.get("cache_read_input_tokens")
+    read_told, write_told = read is not None, told.get("cache_creation_input_tokens") is not None
+    other = max(written - five - hour, 0)
+    return Usage(tokens(told["input_tokens"]), tokens(read), five, hour, other, read_told, write_told)

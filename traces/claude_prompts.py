@@ -103,7 +103,7 @@ class AgentPrompt:
     def _informed_read(self, last: Turn, step: Step, start_ns: int) -> int | None:
         """What was read, where inside the TTL it is much less than the predecessor left; None for a blind import."""
         left, now = last.step.usage, step.usage
-        if not self._informed or left is None or now is None or step.model != last.step.model:
+        if not self._informed or left is None or now is None or not now.read_told or step.model != last.step.model:
             return None
         readable = min(left.prompt - left.uncached, now.prompt)
         if start_ns - last.end_ns > self._ttl_s * SECOND or now.cache_read >= readable - BREAK_TOKENS:

@@ -240,7 +240,7 @@ class SessionBuilder:
         name, step, start_ns, end_ns, growth, parent, change, marks = agent.turns[turn]
         after = agent.after[turn]
         last = self._last_satisfied(after) if after else None
-        account: Sequence[int | None] = step.usage or (None,) * 5
+        account = step.usage.account() if step.usage else (None,) * 5
         return Call(
             session=self._session,
             agent=agent.name,
@@ -251,7 +251,7 @@ class SessionBuilder:
             end_ns=end_ns,
             keep=growth.keep,
             usage_source="reported" if step.usage else "absent",
-            write_source="reported" if step.usage else "absent",
+            write_source="reported" if step.usage and step.usage.write_told else "absent",
             origin="transcript",
             session_start_ns=session_start_ns,
             agent_type=agent.type,
