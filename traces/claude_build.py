@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from keepwarm.traces.claude_files import LeadKey, StreamKey, stream_key
-from keepwarm.traces.claude_sessions import SessionBuilder
-from keepwarm.traces.claude_steps import Step, Stream
+from keepwarm.traces.claude_prompts import TranscriptPrompts
 from keepwarm.traces.columns import Packed, pack
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Call
-
-SessionKey = tuple[str, str]
-"""Project and session id."""
+from keepwarm.traces.sessions import SessionBuilder
+from keepwarm.traces.steps import Step, Stream
 
 
 class Common(NamedTuple):
@@ -33,8 +31,7 @@ class Common(NamedTuple):
 class Waiting(NamedTuple):
     """A session to be built: its pseudonym, its start since the trace's, and its streams, pickled."""
 
-    name: str
-    key: SessionKey
+    session: str
     start_ns: int
     streams: Sequence[bytes]
 
@@ -64,10 +61,9 @@ def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed 
         teller = common.tellers.get(step.id)
         return teller is None or teller == stream_key(stream)
 
-    for name, key, start_ns, pickled in sessions:
-        builder = SessionBuilder(
-            identity, name, key, owns=owns, leads=common.leads, informed=common.informed, flow=common.flow
-        )
+    for session, start_ns, pickled in sessions:
+        prompts = TranscriptPrompts(identity, session, common.leads, informed=common.informed)
+        builder = SessionBuilder(session, owns=owns, prompts=prompts.of, flow=common.flow, origin="transcript")
         built = builder.build([stream for part in pickled for stream in pickle.loads(part)], start_ns)
         calls += built.calls
         totals = totals.plus(Totals(int(bool(built.calls)), *built[1:]))

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-from keepwarm.traces.claude_build import Common, SessionKey, Totals, Waiting, build_sessions
+from keepwarm.traces.claude_build import Common, Totals, Waiting, build_sessions
 from keepwarm.traces.claude_files import (
     Folded,
     FoldedFile,
@@ -29,7 +29,6 @@ from keepwarm.traces.claude_files import (
     sources,
 )
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.identity import Identity
 from keepwarm.traces.pool import ordered_map
 from keepwarm.traces.store import TraceWriter
 
@@ -63,39 +62,39 @@ class _Spool:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._at: dict[SessionKey, list[tuple[int, int]]] = {}
-        self._starts: dict[SessionKey, int] = {}
-        self._merged: dict[SessionKey, SessionKey] = {}
+        self._at: dict[str, list[tuple[int, int]]] = {}
+        self._starts: dict[str, int] = {}
+        self._merged: dict[str, str] = {}
 
-    def add(self, key: SessionKey, folded: Folded) -> None:
+    def add(self, key: str, folded: Folded) -> None:
         self._at.setdefault(key, []).append((self._file.tell(), len(folded.streams)))
         self._file.write(folded.streams)
         if folded.first_ns is not None:
             self._starts[key] = min(folded.first_ns, self._starts.get(key, folded.first_ns))
 
-    def _root(self, key: SessionKey) -> SessionKey:
+    def _root(self, key: str) -> str:
         while key in self._merged:
             key = self._merged[key]
         return key
 
-    def merge(self, one: SessionKey, other: SessionKey) -> None:
+    def merge(self, one: str, other: str) -> None:
         """Two sessions are one: the one copied the other's history."""
         one, other = self._root(one), self._root(other)
         if one != other:
             self._merged[max(one, other)] = min(one, other)
 
-    def sessions(self, identity: Identity) -> Iterator[Waiting]:
+    def sessions(self) -> Iterator[Waiting]:
         """Every session with a step, in trace order."""
-        starts: dict[SessionKey, int] = {}
-        places: dict[SessionKey, list[tuple[int, int]]] = {}
+        starts: dict[str, int] = {}
+        places: dict[str, list[tuple[int, int]]] = {}
         for key, at in self._at.items():
             root = self._root(key)
             places.setdefault(root, []).extend(at)
             if key in self._starts:
                 starts[root] = min(self._starts[key], starts.get(root, self._starts[key]))
-        order = sorted((start, identity.name("session", *key), key) for key, start in starts.items())
-        for start, name, key in order:
-            yield Waiting(name, key, start - order[0][0], [self._read(*place) for place in places[key]])
+        order = sorted((start, session) for session, start in starts.items())
+        for start, session in order:
+            yield Waiting(session, start - order[0][0], [self._read(*place) for place in places[session]])
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
@@ -107,16 +106,16 @@ class _Tellers:
     progress lines before inline ones, one not known to be a copy, then the one that ended first.
     """
 
-    def __init__(self, merge: Callable[[SessionKey, SessionKey], None]) -> None:
+    def __init__(self, merge: Callable[[str, str], None]) -> None:
         self._merge = merge
-        self._streams: list[tuple[tuple[int, bool, int], SessionKey, StreamKey]] = []
+        self._streams: list[tuple[tuple[int, bool, int], str, StreamKey]] = []
         self._best: dict[str, int] = {}
         self._contested: set[str] = set()
         self.duplicates = 0
 
-    def hear(self, key: SessionKey, heard: Heard) -> None:
-        _, source, agent = heard.stream
-        number, rank = len(self._streams), (0 if agent is None else 1 + source, heard.copied, heard.last_ns)
+    def hear(self, key: str, heard: Heard) -> None:
+        _, source, _ = heard.stream
+        number, rank = len(self._streams), (0 if heard.main else 1 + source, heard.copied, heard.last_ns)
         self._streams.append((rank, key, heard.stream))
         for message in heard.messages:
             held = self._best.setdefault(message, number)
@@ -181,7 +180,7 @@ def import_claude_code(
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
             totals = Totals()
-            waiting = first.spool.sessions(Identity(salt))
+            waiting = first.spool.sessions()
             for packed, counted in mapped(partial(build_sessions, common), _lots(waiting)):
                 totals = totals.plus(counted)
                 if packed is not None:
@@ -211,9 +210,9 @@ class _First:
         self.lines += folded.lines
         self.tellers.duplicates += folded.repeated
         for part in folded.sessions:
-            self.spool.add((source.project, part.session), part)
+            self.spool.add(part.session, part)
             for heard in part.heard:
-                self.tellers.hear((source.project, part.session), heard)
+                self.tellers.hear(part.session, heard)
                 self.leads.hear(heard)
 
 

@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
+
+from keepwarm.traces.steps import Usage
 
 MOST_TOKENS = 1 << 31
 LAST_NS = 1 << 62
-
-
-class Usage(NamedTuple):
-    """The provider's account of one message, in tokens; whether it told reads and writes at all: a backend without a
-    word on its cache has not said 0.
-    """
-
-    uncached: int
-    cache_read: int
-    write_5m: int
-    write_1h: int
-    write_other: int
-    read_told: bool = True
-    write_told: bool = True
-
-    @property
-    def prompt(self) -> int:
-        """All prompt tokens."""
-        return sum(self[:5])
-
-    def account(self) -> tuple[int | None, ...]:
-        """Uncached, read, and written for 5 m, 1 h and other: what was told of them. Without a word on reads nobody
-        knows what of the prompt was uncached.
-        """
-        read = (self.uncached, self.cache_read) if self.read_told else (None, None)
-        return (*read, *(self[2:5] if self.write_told else (None, None, None)))
 
 
 def string(value: Any) -> str:

@@ -16,13 +16,13 @@ import orjson
 
 from keepwarm.traces.claude_fields import maybe_string
 from keepwarm.traces.claude_lines import FileFold
-from keepwarm.traces.claude_steps import Stream
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
+from keepwarm.traces.steps import Stream
 
 HEAD_BYTES = 1 << 16
 """Within this the lines of a file name their session."""
-StreamKey = tuple[str, int, str | None]
+StreamKey = tuple[str, int, str]
 """Which stream: the file it stands in, how it stands there, and the agent."""
 
 LeadKey = tuple[str, str, str, str]
@@ -42,6 +42,7 @@ class Heard(NamedTuple):
     """What must be known of a stream before it is built: its messages, and what its first call read from cache."""
 
     stream: StreamKey
+    main: bool
     last_ns: int
     copied: bool
     messages: tuple[str, ...]
@@ -110,20 +111,14 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def role_of(agent: str | None) -> str:
-    """An agent's role, as far as its name tells."""
-    if agent is None:
-        return "main"
-    return "compaction" if agent.startswith("acompact") else "subagent"
-
-
 def fold_file(salt: bytes, source: Source) -> FoldedFile:
     """Read and fold one file."""
-    fold = FileFold(Identity(salt), str(source.path), source.project, source.session, source.agent)
+    identity = Identity(salt)
+    fold = FileFold(identity, str(source.path), source.project, source.session, source.agent)
     with _opened(source.path) as file:
         fold.take(file)
     if source.agent is not None:
-        _add_meta(source, fold)
+        _add_meta(source, fold, identity)
     by_session: dict[str, list[Stream]] = {}
     for stream in fold.streams.values():
         by_session.setdefault(stream.session, []).append(stream)
@@ -131,7 +126,7 @@ def fold_file(salt: bytes, source: Source) -> FoldedFile:
     return FoldedFile(fold.lines, fold.damaged, fold.repeated, folded)
 
 
-def _add_meta(source: Source, fold: FileFold) -> None:
+def _add_meta(source: Source, fold: FileFold, identity: Identity) -> None:
     """What the small file beside a sub-agent's transcript says for certain: what started it, and its type."""
     try:
         told = orjson.loads(source.path.with_suffix(".meta.json").read_bytes())
@@ -139,8 +134,8 @@ def _add_meta(source: Source, fold: FileFold) -> None:
     except (OSError, ValueError, AttributeError, TypeError):
         return
     for stream in fold.streams.values():
-        stream.spawn_tool = tool_use or stream.spawn_tool
-        stream.agent_type = agent_type or stream.agent_type
+        stream.spawn_tool = identity.name("use", tool_use) if tool_use else stream.spawn_tool
+        stream.agent_type = identity.agent_type(agent_type) or stream.agent_type
 
 
 def _folded(session: str, streams: list[Stream]) -> Folded:
@@ -157,10 +152,10 @@ def stream_key(stream: Stream) -> StreamKey:
 def _heard(stream: Stream) -> Heard:
     messages = tuple(step.id for step in stream.steps)
     first = stream.steps[0] if stream.steps else None
-    if first is None or first.usage is None or not first.usage.cache_read:
-        return Heard(stream_key(stream), stream.last_ns, stream.copied, messages, None, 0)
-    lead = stream.project, first.version, first.model, role_of(stream.agent)
-    return Heard(stream_key(stream), stream.last_ns, stream.copied, messages, lead, first.usage.cache_read)
+    lead, read = None, 0
+    if first is not None and first.usage is not None and first.usage.cache_read:
+        lead, read = (stream.project, first.version, first.model, stream.role), first.usage.cache_read
+    return Heard(stream_key(stream), stream.role == "main", stream.last_ns, stream.copied, messages, lead, read)
 
 
 def sizes(files: Sequence[Source]) -> int:

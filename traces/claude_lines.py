@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time_ns, tokens, usage
-from keepwarm.traces.claude_steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream
 from keepwarm.traces.identity import Identity, content_bytes
+from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream
 from keepwarm.traces.thread import (
     ASSISTANT_WEIGHT,
     IMAGE_TOKENS,
@@ -33,23 +33,32 @@ TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""
 
 
+def role_of(agent: str | None) -> str:
+    """An agent's role, as far as its name tells."""
+    if agent is None:
+        return "main"
+    return "compaction" if agent.startswith("acompact") else "subagent"
+
+
 class FileFold:
     """Folds the lines of one file. ``session`` is what the file's place says; None lets its lines say it."""
 
     def __init__(self, identity: Identity, place: str, project: str, session: str | None, agent: str | None) -> None:
         self._identity = identity
+        self._name = identity.name
         self._hash: Callable[[bytes], int] = identity.hash
         self._place = place
         self._project = project
         self._session = session
         self._agent = agent
+        self._told = session or ""
         self.streams: dict[tuple[int, str | None], Stream] = {}
         self._own: Stream | None = None
         self._queued_ns = 0
         self._roots: dict[str, str] = {}
         self._seen: set[str] = set()
         self._repeated: set[str] = set()
-        self._steps: dict[tuple[int, str | None, str], Step] = {}
+        self._steps: dict[tuple[int, str, str], Step] = {}
         self._usage_seen: dict[str, Any] | None = None
         self.damaged: list[int] = []
         self.lines = 0
@@ -71,7 +80,7 @@ class FileFold:
             data = line["data"]
             if data["type"] == "agent_progress":
                 stream = self._stream(line, PROGRESS, string(data["agentId"]))
-                stream.spawn_tool = string(line["parentToolUseID"])
+                stream.spawn_tool = self._name("use", string(line["parentToolUseID"]))
                 inner = data["message"]
                 self._message(stream, inner["type"], inner, line)
         elif kind in ("assistant", "user"):
@@ -96,9 +105,12 @@ class FileFold:
         key = (source, agent)
         stream = self.streams.get(key)
         if stream is None:
-            session = self._session or string(line["sessionId"])
+            told = self._session or string(line["sessionId"])
+            session, name = self._name("session", told), self._name("agent", told, agent or "")
             entrypoint = maybe_string(line.get("entrypoint"))
-            stream = Stream(self._place, self._project, session, agent, source, entrypoint=entrypoint)
+            role = role_of(agent)
+            stream = Stream(self._place, self._project, session, name, role, source, entrypoint=entrypoint)
+            self._told = told
             self.streams[key] = stream
             if source == OWN_FILE:
                 self._own = stream
@@ -141,7 +153,8 @@ class FileFold:
         step = self._step(stream, message, line, outer, at_ns)
         stream.ended = None
         step.end_ns = max(step.end_ns, at_ns)
-        stream.agent_type = stream.agent_type or maybe_string(outer.get("attributionAgent"))
+        told_type = maybe_string(outer.get("attributionAgent"))
+        stream.agent_type = stream.agent_type or self._identity.agent_type(told_type)
         self._account(step, message)
         for block in message["content"]:
             self._answer_block(step, block, at_ns)
@@ -150,7 +163,7 @@ class FileFold:
         self, stream: Stream, message: dict[str, Any], line: dict[str, Any], outer: dict[str, Any], at_ns: int
     ) -> Step:
         """The step of a message; its lines need not stand together."""
-        key = string(message.get("id") or line.get("requestId") or line["uuid"])
+        key = self._name("call", string(message.get("id") or line.get("requestId") or line["uuid"]))
         known = self._steps.get((stream.source, stream.agent, key))
         if known is not None:
             return known
@@ -199,14 +212,15 @@ class FileFold:
             if block["name"] in SPAWN_TOOLS:
                 agent_type = maybe_string(asked.get("subagent_type"))
                 prompt = self._hash(content_bytes(asked["prompt"])) if isinstance(asked.get("prompt"), str) else None
-            step.tools.append(Asked(string(block["id"]), string(block["name"]), at_ns, agent_type, prompt))
+            use, name = self._name("use", string(block["id"])), self._identity.tool(string(block["name"]))
+            step.tools.append(Asked(use, name, at_ns, self._identity.agent_type(agent_type), prompt))
 
     def _input(self, block: dict[str, Any] | str, line: dict[str, Any], at_ns: int) -> Input:
         hash_ = self._hash(content_bytes(block))
         if isinstance(block, str) or block["type"] == "text":
             text = block if isinstance(block, str) else block["text"]
             if (line.get("origin") or {}).get("kind") == "task-notification":
-                return _news(text, hash_, at_ns)
+                return self._news(text, hash_, at_ns)
             human = not line.get("isMeta") and not line.get("isCompactSummary")
             return Input("user", hash_, len(text) * USER_WEIGHT, at_ns, human)
         if block["type"] != "tool_result":
@@ -214,24 +228,33 @@ class FileFold:
         told = line.get("toolUseResult")
         told = told if isinstance(told, dict) else {}
         resumed = maybe_string(told.get("resumedAgentId"))
+        agent = resumed or maybe_string(told.get("agentId") or (told.get("task") or {}).get("task_id"))
         return Input(
             "tool_result",
             hash_,
             _result_weight(block.get("content") or "") + TOOL_RESULT_TOKENS,
             at_ns,
-            tool_use=string(block["tool_use_id"]),
+            tool_use=self._name("use", string(block["tool_use_id"])),
             is_error=maybe_bool(block.get("is_error")),
-            agent=resumed or maybe_string(told.get("agentId") or (told.get("task") or {}).get("task_id")),
+            agent=self._agent_name(agent),
             launched=told.get("status") == "async_launched",
             resumed=resumed is not None,
         )
+
+    def _news(self, text: str, hash_: int, at_ns: int) -> Input:
+        found = TASK_ID.search(text)
+        agent = self._agent_name(found[1] if found else None)
+        return Input("user", hash_, len(text) * USER_WEIGHT, at_ns, agent=agent)
+
+    def _agent_name(self, agent: str | None) -> str | None:
+        return self._name("agent", self._told, agent) if agent else None
 
     def _attachment(self, line: dict[str, Any]) -> None:
         """News of an agent that came while a tool ran; it stands after the tool's result but is dated before it."""
         told = line["attachment"]
         if told["type"] == "queued_command" and told.get("commandMode") == "task-notification":
             text = string(told["prompt"])
-            given = _news(text, self._hash(content_bytes(text)), time_ns(line["timestamp"]))
+            given = self._news(text, self._hash(content_bytes(text)), time_ns(line["timestamp"]))
             self._own_stream(line).inputs.append(given)
 
     def _system(self, stream: Stream, line: dict[str, Any]) -> None:
@@ -241,17 +264,12 @@ class FileFold:
         elif kind == "microcompact_boundary":
             told = line.get("microcompactMetadata") or {}
             stream.reset = stream.reset or "microcompaction"
-            stream.cleared += tuple(map(string, told.get("compactedToolIds") or ()))
+            stream.cleared += tuple(self._name("use", string(use)) for use in told.get("compactedToolIds") or ())
         elif kind == "api_error":
             stream.retries += 1
             stream.last_ns = max(stream.last_ns, time_ns(line["timestamp"]))
         elif kind in ("turn_duration", "stop_hook_summary") and stream.steps and not stream.inputs:
             stream.ended = True
-
-
-def _news(text: str, hash_: int, at_ns: int) -> Input:
-    found = TASK_ID.search(text)
-    return Input("user", hash_, len(text) * USER_WEIGHT, at_ns, agent=found[1] if found else None)
 
 
 def _blocks(content: Any) -> list[Any]:

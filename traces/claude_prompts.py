@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
-from keepwarm.traces.claude_fields import Usage
-from keepwarm.traces.claude_steps import Step
+from keepwarm.traces.claude_files import LeadKey
+from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Breakpoint, Segment
+from keepwarm.traces.sessions import SECOND, Prompt, Turn
+from keepwarm.traces.steps import Step, Stream, Usage
 from keepwarm.traces.thread import Block, Growth, Thread
 
-SECOND = 1_000_000_000
 TTL_5M, TTL_1H = 300, 3600
 BREAK_TOKENS = 1024
 """A read this much below what the predecessor left is a changed prefix, where prefix breaks are taken as recorded."""
 
 
-class Turn(NamedTuple):
-    """A step that became a call: its name, its times since the session's start, and how its prompt came about."""
+class TranscriptPrompts:
+    """Makes the prompts of a session's agents. ``leads`` gives the size of each group's shared lead."""
 
-    name: str
-    step: Step
-    start_ns: int
-    end_ns: int
-    growth: Growth
-    parent: str | None
-    change: str | None
-    marks: tuple[Breakpoint, ...]
+    def __init__(self, identity: Identity, session: str, leads: Mapping[LeadKey, int], *, informed: bool) -> None:
+        self._identity = identity
+        self._session = session
+        self._leads = leads
+        self._informed = informed
+        self._fresh = count()
+
+    def of(self, stream: Stream) -> AgentPrompt:
+        """A prompt for a stream's agent."""
+        return AgentPrompt(
+            leads=lambda step: self._lead(stream, step),
+            hash_answer=self._hash_answer,
+            fresh=self._fresh_hash,
+            informed=self._informed,
+        )
+
+    def _lead(self, stream: Stream, step: Step) -> list[Segment]:
+        key = stream.project, step.version, step.model, stream.role
+        shared = self._identity.hash("\0".join(("lead", *key)).encode())
+        own = self._identity.hash("\0".join(("own", self._session, stream.agent, step.model)).encode())
+        return [Segment(shared, self._leads.get(key, 0), "lead"), Segment(own, 0, "lead")]
+
+    def _hash_answer(self, step: Step) -> int:
+        return self._identity.hash(b"".join(part.to_bytes(8, "big", signed=True) for part in step.answer))
+
+    def _fresh_hash(self) -> int:
+        return self._identity.hash(f"fresh\0{self._session}\0{next(self._fresh)}".encode())
 
 
 class AgentPrompt:
@@ -46,6 +66,7 @@ class AgentPrompt:
         informed: bool,
     ) -> None:
         self.thread = Thread(fresh)
+        self.given: dict[str, int] = {}
         self.breaks = 0
         self._leads = leads
         self._hash_answer = hash_answer
@@ -55,19 +76,31 @@ class AgentPrompt:
         self._resets = 0
         self._seen: dict[str, tuple[str, int, int]] = {}
 
-    def follow(self, turns: Sequence[Turn], lead: int) -> None:
+    @property
+    def hidden(self) -> int:
+        """Tokens that no visible block explains."""
+        return self.thread.hidden
+
+    @property
+    def scaled(self) -> int:
+        """Tokens that visible blocks had too many."""
+        return self.thread.scaled
+
+    def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
-        self.thread.follow([turn.growth for turn in turns], lead)
+        assert isinstance(origin, AgentPrompt)
+        self.thread.follow([turn.growth for turn in turns], origin.thread.lead)
         self._last = turns[-1]
         for turn in turns:
             self._mark(turn.step.usage)
 
-    def next(self, name: str, step: Step, start_ns: int, end_ns: int) -> Turn:
+    def next(self, step: Step, start_ns: int, end_ns: int) -> Turn:
         """The turn that a step is."""
         growth, parent, change = self._grow(step, start_ns)
         marks = self._mark(step.usage)
-        turn = self._last = Turn(name, step, start_ns, end_ns, growth, parent, change, marks)
-        self._seen[step.model] = name, self.thread.tokens, self._resets
+        turn = self._last = Turn(step, start_ns, end_ns, growth, parent, change, marks)
+        self._seen[step.model] = step.id, self.thread.tokens, self._resets
+        self.given |= self.thread.given
         return turn
 
     def _grow(self, step: Step, start_ns: int) -> tuple[Growth, str | None, str | None]:
@@ -80,16 +113,16 @@ class AgentPrompt:
         read = self._informed_read(last, step, start_ns)
         if step.reset == "compaction" or (size < thread.tokens / 2 and step.reset is None):
             self._resets += 1
-            return thread.reset(size, inputs, read), last.name, step.reset or "shrunk"
+            return thread.reset(size, inputs, read), last.step.id, step.reset or "shrunk"
         if step.model != last.step.model:
             return self._switch(last, step, size, blocks)
         if read is not None:
-            return thread.break_at(read, size, blocks), last.name, step.reset or "recorded_break"
+            return thread.break_at(read, size, blocks), last.step.id, step.reset or "recorded_break"
         if step.reset == "microcompaction":
-            return thread.clear(step.cleared, size, blocks), last.name, step.reset
+            return thread.clear(step.cleared, size, blocks), last.step.id, step.reset
         had = thread.tokens
         growth = thread.extend(size, blocks)
-        return growth, last.name, "shrunk" if growth.keep < had else None
+        return growth, last.step.id, "shrunk" if growth.keep < had else None
 
     def _switch(
         self, last: Turn, step: Step, size: int, blocks: Sequence[Block]
@@ -98,7 +131,7 @@ class AgentPrompt:
         known = self._seen.get(step.model)
         if known is not None and known[2] == self._resets:
             return self.thread.break_at(known[1], size, blocks), known[0], "model_switch"
-        return self.thread.break_at(0, size, blocks, self._leads(step)), last.name, "model_switch"
+        return self.thread.break_at(0, size, blocks, self._leads(step)), last.step.id, "model_switch"
 
     def _informed_read(self, last: Turn, step: Step, start_ns: int) -> int | None:
         """What was read, where inside the TTL it is much less than the predecessor left; None for a blind import."""
@@ -115,7 +148,7 @@ class AgentPrompt:
         """The last answer as the next prompt repeats it."""
         told = last.step.output
         weight = last.step.weight if told is None else told
-        return Block(self._hash_answer(last.step), weight, "answer", last.name, exact=told is not None)
+        return Block(self._hash_answer(last.step), weight, "answer", last.step.id, exact=told is not None)
 
     def _mark(self, usage: Usage | None) -> tuple[Breakpoint, ...]:
         """The cache marks that the account lets one infer: what lies past the last mark is the uncached part, and what

@@ -1,12 +1,11 @@
-"""Kin tells how the agents of one Claude Code session are related: who started whom, and who forked from whom."""
+"""Kin tells how the agents of one session are related: who started whom, and who forked from whom."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from keepwarm.traces.claude_steps import SPAWN_TOOLS, Asked, Input, Step, Stream
-from keepwarm.traces.identity import Identity
+from keepwarm.traces.steps import SPAWN_TOOLS, Asked, Input, Step, Stream
 
 
 class Fork(NamedTuple):
@@ -21,11 +20,10 @@ class Kin:
 
     ``results`` are tool results by tool use; ``spawned`` the agent that a tool use started; ``sent`` the messages that
     sent a finished agent on, as (message that asked for it, when); ``forks`` the copied history that an agent begins
-    with. Agents go by their pseudonyms.
+    with.
     """
 
-    def __init__(self, identity: Identity, streams: Sequence[Stream], owned: Sequence[tuple[Stream, Step]]) -> None:
-        self._identity = identity
+    def __init__(self, streams: Sequence[Stream], owned: Sequence[tuple[Stream, Step]]) -> None:
         self.results: dict[str, Input] = {}
         self.spawned: dict[str, str] = {}
         self.forks: dict[str, Fork] = {}
@@ -38,22 +36,13 @@ class Kin:
             for step in stream.steps:
                 uses |= {asked.id: step.id for asked in step.tools}
                 self._asked |= {asked.id: (step.id, asked) for asked in step.tools if asked.name in SPAWN_TOOLS}
-            if stream.agent is not None:
-                self._types[self.name_of(stream)] = stream.agent_type
+            self._types[stream.agent] = stream.agent_type
         for stream in streams:
             self._find_sent(stream, uses)
         tellers = {step.id: stream for stream, step in owned}
         for stream in streams:
             self._find_fork(stream, tellers)
         self._find_spawns(streams)
-
-    def name_of(self, stream: Stream) -> str:
-        """The pseudonym of a stream's agent."""
-        return self.agent_name(stream.project, stream.session, stream.agent or "")
-
-    def agent_name(self, project: str, session: str, agent: str) -> str:
-        """The pseudonym of an agent that goes by ``agent`` in a session."""
-        return self._identity.name("agent", project, session, agent)
 
     def type_of(self, agent: str) -> str | None:
         """A sub-agent's type: as its own lines tell it, else as it was asked for."""
@@ -73,23 +62,22 @@ class Kin:
             if teller is stream:
                 break
             last = (teller, step.id) if teller is not None else last
-        if last is not None and self.name_of(last[0]) != self.name_of(stream):
-            self.forks[self.name_of(stream)] = Fork(last[1], last[0].steps[-1].id != last[1])
+        if last is not None and last[0].agent != stream.agent:
+            self.forks[stream.agent] = Fork(last[1], last[0].steps[-1].id != last[1])
 
     def _find_sent(self, stream: Stream, uses: Mapping[str, str]) -> None:
         for given in _inputs(stream):
             if given.resumed and given.agent and given.tool_use is not None and given.tool_use in uses:
-                name = self.agent_name(stream.project, stream.session, given.agent)
-                self.sent.setdefault(name, []).append((uses[given.tool_use], given.at_ns))
+                self.sent.setdefault(given.agent, []).append((uses[given.tool_use], given.at_ns))
 
     def _find_spawns(self, streams: Sequence[Stream]) -> None:
         """Find the tool use that started each sub-agent: told beside its lines, by its result, or by its prompt."""
         told = {i.agent: use for use, i in self.results.items() if i.agent and not i.resumed and use in self._asked}
         for stream in streams:
-            if stream.agent is not None:
+            if stream.role != "main":
                 use = stream.spawn_tool or told.get(stream.agent) or self._spawn_by_prompt(stream)
                 if use is not None:
-                    self.spawned.setdefault(use, self.name_of(stream))
+                    self.spawned.setdefault(use, stream.agent)
 
     def _spawn_by_prompt(self, stream: Stream) -> str | None:
         first = {given.hash for given in stream.steps[0].inputs} if stream.steps else set()

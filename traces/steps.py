@@ -1,4 +1,7 @@
-"""What a Claude Code transcript folds into: streams of steps, one stream an agent, one step an API message."""
+"""What transcripts and recordings fold into: streams of steps, one stream an agent, one step an API message.
+
+All that names someone or something is a pseudonym already.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,37 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from keepwarm.traces.claude_fields import Usage
-
 OWN_FILE, PROGRESS, INLINE = 0, 1, 2
 """Where a sub-agent's lines stand; the first that has a message is believed."""
 
 SPAWN_TOOLS = ("Task", "Agent")
 """The tools that start an agent."""
+
+
+class Usage(NamedTuple):
+    """The provider's account of one message, in tokens; whether it told reads and writes at all: a backend without a
+    word on its cache has not said 0.
+    """
+
+    uncached: int
+    cache_read: int
+    write_5m: int
+    write_1h: int
+    write_other: int
+    read_told: bool = True
+    write_told: bool = True
+
+    @property
+    def prompt(self) -> int:
+        """All prompt tokens."""
+        return sum(self[:5])
+
+    def account(self) -> tuple[int | None, ...]:
+        """Uncached, read, and written for 5 m, 1 h and other: what was told of them. Without a word on reads nobody
+        knows what of the prompt was uncached.
+        """
+        read = (self.uncached, self.cache_read) if self.read_told else (None, None)
+        return (*read, *(self[2:5] if self.write_told else (None, None, None)))
 
 
 class Asked(NamedTuple):
@@ -75,15 +102,18 @@ _STEP_FIELDS = attrgetter(*Step.__slots__)
 class Stream:
     """One agent's steps as one file tells them.
 
-    ``place`` is the file, ``source`` how the stream stands in it. ``ended`` is True where the client said that the turn
-    was over, False where it gave an error. ``copied`` is set where the file is known to begin with another's history.
+    ``place`` is the file, ``source`` how the stream stands in it; ``agent`` and ``parent`` are pseudonyms. ``ended`` is
+    True where the client said that the turn was over, False where it gave an error. ``copied`` is set where the file is
+    known to begin with another's history.
     """
 
     place: str
     project: str
     session: str
-    agent: str | None
+    agent: str
+    role: str
     source: int
+    parent: str | None = None
     spawn_tool: str | None = None
     agent_type: str | None = None
     entrypoint: str | None = None
