@@ -16,6 +16,7 @@ from keepwarm.traces.errors import InputError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("run_commands:demo", "The main job in seconds: bundled trace, simulated cluster, report. No network."),
     "import": ("trace_commands:import_", "Turn an agent's own logs into a trace."),
+    "record": ("record_commands:record", "Record the calls of real agents, live, through a proxy."),
     "synth": ("trace_commands:synth", "Make a synthetic trace fitted to published distributions."),
     "inspect": ("trace_commands:inspect_", "Say what is in a trace, and how warm its recording was."),
     "simulate": ("run_commands:simulate", "Replay a trace in virtual time against a simulated cache; no sockets."),

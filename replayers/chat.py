@@ -78,13 +78,16 @@ class Reader:
         self.heard = Heard()
 
     def event(self, data: bytes, now_ns: int) -> None:
-        """One event's data. A first event that names the role and says nothing is no token."""
+        """One event's data."""
         if data == b"[DONE]":
             self.heard.finished = True
             return
         event = orjson.loads(data)
-        if not isinstance(event, dict):
-            return
+        if isinstance(event, dict):
+            self.take(event, now_ns)
+
+    def take(self, event: dict[str, Any], now_ns: int) -> None:
+        """One event. A first one that names the role and says nothing is no token."""
         if event.get("error"):
             self.heard.fault = fault(event)
         self.heard.usage = part(event, "usage") or self.heard.usage

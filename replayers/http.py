@@ -18,7 +18,7 @@ import orjson
 
 from keepwarm.replayers import chat, messages
 from keepwarm.replayers.endpoint import Answer, Request
-from keepwarm.replayers.sse import Events, Heard, fault, part, string
+from keepwarm.replayers.sse import Events, Heard, failure, fault, part, string
 from keepwarm.replayers.text import PromptText
 from keepwarm.traces.errors import InputError
 
@@ -74,22 +74,6 @@ def endpoint_headers(url: str, dialect: str, *, key_env: str | None = None) -> d
     if key_env and not key:
         raise InputError(f"environment variable {key_env}: expected an API key, found nothing")
     return given.headers(key if key_env or base_url(url).scheme == "https" else None)
-
-
-def failure(status: int, kind: str, message: str) -> str:
-    """The class of an error that an endpoint told by status or in its stream (then ``status`` is 200)."""
-    told = f"{kind} {message}".lower()
-    if status == 413 or "context_length" in told or "context length" in told or "prompt is too long" in told:
-        return "overflow"
-    if status == 429 or "rate_limit" in told:
-        return "rate_limit"
-    if status in (503, 529) or "overloaded" in told:
-        return "overloaded"
-    if status in (401, 403) or "authentication" in told or "permission" in told:
-        return "auth"
-    if status in (408, 504) or "timeout_error" in told:
-        return "timeout"
-    return "bad_request" if status in (400, 422) or "invalid_request" in told else "other"
 
 
 class HttpEndpoint:

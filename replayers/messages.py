@@ -106,9 +106,14 @@ class Reader:
         self._started: dict[str, Any] = {}
 
     def event(self, data: bytes, now_ns: int) -> None:
-        """One event's data. ``message_start`` holds an estimate, which is no usage unless the final event comes."""
+        """One event's data."""
         event = orjson.loads(data)
-        kind = event.get("type") if isinstance(event, dict) else None
+        if isinstance(event, dict):
+            self.take(event, now_ns)
+
+    def take(self, event: dict[str, Any], now_ns: int) -> None:
+        """One event. ``message_start`` holds an estimate, which is no usage unless the final event comes."""
+        kind = event.get("type")
         if kind == "content_block_delta":
             if part(event, "delta").get("type") != "signature_delta":
                 self.heard.token_ns.append(now_ns)

@@ -61,3 +61,19 @@ def fault(body: Any) -> tuple[str, str]:
     error = part(body, "error")
     kinds = [text for name in ("type", "code") if (text := string(error.get(name)))]
     return " ".join(kinds), string(error.get("message")) or ""
+
+
+def failure(status: int, kind: str, message: str) -> str:
+    """The class of an error that an endpoint told by status or in its stream (then ``status`` is 200)."""
+    told = f"{kind} {message}".lower()
+    if status == 413 or "context_length" in told or "context length" in told or "prompt is too long" in told:
+        return "overflow"
+    if status == 429 or "rate_limit" in told:
+        return "rate_limit"
+    if status in (503, 529) or "overloaded" in told:
+        return "overloaded"
+    if status in (401, 403) or "authentication" in told or "permission" in told:
+        return "auth"
+    if status in (408, 504) or "timeout_error" in told:
+        return "timeout"
+    return "bad_request" if status in (400, 422) or "invalid_request" in told else "other"

@@ -14,7 +14,7 @@ import orjson
 
 from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time_ns, tokens, usage
 from keepwarm.traces.identity import Identity, content_bytes
-from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream
+from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, flow_of
 from keepwarm.traces.thread import (
     ASSISTANT_WEIGHT,
     IMAGE_TOKENS,
@@ -107,9 +107,9 @@ class FileFold:
         if stream is None:
             told = self._session or string(line["sessionId"])
             session, name = self._name("session", told), self._name("agent", told, agent or "")
-            entrypoint = maybe_string(line.get("entrypoint"))
+            flow = flow_of(maybe_string(line.get("entrypoint")))
             role = role_of(agent)
-            stream = Stream(self._place, self._project, session, name, role, source, entrypoint=entrypoint)
+            stream = Stream(self._place, self._project, session, name, role, source, flow=flow)
             self._told = told
             self.streams[key] = stream
             if source == OWN_FILE:

@@ -8,9 +8,9 @@ from itertools import count
 from keepwarm.traces.claude_files import LeadKey
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Breakpoint, Segment
-from keepwarm.traces.sessions import SECOND, Prompt, Turn
 from keepwarm.traces.steps import Step, Stream, Usage
 from keepwarm.traces.thread import Block, Growth, Thread
+from keepwarm.traces.turns import SECOND, Prompt, Turn
 
 TTL_5M, TTL_1H = 300, 3600
 BREAK_TOKENS = 1024

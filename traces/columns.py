@@ -11,7 +11,7 @@ import orjson
 import pyarrow as pa
 
 from keepwarm.traces import schema
-from keepwarm.traces.model import After, Attempt, Breakpoint, Call, Hints, Outcome, Segment, ToolUse
+from keepwarm.traces.model import After, Attempt, Breakpoint, Call, Hints, Outcome, PrefixBreak, Segment, ToolUse
 
 ROW_TYPES: dict[str, Callable[..., Any]] = {
     "after": After,
@@ -20,6 +20,7 @@ ROW_TYPES: dict[str, Callable[..., Any]] = {
     "tools": ToolUse,
     "attempts": Attempt,
 }
+STRUCT_TYPES: dict[str, Callable[..., Any]] = {"hints": Hints, "prefix_break": PrefixBreak}
 
 
 def _struct_array(rows: Sequence[Any], kind: pa.StructType) -> pa.Array:
@@ -118,8 +119,8 @@ def _read_structs(values: pa.StructArray, make: Callable[..., Any]) -> list[Any]
 
 
 def _read_column(name: str, column: pa.Array) -> list[Any]:
-    if name == "hints":
-        return [None if row is None else Hints(**row) for row in column.to_pylist()]
+    if name in STRUCT_TYPES:
+        return [None if row is None else STRUCT_TYPES[name](**row) for row in column.to_pylist()]
     if name not in ROW_TYPES:
         values: list[Any] = column.to_pylist()
         return values

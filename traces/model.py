@@ -15,8 +15,14 @@ SEGMENT_KINDS = ("tools", "system", "user", "answer", "tool_result", "lead", "hi
 DIALECTS = ("messages", "chat", "responses", "completions")
 USAGE_SOURCES = ("reported", "inferred", "absent")
 ORIGINS = ("proxy", "transcript", "synthetic", "imported")
-ERRORS = ("overloaded", "rate_limit", "timeout", "reset", "auth", "bad_request", "overflow", "other")
+ERRORS = ("overloaded", "rate_limit", "timeout", "reset", "auth", "bad_request", "overflow", "other", "cancelled")
 NOT_ANSWERED = ("skipped", "interrupted")
+BREAK_CHANGES = ("reordered", "added", "removed", "numbers", "cleared", "changed", "rewritten", "cut")
+"""How a segment differs: the same ones in another order; one more, one less before the same rest; nothing but digits
+(a date, a counter, an id); a tool's result replaced by a note; other content before the same rest; other content from
+there on; nothing more.
+"""
+
 PREFIX_CHANGES = ("compaction", "microcompaction", "model_switch", "shrunk", "recorded_break")
 
 FINAL_STOPS = ("end_turn", "stop_sequence", "stop")
@@ -70,6 +76,27 @@ class Hints(NamedTuple):
     ttl_s: int | None = None
 
 
+class Attempt(NamedTuple):
+    """One try at sending a call; times as those of the row it stands in."""
+
+    sent_ns: int
+    done_ns: int | None = None
+    status: int | None = None
+    error: str | None = None
+
+
+class PrefixBreak(NamedTuple):
+    """Where a prompt left its agent's previous one: after ``at`` tokens, at segment ``position`` (0 first), which had
+    that ``kind`` and ``tokens``; ``change`` is one of BREAK_CHANGES.
+    """
+
+    at: int
+    position: int
+    kind: str
+    tokens: int
+    change: str
+
+
 class Call(NamedTuple):
     """One call: a row of trace format v1. See docs/format.md for every column."""
 
@@ -117,20 +144,14 @@ class Call(NamedTuple):
     error: str | None = None
     retries: int | None = None
     completed: bool | None = None
+    first_byte_ns: int | None = None
+    prefix_break: PrefixBreak | None = None
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompt as its segments give them: kept plus appended."""
         return self.keep + sum(segment.tokens for segment in self.append)
-
-
-class Attempt(NamedTuple):
-    """One try at sending a call; times as in Outcome."""
-
-    sent_ns: int
-    done_ns: int | None = None
-    status: int | None = None
-    error: str | None = None
 
 
 class Outcome(NamedTuple):

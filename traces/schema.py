@@ -62,6 +62,15 @@ ATTEMPT = pa.struct(
         _field("error", pa.string()),
     ]
 )
+PREFIX_BREAK = pa.struct(
+    [
+        _must("at", pa.int64()),
+        _must("position", pa.int32()),
+        _must("kind", pa.string()),
+        _must("tokens", pa.int32()),
+        _must("change", pa.string()),
+    ]
+)
 
 
 def _rows(kind: pa.DataType) -> pa.DataType:
@@ -114,6 +123,9 @@ TRACE = pa.schema(
         _field("error", pa.string()),
         _field("retries", pa.int16()),
         _field("completed", pa.bool_()),
+        _field("first_byte_ns", pa.int64()),
+        _field("prefix_break", PREFIX_BREAK),
+        _field("attempts", _rows(ATTEMPT)),
     ]
 )
 

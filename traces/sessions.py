@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from keepwarm.traces.kin import Kin
-from keepwarm.traces.model import FINAL_STOPS, After, Breakpoint, Call, ToolUse
-from keepwarm.traces.steps import INLINE, Asked, Step, Stream
-from keepwarm.traces.thread import Growth
-
-SECOND = 1_000_000_000
+from keepwarm.traces.model import FINAL_STOPS, After, Call, ToolUse
+from keepwarm.traces.steps import INLINE, Asked, Step, Stream, Wire
+from keepwarm.traces.turns import SECOND, Prompt, Turn
 
 
 class Built(NamedTuple):
@@ -23,39 +21,6 @@ class Built(NamedTuple):
     new_tokens: int = 0
     hidden: int = 0
     scaled: int = 0
-
-
-class Turn(NamedTuple):
-    """A step that became a call: its times since the session's start, and how its prompt came about."""
-
-    step: Step
-    start_ns: int
-    end_ns: int
-    growth: Growth
-    parent: str | None
-    change: str | None
-    marks: tuple[Breakpoint, ...]
-
-
-class Prompt(Protocol):
-    """One agent's prompt as it grows. ``given`` is how many tokens each tool's result got so far, ``breaks`` how many
-    prefixes were cut to what was read; ``hidden`` and ``scaled`` are as in Thread.
-    """
-
-    given: dict[str, int]
-    breaks: int
-
-    @property
-    def hidden(self) -> int: ...
-
-    @property
-    def scaled(self) -> int: ...
-
-    def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
-        """Go on from where another agent's turns left its prompt."""
-
-    def next(self, step: Step, start_ns: int, end_ns: int) -> Turn:
-        """The turn that a step is."""
 
 
 @dataclass(slots=True)
@@ -112,8 +77,7 @@ class SessionBuilder:
             return Built([])
         self._origin = min(step.start_ns for _, step in owned)
         self._kin = Kin(ordered, owned)
-        entrypoint = next((stream.entrypoint for stream in ordered if stream.entrypoint), None)
-        self._flow = self._flow or _flow(entrypoint)
+        self._flow = self._flow or next((stream.flow for stream in ordered if stream.flow), None)
         for stream, step in _timeline(owned):
             self._step(stream, step)
         completed = _completed(ordered)
@@ -144,8 +108,8 @@ class SessionBuilder:
             return self._new_agent(stream, role, origin, at)
         role = stream.role
         mains = [agent for agent in self._agents.values() if agent.role == "main" and agent.turns]
-        if role == "compaction" and mains:
-            compacted = next((main for main in mains if main.name == stream.parent), mains[-1])
+        compacted = self._agents.get(stream.parent or "", mains[-1] if mains else None)
+        if role == "compaction" and compacted is not None:
             compacted.summaries.append(name)
             return self._new_agent(stream, role, compacted, len(compacted.turns) - 1)
         agent = self._new_agent(stream, role)
@@ -244,11 +208,11 @@ class SessionBuilder:
         return joins
 
     def _call(self, agent: _Agent, turn: int, session_start_ns: int, completed: bool | None) -> Call:
-        step, start_ns, end_ns, growth, parent, change, marks = agent.turns[turn]
+        step, start_ns, end_ns, growth, parent, change, marks, broke = agent.turns[turn]
         after = agent.after[turn]
         last = self._last_satisfied(after) if after else None
         account = step.usage.account() if step.usage else (None,) * 5
-        return Call(
+        call = Call(
             session=self._session,
             agent=agent.name,
             call=step.id,
@@ -287,7 +251,24 @@ class SessionBuilder:
             stop_reason=step.stop_reason,
             retries=step.retries or None,
             completed=completed,
+            prefix_break=broke,
         )
+        return call if step.wire is None else call._replace(**self._seen(step.wire))
+
+    def _seen(self, wire: Wire) -> dict[str, Any]:
+        """What the wire told of a call beyond what a log does, in trace columns."""
+        times = {"first_byte_ns": wire.first_byte_ns, "first_token_ns": wire.first_token_ns}
+        attempts = [
+            tried._replace(sent_ns=tried.sent_ns - self._origin, done_ns=(tried.done_ns or 0) - self._origin)
+            for tried in wire.attempts
+        ]
+        return {
+            **{name: None if at_ns is None else at_ns - self._origin for name, at_ns in times.items()},
+            **{name: getattr(wire, name) for name in ("dialect", "stream", "status", "error", "hints", "reasoning")},
+            "write_source": wire.write_source,
+            "retries": max(len(wire.attempts) - 1, 0),
+            "attempts": tuple(attempts),
+        }
 
     def _tool(self, asked: Asked, agent: _Agent) -> ToolUse:
         result = self._kin.results.get(asked.id)
@@ -313,12 +294,6 @@ def _timeline(owned: Sequence[tuple[Stream, Step]]) -> list[tuple[Stream, Step]]
         reached[id(stream)] = max(reached.get(id(stream), 0), step.start_ns)
         timed.append((reached[id(stream)], order, stream, step))
     return [(stream, step) for _, _, stream, step in sorted(timed, key=lambda item: item[:2])]
-
-
-def _flow(entrypoint: str | None) -> str | None:
-    if entrypoint is None:
-        return None
-    return "background" if entrypoint.startswith("sdk") else "interactive"
 
 
 def _gap_kind(role: str, before: Step, step: Step) -> str:

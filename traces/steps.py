@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from keepwarm.traces.model import Attempt, Hints
+
 OWN_FILE, PROGRESS, INLINE = 0, 1, 2
 """Where a sub-agent's lines stand; the first that has a message is believed."""
 
-SPAWN_TOOLS = ("Task", "Agent")
+SPAWN_TOOLS = ("Task", "Agent", "task", "spawn_agent")
 """The tools that start an agent."""
 
 
@@ -43,13 +45,17 @@ class Usage(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A tool use in an answer."""
+    """A tool use in an answer. ``prompt_hash`` is of what it tells a new agent, which it does not wait for where
+    ``behind``; ``to`` is a finished agent that it sends on.
+    """
 
     id: str
     name: str
     at_ns: int
-    agent_type: str | None
-    prompt_hash: int | None
+    agent_type: str | None = None
+    prompt_hash: int | None = None
+    behind: bool = False
+    to: str | None = None
 
 
 class Input(NamedTuple):
@@ -68,6 +74,41 @@ class Input(NamedTuple):
     agent: str | None = None
     launched: bool = False
     resumed: bool = False
+
+
+class Piece(NamedTuple):
+    """A block of a prompt as it was sent: its identity, its ``shape`` (the identity of its text with all digits alike),
+    about how many tokens it has. ``text`` only where the user asked to keep it.
+    """
+
+    kind: str
+    hash: int
+    shape: int
+    weight: float
+    text: str | None = None
+
+
+class Wire(NamedTuple):
+    """What is known of a step that was seen on the wire.
+
+    The prompt is the first ``keep`` pieces of the agent's last one and then ``rest``; ``marks`` are cache_control marks
+    as (pieces up to and with the marked one, TTL in seconds). ``said`` are the answer's pieces. Times as in the step.
+    """
+
+    dialect: str
+    stream: bool
+    keep: int
+    rest: list[Piece]
+    marks: tuple[tuple[int, int], ...]
+    said: tuple[Piece, ...]
+    write_source: str
+    reasoning: int | None
+    first_byte_ns: int | None
+    first_token_ns: int | None
+    status: int | None
+    error: str | None
+    hints: Hints | None
+    attempts: tuple[Attempt, ...]
 
 
 @dataclass(slots=True)
@@ -90,6 +131,7 @@ class Step:
     answer: list[int] = field(default_factory=list)
     weight: float = 0.0
     tools: list[Asked] = field(default_factory=list)
+    wire: Wire | None = None
 
     def __reduce__(self) -> tuple[type[Step], tuple[Any, ...]]:
         return Step, _STEP_FIELDS(self)  # a third of the bytes and time that pickle takes for named fields
@@ -116,7 +158,7 @@ class Stream:
     parent: str | None = None
     spawn_tool: str | None = None
     agent_type: str | None = None
-    entrypoint: str | None = None
+    flow: str | None = None
     steps: list[Step] = field(default_factory=list)
     inputs: list[Input] = field(default_factory=list)
     reset: str | None = None
@@ -125,3 +167,10 @@ class Stream:
     last_ns: int = 0
     copied: bool = False
     ended: bool | None = None
+
+
+def flow_of(entrypoint: str | None) -> str | None:
+    """Who waits for a client that was started in this way."""
+    if entrypoint is None:
+        return None
+    return "background" if entrypoint.startswith("sdk") else "interactive"

@@ -61,7 +61,19 @@ def spread(tokens: int, blocks: Sequence[Block]) -> list[int]:
     return [weights[i] if block.exact else scaled[i] for i, block in enumerate(blocks)]
 
 
-def _scaled(tokens: int, weights: Sequence[int], total: int) -> list[int]:
+def filled(tokens: int, blocks: Sequence[Block]) -> list[int]:
+    """Tokens for each block, ``tokens`` in all wherever a block has a weight that is not exact: those get what the
+    exact ones leave. Exact counts are only scaled down where they alone are too many.
+    """
+    exact = sum(round(block.weight) for block in blocks if block.exact)
+    loose = [0.0 if block.exact else block.weight for block in blocks]
+    if exact > tokens or not any(loose):
+        return spread(tokens, blocks)
+    rest = _scaled(tokens - exact, loose, sum(loose))
+    return [round(block.weight) if block.exact else rest[i] for i, block in enumerate(blocks)]
+
+
+def _scaled(tokens: int, weights: Sequence[float], total: float) -> list[int]:
     shares = [weight * tokens / total for weight in weights]
     given = [int(share) for share in shares]
     rest = sorted(range(len(weights)), key=lambda i: given[i] - shares[i])

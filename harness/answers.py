@@ -1,0 +1,300 @@
+"""What an answer says: its account, and the pieces that later prompts will hold. One reader a dialect.
+
+They are the replayers' own readers, which also keep what was said until the answer is over.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import orjson
+import pyarrow as pa
+
+from keepwarm.harness.bodies import Pieces, item, said
+from keepwarm.replayers import chat, messages, responses
+from keepwarm.replayers.sse import Events, Heard, failure, fault, part, string
+from keepwarm.traces.identity import Identity, content_bytes
+from keepwarm.traces.records import AnswerRecord
+from keepwarm.traces.steps import Asked, Usage
+
+Said = list[tuple[Any, int]]
+"""What an answer said: its blocks, each with the time when it was whole."""
+
+_STOP = re.compile(r"[a-z_]{1,24}")
+_MISS = re.compile("(model|system|tools|messages)_changed|previous_message_not_found|unavailable")
+
+
+class Reader(Protocol):
+    """An answer in the making. ``ident`` is the provider's own id of it, ``miss`` its word on a cache miss."""
+
+    heard: Heard
+    ident: str | None
+    miss: str | None
+
+    def event(self, data: bytes, now_ns: int) -> None: ...
+
+    def whole(self, data: bytes) -> None: ...
+
+    def said(self, now_ns: int) -> Said: ...
+
+
+class _Message(messages.Reader):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ident: str | None = None
+        self.miss: str | None = None
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._parts: dict[tuple[int, str], list[str]] = {}
+        self._ends: dict[int, int] = {}
+
+    def take(self, event: dict[str, Any], now_ns: int) -> None:
+        super().take(event, now_ns)
+        kind = event.get("type")
+        if kind == "content_block_delta":
+            index, delta = event["index"], event["delta"]
+            for name in ("text", "partial_json", "thinking", "signature"):
+                if name in delta:
+                    self._parts.setdefault((index, name), []).append(delta[name])
+        elif kind == "content_block_start":
+            self._blocks[event["index"]] = event["content_block"]
+        elif kind == "content_block_stop":
+            self._ends[event["index"]] = now_ns
+        elif kind == "message_start":
+            self._about(event["message"])
+
+    def whole(self, data: bytes) -> None:
+        super().whole(data)
+        message = orjson.loads(data)
+        self._about(message)
+        self._blocks = dict(enumerate(message.get("content") or ()))
+
+    def _about(self, message: dict[str, Any]) -> None:
+        self.ident = string(message.get("id"))
+        self.miss = string(part(part(message, "diagnostics"), "cache_miss_reason").get("type"))
+
+    def said(self, now_ns: int) -> Said:
+        for (index, name), parts in self._parts.items():
+            block, text = self._blocks[index], "".join(parts)
+            if name == "partial_json":
+                block["input"] = orjson.loads(text) if text else {}
+            else:
+                block[name] = text
+        return [(block, self._ends.get(index, now_ns)) for index, block in sorted(self._blocks.items())]
+
+
+class _Completion(chat.Reader):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ident: str | None = None
+        self.miss: str | None = None
+        self._message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": {}}
+
+    def take(self, event: dict[str, Any], now_ns: int) -> None:
+        super().take(event, now_ns)
+        self.ident = self.ident or string(event.get("id"))
+        for choice in event.get("choices") or ():
+            self._add(choice.get("delta") or {})
+
+    def whole(self, data: bytes) -> None:
+        super().whole(data)
+        completion = orjson.loads(data)
+        self.ident = string(completion.get("id"))
+        for choice in completion.get("choices") or ():
+            self._add(choice.get("message") or {})
+
+    def _add(self, delta: dict[str, Any]) -> None:
+        for name in ("content", "reasoning_content"):
+            self._message[name] += string(delta.get(name)) or ""
+        for at, call in enumerate(delta.get("tool_calls") or ()):
+            empty = {"id": None, "name": "", "arguments": ""}
+            known = self._message["tool_calls"].setdefault(call.get("index", at), empty)
+            known["id"] = string(call.get("id")) or known["id"]
+            for name in ("name", "arguments"):
+                known[name] += string(part(call, "function").get(name)) or ""
+
+    def said(self, now_ns: int) -> Said:
+        calls = [{"id": call["id"], "function": call} for call in self._message["tool_calls"].values()]
+        blocks = said({"content": self._message["content"], "tool_calls": calls})
+        thought = self._message["reasoning_content"]
+        return [(block, now_ns) for block in (*([{"type": "text", "text": thought}] if thought else ()), *blocks)]
+
+
+class _Response(responses.Reader):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ident: str | None = None
+        self.miss: str | None = None
+        self._items: list[tuple[dict[str, Any], int]] = []
+
+    def take(self, event: dict[str, Any], now_ns: int) -> None:
+        super().take(event, now_ns)
+        self.ident = self.ident or string(part(event, "response").get("id"))
+        if event.get("type") == "response.output_item.done":
+            self._items.append((event["item"], now_ns))
+
+    def whole(self, data: bytes) -> None:
+        super().whole(data)
+        response = orjson.loads(data)
+        self.ident = string(response.get("id"))
+        self._items = [(one, 0) for one in response.get("output") or ()]
+
+    def said(self, now_ns: int) -> Said:
+        return [(block, at_ns or now_ns) for one, at_ns in self._items for _, block in item(one)]
+
+
+READERS: dict[str, Callable[[], Reader]] = {"messages": _Message, "chat": _Completion, "responses": _Response}
+USAGE = {"messages": messages.usage, "chat": chat.usage, "responses": responses.usage}
+
+
+class Answer:
+    """An answer as it passes by: taken in piece by piece, whatever its encoding, and never an error for who sends it.
+
+    Times are those of the recorder's clock. What is no stream, or has an encoding that only whole files are read of, is
+    kept until the end; past ``most`` bytes it is let go.
+    """
+
+    def __init__(self, dialect: str, status: int, kind: str, encoding: str, most: int) -> None:
+        self.reader = READERS[dialect]()
+        self.status = status
+        self.error: str | None = None
+        self._dialect = dialect
+        self._encoding = encoding.strip().lower()
+        self._events = Events() if kind.startswith("text/event-stream") and status < 300 else None
+        self._kept: list[tuple[int, bytes]] = []
+        self._room = most
+        zipped = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(self._encoding)
+        self._unzip = zlib.decompressobj(zipped).decompress if zipped else None
+        self._live = self._unzip is not None or self._encoding in ("", "identity")
+
+    def feed(self, data: bytes, now_ns: int) -> None:
+        """A piece of the body as it came."""
+        self._room -= len(data)
+        if self._room < 0:
+            self._kept.clear()
+            return
+        if self._events is None or not self._live:
+            self._kept.append((now_ns, data))
+            return
+        try:
+            for event in self._events.feed(self._unzip(data) if self._unzip else data):
+                self.reader.event(event, now_ns)
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
+            self.error = self.error or "other"
+
+    def end(self) -> None:
+        """There is no more of it."""
+        try:
+            body = decoded(b"".join(data for _, data in self._kept), self._encoding)
+            if self._events is not None:
+                if self._kept:
+                    self._late(body)
+            elif self.status < 300:
+                self.reader.whole(body)
+            elif body:
+                self.reader.heard.fault = fault(orjson.loads(body))
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error, OSError, pa.ArrowException):
+            self.error = self.error or ("other" if self.status < 300 else None)
+        heard = self.reader.heard
+        if self.status >= 300 or heard.fault:
+            self.error = failure(self.status, *(heard.fault or ("", "")))
+        elif self._events is not None and not heard.finished:
+            self.error = self.error or "reset"
+
+    def _late(self, body: bytes) -> None:
+        """A stream in an encoding that could not be read as it came: all of it came when its first piece did."""
+        assert self._events is not None
+        for event in self._events.feed(body):
+            self.reader.event(event, self._kept[0][0])
+
+    def usage(self) -> tuple[Usage | None, dict[str, Any]]:
+        """The account, and what else it tells, in trace columns."""
+        told = USAGE[self._dialect](self.reader.heard.usage)
+        if told["usage_source"] == "absent":
+            return None, told
+        read, writes = told["cache_read"], [told.get(f"cache_write_{ttl}") for ttl in ("5m", "1h", "other")]
+        short, long, other = (tokens or 0 for tokens in writes)
+        rest = told["prompt"] - (read or 0) - short - long - other
+        write_told = any(tokens is not None for tokens in writes)
+        return Usage(rest, read or 0, short, long, other, read is not None, write_told), told
+
+    def record(
+        self, number: int, identity: Identity, session: str, first_byte_ns: int | None, end_ns: int, error: str | None
+    ) -> AnswerRecord:
+        """All of it for the journal; ``session`` is the client's own id."""
+        self.end()
+        usage, told = self.usage()
+        reader, said = self.reader, self._said(end_ns)
+        pieces = Pieces(identity, end_ns, session)
+        streamed = self._events is not None and reader.heard.token_ns
+        return AnswerRecord(
+            number=number,
+            end_ns=end_ns,
+            first_byte_ns=first_byte_ns,
+            first_token_ns=reader.heard.token_ns[0] if streamed else None,
+            status=self.status,
+            error=error or self.error,
+            call=identity.name("call", reader.ident) if reader.ident else None,
+            usage=usage,
+            write_source=told["write_source"],
+            output=told.get("output"),
+            reasoning=told.get("reasoning"),
+            stop_reason=_one_of(reader.heard.stop_reason, _STOP),
+            miss_reason=_one_of(reader.miss, _MISS),
+            said=tuple(pieces.piece("answer", block) for block, _ in said),
+            tools=tuple(
+                _asked(block, at_ns, identity, session)
+                for block, at_ns in said
+                if isinstance(block, dict) and block.get("type") == "tool_use"
+            ),
+        )
+
+    def _said(self, now_ns: int) -> Said:
+        """What it said; nothing where that makes no sense."""
+        try:
+            said = self.reader.said(now_ns)
+            for block, _ in said:
+                content_bytes(block)
+            return said
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.error = self.error or "other"
+            return []
+
+
+def _one_of(told: str | None, known: re.Pattern[str]) -> str | None:
+    """A word of the provider's, if it is one that it is known to say."""
+    return told if told is None or known.fullmatch(told) else "other"
+
+
+def decoded(body: bytes, encoding: str) -> bytes:
+    if encoding in ("", "identity"):
+        return body
+    if encoding == "deflate":
+        return zlib.decompress(body, 47)
+    codec = {"br": "brotli", "x-gzip": "gzip"}.get(encoding, encoding)
+    with pa.input_stream(pa.py_buffer(body), compression=codec) as stream:
+        return bytes(stream.read())
+
+
+def _asked(block: dict[str, Any], at_ns: int, identity: Identity, session: str) -> Asked:
+    given = block["input"]
+    if isinstance(given, str):
+        try:
+            given = orjson.loads(given)
+        except ValueError:
+            given = {}
+    given = given if isinstance(given, dict) else {}
+    prompt = next((text for name in ("prompt", "message", "task") if (text := string(given.get(name)))), None)
+    to = string(given.get("to")) if block["name"] == "SendMessage" else None
+    kind = string(given.get("subagent_type")) or string(given.get("agent_type"))
+    return Asked(
+        identity.name("use", str(block.get("id"))),
+        identity.tool(str(block["name"])),
+        at_ns,
+        agent_type=identity.agent_type(kind),
+        prompt_hash=identity.hash(content_bytes(prompt)) if prompt and to is None else None,
+        behind=given.get("run_in_background") is True,
+        to=identity.name("agent", session, to) if to else None,
+    )

@@ -1,0 +1,247 @@
+"""What a request's body says: its prompt as pieces, what the client put in, marks, hints. One function a dialect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from keepwarm.replayers.sse import count, part, string
+from keepwarm.traces.identity import Identity, content_bytes
+from keepwarm.traces.model import Hints
+from keepwarm.traces.steps import Input, Piece
+from keepwarm.traces.thread import (
+    ASSISTANT_WEIGHT,
+    IMAGE_TOKENS,
+    RESULT_WEIGHT,
+    TOOL_RESULT_TOKENS,
+    TOOL_USE_TOKENS,
+    USER_WEIGHT,
+)
+
+SYSTEM_WEIGHT, TOOLS_WEIGHT = 0.25, 0.25
+TTL_5M, TTL_1H = 300, 3600
+NEWS = ("<task-notification>", "<subagent_notification>")
+NEWS_OF = re.compile(r'(?:<task-id>|"agent_path": ?")([\w-]+)')
+"""How Claude Code and Codex tell an agent that another one has ended."""
+CHILDREN = re.compile(r'^\{"(?:agent_id": ?"([\w-]+)|status": ?\{(.*))', re.DOTALL)
+CHILD = re.compile(r'"([0-9a-f-]{36})": ?\{"(?!running|pending)')
+"""How Codex's tools name the agent that was started, and those that were waited for."""
+SUMMARISES = (
+    "create a detailed summary of the conversation",
+    "CONTEXT CHECKPOINT COMPACTION",
+    "tasked with summarizing conversations",
+    "Provide a detailed prompt for continuing our conversation",
+)
+"""What Claude Code, Codex and OpenCode say in the request that compacts a conversation."""
+
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_UNSEEN = ("id", "status", "internal_chat_message_metadata_passthrough")
+_CLIENTS = dict.fromkeys(("agent_message", "compaction_trigger", "compaction"), "user")
+_SHAPED = ("tools", "system", "user")
+_WEIGHTS = {"tools": TOOLS_WEIGHT, "system": SYSTEM_WEIGHT, "user": USER_WEIGHT, "answer": ASSISTANT_WEIGHT}
+_WEIGHTS["tool_result"] = RESULT_WEIGHT
+
+
+class Body(NamedTuple):
+    """A request as its body tells it. ``inputs`` have the number of the piece that they are; marks as in Wire.
+    ``compacts`` where the request asks for a summary of the conversation.
+    """
+
+    model: str
+    stream: bool
+    pieces: list[Piece]
+    inputs: list[tuple[int, Input]]
+    marks: tuple[tuple[int, int], ...]
+    compacts: bool
+    hints: Hints | None
+
+
+class Pieces:
+    """A prompt being taken apart. ``session`` is the client's own id of it, ``at_ns`` when it came."""
+
+    def __init__(self, identity: Identity, at_ns: int, session: str, *, keep_text: bool = False) -> None:
+        self._identity = identity
+        self._at_ns = at_ns
+        self._session = session
+        self._keep_text = keep_text
+        self.pieces: list[Piece] = []
+        self.inputs: list[tuple[int, Input]] = []
+        self.marks: list[tuple[int, int]] = []
+        self.compacts = False
+
+    def add(self, kind: str, block: Any) -> Piece:
+        """One block of some kind, its cache mark with it."""
+        piece = self.piece(kind, block)
+        self.pieces.append(piece)
+        if kind in ("user", "tool_result"):
+            self.inputs += ((len(self.pieces) - 1, given) for given in self._inputs(piece, block))
+        if isinstance(block, dict):
+            self.mark(block.get("cache_control"))
+        return piece
+
+    def piece(self, kind: str, block: Any) -> Piece:
+        """A block as a piece. Only what a client writes itself can differ from its like in nothing but digits."""
+        content = content_bytes(block)
+        hash_ = self._identity.hash(content)
+        shape = self._identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
+        text = content.partition(b"\0")[2].decode("utf-8", "replace") if self._keep_text else None
+        return Piece(kind, hash_, shape, _weight(kind, block, content), text)
+
+    def mark(self, control: Any) -> None:
+        """A cache_control mark on what was added last."""
+        if isinstance(control, dict):
+            self.marks.append((len(self.pieces), TTL_1H if control.get("ttl") == "1h" else TTL_5M))
+
+    def _inputs(self, piece: Piece, block: Any) -> list[Input]:
+        given = Input(piece.kind, piece.hash, piece.weight, self._at_ns)
+        if piece.kind == "tool_result":
+            return self._result(given, block)
+        text = block if isinstance(block, str) else str(block.get("text") or "")
+        self.compacts = any(said in text for said in SUMMARISES) or _type(block) == "compaction_trigger"
+        news = NEWS_OF.search(text) if text.startswith(NEWS) else None
+        human = not text.startswith((*NEWS, "<system-reminder>"))
+        return [given._replace(human=human, agent=self._agent(news[1]) if news else None)]
+
+    def _result(self, given: Input, block: dict[str, Any]) -> list[Input]:
+        """A tool's result; what started an agent tells its name, what waited for some tells theirs."""
+        use, failed = string(block.get("tool_use_id")), block.get("is_error")
+        given = given._replace(
+            tool_use=self._identity.name("use", use) if use else None,
+            is_error=failed if isinstance(failed, bool) else None,
+        )
+        content = block.get("content")
+        text = content[0] if isinstance(content, list) and len(content) == 1 else content
+        told = CHILDREN.match(text) if isinstance(text, str) else None
+        if told is None:
+            return [given]
+        if told[1]:
+            return [given._replace(agent=self._agent(told[1]), launched=True)]
+        return [given, *(given._replace(tool_use=None, agent=self._agent(one)) for one in CHILD.findall(told[2]))]
+
+    def _agent(self, name: str) -> str:
+        return self._identity.name("agent", self._session, name)
+
+    def body(self, body: dict[str, Any]) -> Body:
+        """All of it."""
+        model = self._identity.model(string(body.get("model")) or "unknown")
+        stream = body.get("stream") is True
+        return Body(model, stream, self.pieces, self.inputs, tuple(self.marks), self.compacts, hints(body))
+
+
+def _weight(kind: str, block: Any, content: bytes) -> float:
+    """About how many tokens a block has."""
+    if _type(block) in ("image", "input_image", "image_url", "document"):
+        return IMAGE_TOKENS
+    more = {"tool_result": TOOL_RESULT_TOKENS, "tool_use": TOOL_USE_TOKENS}.get(_type(block), 0)
+    return len(content) * _WEIGHTS[kind] + more
+
+
+def _type(block: Any) -> str:
+    return str(block.get("type")) if isinstance(block, dict) else ""
+
+
+def _listed(value: Any) -> Iterable[Any]:
+    """A list as it is, one thing alone, or nothing."""
+    if value is None or value == "":
+        return ()
+    return value if isinstance(value, list) else (value,)
+
+
+def messages(body: dict[str, Any], pieces: Pieces) -> Body:
+    """The Messages API: tools come first, then system, then messages, some of which are the system's too."""
+    for tool in _listed(body.get("tools")):
+        pieces.add("tools", tool)
+    for block in _listed(body.get("system")):
+        pieces.add("system", block)
+    for message in _listed(body["messages"]):
+        for block in _listed(message["content"]):
+            pieces.add(_kind(message["role"], block), block)
+    pieces.mark(body.get("cache_control"))
+    return pieces.body(body)
+
+
+def _kind(role: str, block: Any) -> str:
+    if role == "user" and _type(block).endswith("tool_result"):
+        return "tool_result"
+    return {"system": "system", "developer": "system", "assistant": "answer"}.get(role, "user")
+
+
+def chat(body: dict[str, Any], pieces: Pieces) -> Body:
+    """The chat completions API."""
+    for tool in _listed(body.get("tools")):
+        pieces.add("tools", tool)
+    for message in _listed(body["messages"]):
+        role = message["role"]
+        if role == "tool":
+            told = {"type": "tool_result", "tool_use_id": message.get("tool_call_id")}
+            pieces.add("tool_result", told | {"content": [_text(part) for part in _listed(message.get("content"))]})
+            continue
+        for block in said(message) if role == "assistant" else map(_text, _listed(message.get("content"))):
+            pieces.add(_kind(role, block), block)
+    return pieces.body(body)
+
+
+def said(message: dict[str, Any]) -> list[Any]:
+    """The blocks of an assistant's message of the chat API."""
+    blocks = [_text(part) for part in _listed(message.get("content"))]
+    for call in _listed(message.get("tool_calls")):
+        name, given = call["function"]["name"], call["function"]["arguments"]
+        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
+    return blocks
+
+
+def _text(block: Any) -> Any:
+    """A text block of the OpenAI dialects in the one shape that identity knows."""
+    if isinstance(block, dict) and isinstance(block.get("text"), str):
+        return block["text"]
+    return block
+
+
+def responses(body: dict[str, Any], pieces: Pieces) -> Body:
+    """The Responses API."""
+    for tool in _listed(body.get("tools")):
+        pieces.add("tools", tool)
+    for block in _listed(body.get("instructions")):
+        pieces.add("system", block)
+    for entry in _listed(body.get("input")):
+        for kind, block in item(entry):
+            pieces.add(kind, block)
+    return pieces.body(body)
+
+
+def item(entry: Any) -> list[tuple[str, Any]]:
+    """The blocks of an item of the Responses API, each with its kind."""
+    if isinstance(entry, str):
+        return [("user", entry)]
+    kind = entry.get("type") or "message"
+    if kind == "message":
+        return [(_kind(entry["role"], block), _text(block)) for block in _listed(entry["content"])]
+    if kind.endswith("_output"):
+        content = [_text(part) for part in _listed(entry.get("output"))]
+        return [("tool_result", {"type": "tool_result", "tool_use_id": entry.get("call_id"), "content": content})]
+    if kind in ("function_call", "custom_tool_call"):
+        asked = entry.get("arguments") if kind == "function_call" else entry.get("input")
+        return [("answer", {"type": "tool_use", "id": entry.get("call_id"), "name": entry["name"], "input": asked})]
+    if kind == "additional_tools":
+        return [("tools", tool) for tool in entry["tools"]]
+    seen = {name: value for name, value in entry.items() if name not in _UNSEEN}
+    return [({"configuration_update": "system", **_CLIENTS}.get(kind, "answer"), seen)]
+
+
+def hints(body: dict[str, Any]) -> Hints | None:
+    """The scheduling hints in a body, as ``nvext`` has them."""
+    told, cache = part(part(body, "nvext"), "agent_hints"), part(part(body, "nvext"), "cache_control")
+    prefill, ttl = told.get("speculative_prefill"), str(cache.get("ttl") or "")
+    seconds = {"s": 1, "m": 60, "h": 3600}.get(ttl[-1:], 0)
+    found = Hints(
+        priority=told["priority"] if isinstance(told.get("priority"), int) else None,
+        strict_priority=count(told.get("strict_priority")),
+        osl=count(told.get("osl")),
+        speculative_prefill=prefill if isinstance(prefill, bool) else None,
+        ttl_s=int(ttl[:-1]) * seconds if seconds and ttl[:-1].isdigit() else None,
+    )
+    return None if found == Hints() else found
+
+
+READERS = {"messages": messages, "chat": chat, "responses": responses}

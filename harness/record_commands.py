@@ -1,0 +1,240 @@
+"""The command that records: a proxy before an agent's upstream, and the agent started behind it where asked."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+import ssl
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from keepwarm.harness.proxy import Proxy
+from keepwarm.harness.recorder import Recorder
+from keepwarm.harness.routes import route
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.identity import new_salt, salt_from_file
+from keepwarm.traces.model import FLOWS
+from keepwarm.traces.recorded import Closed, close_journal
+
+GRACE_S = 30.0
+LIVE_S = 0.5
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--upstream",
+    multiple=True,
+    metavar="URL",
+    help="Where requests go: a URL, /prefix=URL (the prefix is replaced by the URL's path) or header:value=URL. "
+    "Repeatable. Without one: close what a recorder that was killed left.",
+)
+@click.option(
+    "-o", "--output", required=True, metavar="TRACE", help="The trace to write, or a directory to add one to."
+)
+@click.option(
+    "--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
+)
+@click.option(
+    "--token-env",
+    metavar="NAME",
+    help="Environment variable with a token that clients must show, as header x-keepwarm-token or as the first part of "
+    "the path. Needed to listen on anything but loopback.",
+)
+@click.option(
+    "--ca-file", type=click.Path(exists=True, dir_okay=False), help="Certificates to trust besides the usual."
+)
+@click.option("--flow", type=click.Choice(FLOWS), help="Who waits; else from the client's entrypoint.")
+@click.option(
+    "--salt-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the salt of identities there (made now if absent), so that traces agree. Without it it is forgotten.",
+)
+@click.option("--keep-text", is_flag=True, help="Keep the prompts' text in the trace. Nothing else is ever kept.")
+@click.option("--run", is_flag=True, help="Start COMMAND with its base URL set, and stop when it ends.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def record(
+    upstream: tuple[str, ...],
+    output: str,
+    listen: str,
+    token_env: str | None,
+    ca_file: str | None,
+    flow: str | None,
+    salt_file: Path | None,
+    keep_text: bool,
+    run: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Record the calls of real agents, live: a reverse proxy that they do not notice.
+
+    While it runs, what it saw lies in TRACE.journal: identities and counts, no text, readable by you only. Ctrl-C, or
+    the end of COMMAND, makes the trace of it. A recorder that was killed goes on with its journal when started again.
+    """
+    if run != bool(command):
+        raise click.UsageError("--run needs a COMMAND, and a COMMAND needs --run")
+    out = _place(output)
+    journal = out.with_name(out.name + ".journal")
+    if not upstream and not journal.exists():
+        raise click.UsageError(f"--upstream is needed: there is no {journal} to close")
+    code = 0
+    if upstream:
+        routes, (host, port), token = [route(told) for told in upstream], _address(listen), _token(token_env, listen)
+        tls = ssl.create_default_context()
+        if ca_file:
+            tls.load_verify_locations(ca_file)
+        salt = salt_from_file(salt_file) if salt_file else new_salt()
+        recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
+        if recorder.found:
+            click.echo(f"going on with {journal}: {recorder.found:,} records of a recorder that was stopped", err=True)
+        proxy = Proxy(routes, recorder, token=token, tls=tls)
+        try:
+            code = asyncio.run(_serve(proxy, host, port, token, command))
+        finally:
+            recorder.close()
+        if recorder.lost:
+            click.echo(f"keepwarm: {recorder.lost:,} calls were not recorded: {recorder.why_lost}", err=True)
+            code = code or 2
+    _tell(_closed(journal, out, flow), out)
+    sys.exit(code)
+
+
+def _place(output: str) -> Path:
+    """The file to write; in a directory a new one. InputError if it is there already."""
+    path = Path(output)
+    if path.is_dir() or output.endswith("/"):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        left = sorted(path.glob("*.parquet.journal"))
+        named = f"recorded-{datetime.now(UTC):%Y%m%dT%H%M%S}.parquet"
+        return left[0].with_suffix("") if left else path / named
+    if path.exists():
+        raise InputError(f"{output}: is there already: give another name, or a directory to add to")
+    return path
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--listen {listen!r}: expected HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _token(name: str | None, listen: str) -> str | None:
+    """The token clients must show; InputError where one is needed and there is none."""
+    token = os.environ.get(name, "") if name else None
+    if name and not token:
+        raise InputError(f"environment variable {name}: expected a token, found nothing")
+    host = _address(listen)[0]
+    with suppress(ValueError):
+        if token is None and not ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback:
+            raise InputError(f"--listen {listen}: anyone who reaches it could use it: set --token-env")
+        return token
+    if token is None:
+        raise InputError(f"--listen {listen}: not an address of loopback: set --token-env")
+    return token
+
+
+async def _serve(proxy: Proxy, host: str, port: int, token: str | None, command: tuple[str, ...]) -> int:
+    """Serve until a signal, or the command's end; the exit code."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        server = await loop.create_server(proxy.client, host, port, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error}") from error
+    bound = server.sockets[0].getsockname()[1]
+    shown = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+    click.echo(f"keepwarm record: listening on {shown}", err=True)
+    live = loop.create_task(_live(proxy.recorder)) if sys.stderr.isatty() and not command else None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    code = 0
+    if command:
+        code = await _run(command, f"{shown}/{token}" if token else shown, stop)
+    else:
+        await stop.wait()
+    stop.clear()
+    server.close()
+    await _drained(proxy, stop)
+    if live is not None:
+        live.cancel()
+        click.echo(err=True)
+    for client in list(proxy.clients):
+        client.transport.abort()
+    await asyncio.sleep(0)
+    return code
+
+
+async def _run(command: tuple[str, ...], base: str, stop: asyncio.Event) -> int:
+    """Run an agent to its end; an interrupt reaches it by itself, a request to end is passed on."""
+    local = f"{os.environ.get('NO_PROXY', '')},127.0.0.1,localhost".strip(",")
+    env = os.environ | {"ANTHROPIC_BASE_URL": base, "OPENAI_BASE_URL": f"{base}/v1", "NO_PROXY": local}
+    if Path(command[0]).name == "codex":  # it takes no base URL from the environment
+        command = (command[0], "-c", f'openai_base_url="{base}/v1"', *command[1:])
+    try:
+        child = await asyncio.create_subprocess_exec(*command, env=env)
+    except OSError as error:
+        raise InputError(f"{command[0]}: cannot be run: {error.strerror}") from error
+    ended, asked = asyncio.ensure_future(child.wait()), asyncio.ensure_future(stop.wait())
+    await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not ended.done():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(ended), 5.0)
+    if not ended.done():
+        child.terminate()
+    code = await ended
+    return code if code >= 0 else 128 - code
+
+
+async def _drained(proxy: Proxy, stop: asyncio.Event) -> None:
+    """Wait for answers under way, some time, or until asked again."""
+
+    async def idle() -> None:
+        while any(client.exchanges for client in proxy.clients):
+            await asyncio.sleep(0.02)
+
+    if any(client.exchanges for client in proxy.clients):
+        click.echo("finishing answers under way; once more to stop at once", err=True)
+    waits = [asyncio.ensure_future(idle()), asyncio.ensure_future(stop.wait())]
+    await asyncio.wait(waits, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+async def _live(recorder: Recorder) -> None:
+    while True:
+        click.echo(f"\r\x1b[2K{live_line(recorder)}", err=True, nl=False)
+        await asyncio.sleep(LIVE_S)
+
+
+def live_line(recorder: Recorder) -> str:
+    """What there is so far, in one line."""
+    rate = recorder.warm_hit_rate()
+    parts = [f"{recorder.calls:,} calls", f"{recorder.threads.agents:,} agents"]
+    parts.append("warm_hit_rate unknown" if rate is None else f"warm_hit_rate {rate:.2%}")
+    if recorder.failed:
+        parts.append(f"{recorder.failed:,} failed")
+    if recorder.lost:
+        parts.append(f"{recorder.lost:,} NOT RECORDED: {recorder.why_lost}")
+    return " · ".join([*parts, f"last break: {recorder.broke or 'none'}"])
+
+
+def _closed(journal: Path, out: Path, flow: str | None) -> Closed:
+    """Make the trace, for its owner's eyes, and destroy the journal with its salt."""
+    before = os.umask(0o077)
+    try:
+        closed = close_journal(journal, str(out), version=version("keepwarm"), flow=flow)
+    finally:
+        os.umask(before)
+    journal.unlink()
+    return closed
+
+
+def _tell(closed: Closed, out: Path) -> None:
+    unanswered = f"; {closed.unanswered:,} requests had no answer when it ended" if closed.unanswered else ""
+    click.echo(f"{out}: {closed.sessions:,} sessions, {closed.calls:,} calls{unanswered}", err=True)

@@ -1,0 +1,208 @@
+"""The recorder: takes in requests and answers as they pass by, and keeps of them what a trace needs, in a journal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import orjson
+
+from keepwarm.harness.answers import Answer, decoded
+from keepwarm.harness.bodies import READERS, Body, Pieces
+from keepwarm.harness.who import Client, Headers, client, flow, who
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.records import AnswerRecord, RecordJournal, RequestRecord
+from keepwarm.traces.threads import Placed, Threads
+
+INLINE_BYTES = 1 << 18
+"""Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
+MOST_BYTES = 64 << 20
+
+_WALL_NS = time.time_ns() - time.monotonic_ns()
+
+
+def now() -> int:
+    """Ns since 1970 on a clock that never steps."""
+    return time.monotonic_ns() + _WALL_NS
+
+
+def dialect_of(method: str, path: str) -> str | None:
+    """The dialect of a request that is a call; None for anything else."""
+    if method != "POST":
+        return None
+    ends = {"/messages": "messages", "/chat/completions": "chat", "/responses": "responses"}
+    return next((name for end, name in ends.items() if path.partition("?")[0].endswith(end)), None)
+
+
+class Recorder:
+    """Keeps what passes by in a journal; counts it for the live line. ``lost`` calls could not be written."""
+
+    def __init__(self, journal: Path, salt: bytes, *, keep_text: bool = False, flow: str | None = None) -> None:
+        self.journal = RecordJournal(journal, salt)
+        self.identity = Identity(self.journal.salt)
+        self.keep_text = keep_text
+        self.flow = flow
+        self.found = len(self.journal.found)
+        requests = [record for record in self.journal.found if isinstance(record, RequestRecord)]
+        self.journal.found.clear()
+        self.threads = Threads(self.identity.name, 1 + max((record.thread for record in requests), default=-1))
+        self.next = 1 + max((record.number for record in requests), default=-1)
+        self.beside = ThreadPoolExecutor(1, "keepwarm record")
+        self.calls = self.failed = self.lost = 0
+        self.why_lost = ""
+        self.read = self.prompt = 0
+        self.broke: str | None = None
+
+    def passing(self, dialect: str, headers: Headers) -> Passing:
+        """A call that begins to pass by."""
+        return Passing(self, dialect, headers, now())
+
+    def write(self, record: RequestRecord | AnswerRecord) -> bool:
+        """Append to the journal. Where the disk refuses, the traffic goes on and the call is counted as lost."""
+        try:
+            self.journal.add(record)
+        except OSError as error:
+            self.lost += 1
+            self.why_lost = error.strerror or str(error)
+            return False
+        return True
+
+    def warm_hit_rate(self) -> float | None:
+        """sum read / sum prompt over the calls that were not their agent's first."""
+        return self.read / self.prompt if self.prompt else None
+
+    def close(self) -> None:
+        """No more calls."""
+        self.beside.shutdown()
+        self.journal.close()
+
+
+class Passing:
+    """One call on its way: the request's body, then the answer, then its end. Times are ns since 1970."""
+
+    def __init__(self, recorder: Recorder, dialect: str, headers: Headers, at_ns: int) -> None:
+        self._recorder = recorder
+        self._dialect = dialect
+        self._headers = headers
+        self._at_ns = at_ns
+        self._body: list[bytes] = []
+        self._size = 0
+        self._client = Client()
+        self._placed: Placed | None = None
+        self._warm = self._over = False
+        self._number = -1
+        self._taking: Future[Body | None] | None = None
+        self._answer: Answer | None = None
+        self._first_byte_ns: int | None = None
+
+    def request(self, data: bytes) -> None:
+        """A piece of the request's body. What is larger than the bound is not kept: its prompt stays unknown."""
+        self._size += len(data)
+        if self._size <= MOST_BYTES:
+            self._body.append(data)
+        else:
+            self._body.clear()
+
+    def asked(self) -> None:
+        """The request is whole."""
+        body, self._body = b"".join(self._body), []
+        if self._size <= INLINE_BYTES:
+            self._place(self._take(body))
+            return
+        self._taking = self._recorder.beside.submit(self._take, body)
+
+    def ready(self, then: Callable[[], None]) -> bool:
+        """Whether the request has been taken apart; if not, ``then`` is called in this event loop once it has."""
+        if self._taking is None:
+            return True
+        taking, loop = self._taking, asyncio.get_running_loop()
+        if not taking.done():
+            taking.add_done_callback(lambda _: loop.call_soon_threadsafe(then))
+            return False
+        self._taking = None
+        self._place(taking.result())
+        return True
+
+    def _take(self, body: bytes) -> Body | None:
+        """The request's body taken apart; None where it is no request of its dialect."""
+        try:
+            told = orjson.loads(decoded(body, self._headers.get("content-encoding", "")))
+            self._client = client(self._headers, told)
+            recorder = self._recorder
+            pieces = Pieces(recorder.identity, self._at_ns, self._client.session, keep_text=recorder.keep_text)
+            return READERS[self._dialect](told, pieces)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            return None
+
+    def _place(self, body: Body | None) -> None:
+        """Say whose the request is, and write it down."""
+        recorder, threads = self._recorder, self._recorder.threads
+        if body is None:
+            body = Body("unknown", False, [], [], (), False, None)
+        told = who(self._client, recorder.identity, compacts=body.compacts)
+        placed = self._placed = threads.place(told, body.pieces)
+        self._number, recorder.next = recorder.next, recorder.next + 1
+        self._warm = placed.origin == placed.thread
+        recorder.broke = placed.broke or recorder.broke
+        given = [one for piece, one in body.inputs if piece >= placed.keep]
+        if any(one.tool_use for one in given):
+            given = [one._replace(human=False) for one in given]
+        record = RequestRecord(
+            number=self._number,
+            at_ns=self._at_ns,
+            thread=placed.thread,
+            origin=placed.origin,
+            keep=placed.keep,
+            rest=body.pieces[placed.keep :],
+            inputs=given,
+            session=placed.session,
+            agent=placed.agent,
+            parent=placed.parent,
+            role=placed.role,
+            model=body.model,
+            dialect=self._dialect,
+            stream=body.stream,
+            flow=recorder.flow or flow(self._headers),
+            marks=body.marks,
+            hints=body.hints,
+        )
+        if not recorder.write(record):
+            threads.forget(placed.thread)
+            self._number = -1
+
+    def answering(self, status: int, headers: Headers) -> None:
+        """The answer's head is there."""
+        self._first_byte_ns = self._first_byte_ns or now()
+        kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
+        self._answer = Answer(self._dialect, status, kind, encoding, MOST_BYTES)
+
+    def answer(self, data: bytes) -> None:
+        """A piece of the answer's body."""
+        if self._answer is not None:
+            self._answer.feed(data, now())
+
+    def ended(self, error: str | None = None) -> None:
+        """The exchange is over; ``error`` where that was not by the answer's end. ``ready`` was true before."""
+        if self._placed is None or self._over:
+            return  # the client left before its request was whole
+        self._over = True
+        recorder, end_ns = self._recorder, now()
+        if error == "cancelled" and self._answer is not None and self._answer.reader.heard.finished:
+            error = None  # Codex leaves at the final event
+        if self._answer is None:
+            record = AnswerRecord(self._number, end_ns, error=error or "reset")
+        else:
+            record = self._answer.record(
+                self._number, recorder.identity, self._client.session, self._first_byte_ns, end_ns, error
+            )
+        recorder.threads.answered(self._placed.thread, record.tools)
+        if self._number < 0 or not recorder.write(record):
+            return
+        recorder.calls += 1
+        recorder.failed += record.error is not None
+        if self._warm and record.usage is not None and record.usage.read_told:
+            recorder.read += record.usage.cache_read
+            recorder.prompt += record.usage.prompt

@@ -1,0 +1,72 @@
+"""Whose a request is, as its headers and body say: the session, agent and parent of the clients that tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from keepwarm.replayers.sse import part, string
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.threads import Who
+
+Headers = Mapping[str, str]
+"""Header values by lower-case name."""
+
+
+class Client(NamedTuple):
+    """What a client calls its session and agents; empty where it does not tell. ``compacts`` where it says that the
+    request is for a summary of the conversation.
+    """
+
+    session: str = ""
+    agent: str = ""
+    parent: str = ""
+    compacts: bool = False
+
+
+def client(headers: Headers, body: dict[str, Any]) -> Client:
+    """The client's own ids, which are not for the disk."""
+    get = headers.get
+    if session := get("x-claude-code-session-id"):
+        return Client(session, get("x-claude-code-agent-id", ""), get("x-claude-code-parent-agent-id", ""))
+    if session := get("session-id") or get("session_id"):
+        compacts = _json(get("x-codex-turn-metadata")).get("request_kind") == "compaction"
+        thread, parent = get("thread-id", session), get("x-codex-parent-thread-id", "")
+        return Client(session, "" if thread == session else thread, "" if parent == session else parent, compacts)
+    for name in ("x-dynamo", "x"):
+        if session := get(f"{name}-session-id"):
+            parent = get(f"{name}-parent-session-id", "")
+            return Client(parent or session, session if parent else "", "")
+    user = _json(part(body, "metadata").get("user_id"))
+    return Client(string(body.get("prompt_cache_key")) or string(user.get("session_id")) or "")
+
+
+def _json(text: Any) -> dict[str, Any]:
+    try:
+        told = orjson.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def who(told: Client, identity: Identity, *, compacts: bool) -> Who:
+    """The same in pseudonyms. An agent whose parent is told to be another sub-agent is in that one's session."""
+    compacts = compacts or told.compacts
+    if not told.session:
+        return Who(compacts=compacts)
+    agent = identity.name("agent", told.session, told.agent)
+    parent = identity.name("agent", told.session, told.parent) if told.agent else None
+    role = "subagent" if told.agent else "main"
+    return Who(identity.name("session", told.session), agent, parent, role, compacts)
+
+
+def flow(headers: Headers) -> str | None:
+    """Who waits, by the entrypoint that Claude Code and Codex name in their user agent."""
+    agent = headers.get("user-agent", "").lower()
+    if agent.startswith("claude-cli/"):
+        return "background" if "sdk" in agent else "interactive"
+    if agent.startswith("codex_"):
+        return "background" if agent.startswith("codex_exec") else "interactive"
+    return None

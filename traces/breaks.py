@@ -1,0 +1,65 @@
+"""Where a prompt leaves the one before it, and how the two differ there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from keepwarm.traces.steps import Piece
+
+CLEARED = 0.5
+"""A tool's result of less than this share of its old length was cleared."""
+
+
+def common(old: Sequence[Piece], new: Sequence[Piece]) -> int:
+    """How many pieces two prompts begin with alike."""
+    for at, (one, other) in enumerate(zip(old, new, strict=False)):
+        if one.hash != other.hash or one.kind != other.kind:
+            return at
+    return min(len(old), len(new))
+
+
+def change(old: Sequence[Piece], new: Sequence[Piece], at: int) -> str:
+    """How ``new`` differs from ``old`` at piece ``at``, where their common beginning ends; one of BREAK_CHANGES."""
+    if at >= len(new):
+        return "cut"
+    was, now = old[at], new[at]
+    if now.kind == was.kind and now.shape == was.shape:
+        return "numbers"
+    if was.kind == "tools" and _part(old, "tools").keys() == _part(new, "tools").keys():
+        return "reordered"
+    if _same(now, old, at + 1):
+        return "removed"
+    if _same(was, new, at + 1):
+        return "added"
+    if not (_same_rest(old, new, at + 1)):
+        return "rewritten"
+    return "cleared" if was.kind == "tool_result" == now.kind and now.weight < was.weight * CLEARED else "changed"
+
+
+def _part(pieces: Sequence[Piece], kind: str) -> Counter[int]:
+    return Counter(piece.hash for piece in pieces if piece.kind == kind)
+
+
+def _same(piece: Piece, others: Sequence[Piece], at: int) -> bool:
+    return any(other.hash == piece.hash and other.kind == piece.kind for other in others[at : at + 8])
+
+
+def _same_rest(old: Sequence[Piece], new: Sequence[Piece], at: int) -> bool:
+    """Whether the piece after the one in question is the same in both, or there is none."""
+    return at >= len(old) or (at < len(new) and old[at].hash == new[at].hash)
+
+
+def words(kind: str, position: int, how: str) -> str:
+    """A difference in words."""
+    told = {
+        "reordered": "the same ones in another order",
+        "added": "something new before it",
+        "removed": "gone, the rest is as it was",
+        "numbers": "only digits differ: a date, a counter or an id",
+        "cleared": "a tool's result was cleared",
+        "changed": "changed, the rest is as it was",
+        "rewritten": "all is different from there on",
+        "cut": "the prompt ends there",
+    }
+    return f"{kind} at position {position}: {told[how]}"

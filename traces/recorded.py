@@ -1,0 +1,211 @@
+"""A recorder's journal made into a trace: records folded into steps, and those built into sessions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from keepwarm.traces.breaks import common
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.model import Attempt
+from keepwarm.traces.recorded_prompts import RecordedPrompts
+from keepwarm.traces.records import AnswerRecord, RequestRecord, journal_salt, read_records
+from keepwarm.traces.sessions import SessionBuilder
+from keepwarm.traces.steps import OWN_FILE, Asked, Input, Piece, Step, Stream, Wire
+from keepwarm.traces.store import TraceWriter
+
+RETRIED = ("overloaded", "rate_limit", "timeout", "reset", "other")
+"""Failures after which a client asks the same again."""
+
+
+class Closed(NamedTuple):
+    """What became of a journal: calls in the trace, and requests that had no answer when the recorder ended."""
+
+    sessions: int
+    calls: int
+    unanswered: int
+    digest: str
+
+
+class _Asked(NamedTuple):
+    """A request and its whole prompt."""
+
+    record: RequestRecord
+    pieces: list[Piece]
+
+
+class _Agent:
+    """An agent's requests as they become steps. A failed try waits for the next, which may be the same again."""
+
+    def __init__(self, identity: Identity, stream: Stream) -> None:
+        self.stream = stream
+        self.summary = False
+        self._identity = identity
+        self._pieces: list[Piece] = []
+        self._failed: list[tuple[_Asked, AnswerRecord]] = []
+
+    def take(self, asked: _Asked, answer: AnswerRecord, uses: dict[str, Asked]) -> None:
+        """The next of its requests, in the order in which they came in."""
+        if self._failed and not _again(self._failed[-1][0], asked):
+            self.give_up(uses)
+        self._failed.append((asked, answer))
+        if answer.error not in RETRIED:
+            self.give_up(uses)
+
+    def give_up(self, uses: dict[str, Asked]) -> None:
+        """There will be no other try: what there is becomes a step."""
+        if not self._failed:
+            return
+        tries, self._failed = self._failed, []
+        (first, _), (asked, answer) = tries[0], tries[-1]
+        self.stream.steps.append(self._step(first.record.at_ns, asked, answer, tries, uses))
+        self.stream.ended = False if answer.error else None
+        self._pieces = asked.pieces
+        self.summary = False
+
+    def _step(
+        self,
+        start_ns: int,
+        asked: _Asked,
+        answer: AnswerRecord,
+        tries: list[tuple[_Asked, AnswerRecord]],
+        uses: dict[str, Asked],
+    ) -> Step:
+        record = asked.record
+        keep = common(self._pieces, asked.pieces)
+        attempts = [Attempt(one.record.at_ns, told.end_ns, told.status, told.error) for one, told in tries]
+        wire = Wire(
+            dialect=record.dialect,
+            stream=record.stream,
+            keep=keep,
+            rest=asked.pieces[keep:],
+            marks=record.marks,
+            said=answer.said,
+            write_source=answer.write_source,
+            reasoning=answer.reasoning,
+            first_byte_ns=answer.first_byte_ns,
+            first_token_ns=answer.first_token_ns,
+            status=answer.status,
+            error=answer.error,
+            hints=record.hints,
+            attempts=tuple(attempts) if len(attempts) > 1 else (),
+        )
+        return Step(
+            id=answer.call or self._identity.name("call", self.stream.agent, str(record.number), str(record.at_ns)),
+            model=record.model,
+            version="",
+            start_ns=start_ns,
+            end_ns=answer.end_ns,
+            inputs=[_told(given, uses) for given in record.inputs],
+            reset="compaction" if self.summary else None,
+            retries=len(attempts) - 1,
+            usage=answer.usage,
+            output=answer.output,
+            stop_reason=answer.stop_reason,
+            miss_reason=answer.miss_reason,
+            weight=sum(piece.weight for piece in answer.said),
+            tools=list(answer.tools),
+            wire=wire,
+        )
+
+
+def _again(before: _Asked, asked: _Asked) -> bool:
+    """Whether a request is the same as one that failed."""
+    return len(before.pieces) == len(asked.pieces) == common(before.pieces, asked.pieces)
+
+
+def _told(given: Input, uses: dict[str, Asked]) -> Input:
+    """What a client put in, with what the tool use that it answers says of it."""
+    asked = uses.get(given.tool_use or "")
+    if asked is None:
+        return given
+    if asked.to is not None:
+        return given._replace(agent=asked.to, resumed=True)
+    return given._replace(launched=True) if asked.behind else given
+
+
+class _Fold:
+    """All of a journal's agents, session by session."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._prompts: dict[int, list[Piece]] = {}
+        self._answers: dict[int, AnswerRecord] = {}
+        self._uses: dict[str, Asked] = {}
+        self.sessions: dict[str, dict[str, _Agent]] = defaultdict(dict)
+
+    def answers(self, records: Iterable[RequestRecord | AnswerRecord]) -> None:
+        """First all answers, for a request may be told by what it answers to."""
+        for record in records:
+            if isinstance(record, AnswerRecord):
+                self._answers[record.number] = record
+                self._uses |= {asked.id: asked for asked in record.tools}
+
+    def requests(self, records: Iterable[RequestRecord | AnswerRecord]) -> int:
+        """Then the requests, in the order in which they came in; how many had no answer."""
+        unanswered = 0
+        for record in records:
+            if isinstance(record, RequestRecord):
+                origin = self._prompts.get(record.origin, []) if record.origin is not None else []
+                pieces = self._prompts[record.thread] = [*origin[: record.keep], *record.rest]
+                answer = self._answers.pop(record.number, None)
+                unanswered += answer is None
+                if answer is not None:
+                    self._add(_Asked(record, pieces), answer)
+        for agents in self.sessions.values():
+            for agent in agents.values():
+                agent.give_up(self._uses)
+        return unanswered
+
+    def _add(self, asked: _Asked, answer: AnswerRecord) -> None:
+        record = asked.record
+        agents = self.sessions[record.session]
+        agent = agents.get(record.agent)
+        if agent is None:
+            stream = Stream("", "", record.session, record.agent, record.role, OWN_FILE, parent=record.parent)
+            stream.flow = record.flow
+            agent = agents[record.agent] = _Agent(self._identity, stream)
+        agent.take(asked, answer, self._uses)
+        compacted = agents.get(record.parent or "") if record.role == "compaction" else None
+        if compacted is not None and answer.error is None:
+            compacted.give_up(self._uses)
+            compacted.summary = True
+
+    def streams(self) -> Iterator[tuple[int, str, list[Stream]]]:
+        """Each session's start, name and streams, in trace order."""
+        found = []
+        for session, agents in self.sessions.items():
+            streams = [agent.stream for agent in agents.values() if agent.stream.steps]
+            if streams:
+                _promote(streams)
+                found.append((min(stream.steps[0].start_ns for stream in streams), session, streams))
+        yield from sorted(found, key=lambda item: item[:2])
+
+
+def _promote(streams: list[Stream]) -> None:
+    """A session whose client offers no tools at all has none but side calls: the longest is its main agent."""
+    if all(stream.role == "side" for stream in streams):
+        longest = max(streams, key=lambda stream: len(stream.steps))
+        longest.role, longest.parent = "main", None
+
+
+def close_journal(journal: Path, out: str, *, version: str, flow: str | None = None) -> Closed:
+    """Write the trace of a journal's records; the journal stays."""
+    identity = Identity(journal_salt(journal))
+    fold = _Fold(identity)
+    fold.answers(read_records(journal))
+    unanswered = fold.requests(read_records(journal))
+    prompts = RecordedPrompts(identity)
+    with TraceWriter(
+        out, producer="record", version=version, tokens="reported", notes={"prefix_breaks": None}
+    ) as writer:
+        sessions, first_ns = 0, None
+        for start_ns, session, streams in fold.streams():
+            first_ns = start_ns if first_ns is None else first_ns
+            builder = SessionBuilder(session, owns=lambda *_: True, prompts=prompts.of, flow=flow, origin="proxy")
+            for call in builder.build(streams, start_ns - first_ns).calls:
+                writer.add(call)
+            sessions += 1
+    return Closed(sessions, writer.calls, unanswered, writer.digest)

@@ -1,0 +1,180 @@
+"""RecordedPrompt follows one agent's prompt as its pieces were seen on the wire, and gives them tokens that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import NamedTuple
+
+from keepwarm.traces.breaks import change, common
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.model import Breakpoint, PrefixBreak, Segment
+from keepwarm.traces.steps import Piece, Step, Stream, Wire
+from keepwarm.traces.thread import Block, Growth, filled
+from keepwarm.traces.turns import Prompt, Turn
+
+SHARED = ("tools", "system", "user")
+"""Kinds whose size, once told by a call's account, is the same wherever they stand: so that prompts share them."""
+
+
+class _Held(NamedTuple):
+    piece: Piece
+    segment: Segment
+
+
+class _Seen(NamedTuple):
+    """A call whose prompt another may grow from."""
+
+    call: str
+    model: str
+    held: list[_Held]
+
+
+class RecordedPrompts:
+    """Makes the prompts of a recording's agents. ``hidden`` segments get identities of their own."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.sizes: dict[tuple[str, int], int] = {}
+        self._fresh = count()
+
+    def of(self, stream: Stream) -> RecordedPrompt:
+        """A prompt for a stream's agent."""
+        return RecordedPrompt(self, stream.agent)
+
+    def fresh(self, agent: str) -> int:
+        """An identity that nothing else has."""
+        return self.identity.hash(f"hidden\0{agent}\0{next(self._fresh)}".encode())
+
+
+class RecordedPrompt:
+    """One agent's prompt. What its pieces have in common with the last ones is kept; the rest of what the provider
+    counted is spread over the new pieces by weight.
+    """
+
+    def __init__(self, made: RecordedPrompts, agent: str) -> None:
+        self._made = made
+        self._agent = agent
+        self._pieces: list[Piece] = []
+        self._last: _Seen | None = None
+        self._seen: dict[str, _Seen] = {}
+        self._answers: dict[int, tuple[int, str]] = {}
+        self.given: dict[str, int] = {}
+        self.breaks = 0
+        self.hidden = 0
+        self.scaled = 0
+
+    def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
+        """Go on from where another agent's last turn left its prompt."""
+        assert isinstance(origin, RecordedPrompt)
+        self._last, self._answers = origin._last, dict(origin._answers)
+
+    def next(self, step: Step, start_ns: int, end_ns: int) -> Turn:
+        """The turn that a step is."""
+        wire = step.wire
+        assert wire is not None
+        self._pieces = [*self._pieces[: wire.keep], *wire.rest]
+        parent, held, switched = self._parent(step)
+        at = common([one.piece for one in held], self._pieces)
+        kept, new = held[:at], self._pieces[at:]
+        growth, self_held = self._grown(step, kept, new)
+        broke = self._broken(held, at, growth.keep) if parent is not None and not switched else None
+        cause = "model_switch" if switched else _cause(step, broke)
+        self._tell_answer(step, wire)
+        turn = Turn(step, start_ns, end_ns, growth, parent, cause, _marks(step, wire, self_held), broke)
+        self._last = self._seen[step.model] = _Seen(step.id, step.model, self_held)
+        for given, tokens in zip(_uses(step), _results(self_held[at:]), strict=False):
+            self.given[given] = tokens
+        return turn
+
+    def _parent(self, step: Step) -> tuple[str | None, list[_Held], bool]:
+        """The call whose prompt this one grows from, its pieces, and whether that was left for another model."""
+        last = self._last
+        if last is None:
+            return None, [], False
+        if last.model == step.model:
+            return last.call, last.held, False
+        known = self._seen.get(step.model)
+        return (last.call, [], True) if known is None else (known.call, known.held, True)
+
+    def _grown(self, step: Step, kept: Sequence[_Held], new: Sequence[Piece]) -> tuple[Growth, list[_Held]]:
+        """How the prompt came about, and what it holds then."""
+        keep = sum(one.segment.tokens for one in kept)
+        blocks = [self._block(step.model, piece) for piece in new]
+        size = step.usage.prompt if step.usage else keep + sum(round(block.weight) for block in blocks)
+        keep = min(keep, size)
+        sizes = filled(size - keep, blocks)
+        held = [
+            _Held(piece, Segment(block.hash, tokens, block.kind, block.answer_of, piece.text))
+            for piece, block, tokens in zip(new, blocks, sizes, strict=True)
+        ]
+        for piece, tokens in zip(new, sizes, strict=True):
+            if piece.kind in SHARED and step.usage:
+                self._made.sizes.setdefault((step.model, piece.hash), tokens)
+        append = [one.segment for one in held if one.segment.tokens]
+        surplus = size - keep - sum(sizes)
+        if surplus:
+            append.append(Segment(self._made.fresh(self._agent), surplus, "hidden"))
+        self.hidden += surplus
+        self.scaled += max(0, sum(round(block.weight) for block in blocks if block.exact) - (size - keep))
+        return Growth(keep, tuple(append)), _trimmed(kept, keep) + held
+
+    def _block(self, model: str, piece: Piece) -> Block:
+        """A piece with what is known of its size."""
+        size = self._made.sizes.get((model, piece.hash)) if piece.kind in SHARED else None
+        answer_of = None
+        if piece.kind == "answer" and piece.hash in self._answers:
+            size, answer_of = self._answers[piece.hash]
+        weight = piece.weight if size is None else size
+        return Block(piece.hash, weight, piece.kind, answer_of, exact=size is not None)
+
+    def _broken(self, held: Sequence[_Held], at: int, keep: int) -> PrefixBreak | None:
+        if at >= len(held):
+            return None
+        was = held[at].segment
+        how = change([one.piece for one in held], self._pieces, at)
+        return PrefixBreak(keep, at, was.kind, was.tokens, how)
+
+    def _tell_answer(self, step: Step, wire: Wire) -> None:
+        """Note how large the answer's pieces are, for the prompts that will hold them."""
+        blocks = [Block(piece.hash, piece.weight, "answer") for piece in wire.said]
+        sizes = [round(b.weight) for b in blocks] if step.output is None else filled(step.output, blocks)
+        self._answers |= {block.hash: (size, step.id) for block, size in zip(blocks, sizes, strict=True)}
+
+
+def _cause(step: Step, broke: PrefixBreak | None) -> str | None:
+    """Why the prompt kept less than all of its parent's, where that has a name."""
+    if broke is None:
+        return None
+    return step.reset or ("microcompaction" if broke.change == "cleared" else None)
+
+
+def _trimmed(kept: Sequence[_Held], keep: int) -> list[_Held]:
+    """The pieces that were kept, with no more tokens in all than were counted."""
+    trimmed = []
+    for piece, segment in kept:
+        tokens = min(segment.tokens, keep)
+        trimmed.append(_Held(piece, segment if tokens == segment.tokens else segment._replace(tokens=tokens)))
+        keep -= tokens
+    return trimmed
+
+
+def _marks(step: Step, wire: Wire, held: Sequence[_Held]) -> tuple[Breakpoint, ...]:
+    """The cache marks in tokens. None lies past what the provider counted as cacheable."""
+    most = None
+    if step.usage and step.usage.read_told and step.usage.uncached < step.usage.prompt:
+        most = step.usage.prompt - step.usage.uncached
+    marks: dict[int, int] = {}
+    for pieces, ttl_s in wire.marks:
+        at = sum(one.segment.tokens for one in held[:pieces])
+        at = at if most is None else min(at, most)
+        marks[at] = max(ttl_s, marks.get(at, 0))
+    return tuple(Breakpoint(at, ttl_s) for at, ttl_s in sorted(marks.items()) if at)
+
+
+def _uses(step: Step) -> list[str]:
+    return [given.tool_use for given in step.inputs if given.tool_use is not None]
+
+
+def _results(held: Sequence[_Held]) -> list[int]:
+    return [one.segment.tokens for one in held if one.piece.kind == "tool_result"]

@@ -1,0 +1,189 @@
+"""Threads tell whose a request is: which agent's, in which session, and what it shares with that agent's last one.
+
+Agents that name themselves in headers are believed. Others are known by their messages: a request goes on with the
+conversation whose messages it repeats, and one that begins with what a tool use asked of a new agent is that agent's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from keepwarm.traces.breaks import change, common, words
+from keepwarm.traces.steps import Asked, Piece
+
+MOST_THREADS = 4096
+"""Conversations that are remembered; of those that nobody went on with, the one idle longest is forgotten first."""
+
+
+class Who(NamedTuple):
+    """What a request's headers say, in pseudonyms; ``session`` None where they say nothing."""
+
+    session: str | None = None
+    agent: str | None = None
+    parent: str | None = None
+    role: str = "main"
+    compacts: bool = False
+
+
+class Placed(NamedTuple):
+    """Whose a request is. Its prompt begins with ``keep`` pieces of the ``origin`` thread's; ``broke`` says in words
+    why it is not all of its own thread's.
+    """
+
+    thread: int
+    origin: int | None
+    keep: int
+    session: str
+    agent: str
+    parent: str | None
+    role: str
+    broke: str | None
+
+
+@dataclass(slots=True)
+class _Thread:
+    number: int
+    session: str
+    agent: str
+    parent: str | None
+    role: str
+    pieces: Sequence[Piece] = ()
+    asking: int = 0
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class _Scope:
+    """The threads that go by one name: the agent's own, and calls it makes beside it."""
+
+    own: _Thread | None = None
+    beside: list[_Thread] = field(default_factory=list)
+
+
+class Threads:
+    """Places requests one after the other. ``name`` makes pseudonyms, as Identity does; ``first`` is the number of the
+    first thread.
+    """
+
+    def __init__(self, name: Callable[..., str], first: int = 0) -> None:
+        self._name = name
+        self._next = first
+        self._threads: OrderedDict[int, _Thread] = OrderedDict()
+        self._scopes: dict[tuple[str, str], _Scope] = {}
+        self._sessions: dict[str, str] = {}
+        self._begun: dict[int, list[_Thread]] = {}
+        self._spawning: OrderedDict[int, _Thread] = OrderedDict()
+        self.agents = 0
+
+    def place(self, who: Who, pieces: Sequence[Piece]) -> Placed:
+        """Say whose a request with these pieces is, and remember it."""
+        thread, origin = self._named(who, pieces) if who.session else self._unnamed(who, pieces)
+        old = origin.pieces if origin is not None else ()
+        keep = common(old, pieces)
+        broke = None
+        if thread.calls and keep < len(thread.pieces) and origin is thread:
+            broke = words(old[keep].kind, keep, change(old, pieces, keep))
+        thread.pieces = [piece._replace(text=None) for piece in pieces]
+        thread.calls += 1
+        thread.asking += 1
+        self._remember(thread)
+        number = origin.number if origin is not None else None
+        return Placed(thread.number, number, keep, thread.session, thread.agent, thread.parent, thread.role, broke)
+
+    def forget(self, number: int) -> None:
+        """Take a thread's latest prompt as unknown: the next one will be told whole."""
+        self._threads[number].pieces = ()
+
+    def answered(self, number: int, tools: Iterable[Asked]) -> None:
+        """A thread's request was answered, or failed; the answer asked for these tools."""
+        thread = self._threads.get(number)
+        if thread is not None:
+            thread.asking -= 1
+            for asked in tools:
+                if asked.prompt_hash is not None:
+                    self._spawning[asked.prompt_hash] = thread
+            while len(self._spawning) > MOST_THREADS:
+                self._spawning.popitem(last=False)
+
+    def _new(self, session: str, agent: str | None, parent: str | None, role: str) -> _Thread:
+        number = self._next
+        self._next += 1
+        self.agents += 1
+        return _Thread(number, session, agent or self._name("agent", session, "thread", str(number)), parent, role)
+
+    def _remember(self, thread: _Thread) -> None:
+        self._threads[thread.number] = thread
+        self._threads.move_to_end(thread.number)
+        if len(self._threads) > MOST_THREADS:
+            _, old = self._threads.popitem(last=False)
+            self._scopes.pop((old.session, old.agent), None)
+            for begun in self._begun.values():
+                begun[:] = [kept for kept in begun if kept is not old]
+
+    def _named(self, who: Who, pieces: Sequence[Piece]) -> tuple[_Thread, _Thread | None]:
+        """The thread of an agent that said who it is, and the one its prompt grows from."""
+        session = self._sessions.get(who.parent or "", who.session or "")
+        agent = who.agent or self._name("agent", session, "")
+        self._sessions[agent] = session
+        scope = self._scopes.setdefault((session, agent), _Scope())
+        if who.compacts and scope.own is not None:
+            thread = self._new(session, None, scope.own.agent, "compaction")
+            return thread, scope.own
+        own = scope.own
+        if own is not None and _goes_on(own.pieces, pieces):
+            return own, own
+        if own is None and (who.role != "main" or any(piece.kind == "tools" for piece in pieces)):
+            scope.own = self._new(session, agent, who.parent, who.role)
+            return scope.own, None
+        return self._beside(scope, session, agent, pieces)
+
+    def _beside(
+        self, scope: _Scope, session: str, agent: str, pieces: Sequence[Piece]
+    ) -> tuple[_Thread, _Thread | None]:
+        """A side call: it goes on with an earlier one only if it repeats all of it."""
+        for thread in reversed(scope.beside):
+            if common(thread.pieces, pieces) == len(thread.pieces):
+                return thread, thread
+        scope.beside = [*scope.beside[-7:], self._new(session, None, agent, "side")]
+        return scope.beside[-1], None
+
+    def _unnamed(self, who: Who, pieces: Sequence[Piece]) -> tuple[_Thread, _Thread | None]:
+        """The thread that a request without a name goes on with, or a new one."""
+        said = _said(pieces)
+        begun = self._begun.setdefault(said[0].hash, []) if said else []
+        known = [(common(_said(thread.pieces), said), thread.number, thread) for thread in begun]
+        alike, _, best = max(known, key=lambda item: item[:2], default=(0, 0, None))
+        if best is not None and who.compacts:
+            return self._new(best.session, None, best.agent, "compaction"), best
+        if best is not None and alike >= max(1, len(_said(best.pieces)) / 2) and not best.asking:
+            return best, best
+        spawner = next((self._spawning[p.hash] for p in said[:8] if p.hash in self._spawning), None)
+        if spawner is not None:
+            thread = self._new(spawner.session, None, spawner.agent, "subagent")
+        else:
+            thread = self._new(self._name("session", "thread", str(self._next)), None, None, "main")
+        begun.append(thread)
+        return thread, None
+
+
+def _said(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces of the conversation: without tools and system prompt."""
+    return [piece for piece in pieces if piece.kind not in ("tools", "system")]
+
+
+def _goes_on(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
+    """Whether a request is of the same conversation as an earlier one, and no call beside it: it offers about the same
+    tools, or repeats a message at its place.
+    """
+    tools = [{piece.hash for piece in pieces if piece.kind == "tools"} for pieces in (old, new)]
+    if tools[0] or tools[1]:
+        return 2 * len(tools[0] & tools[1]) >= min(map(len, tools)) > 0 or _alike(old, new)
+    return _alike(old, new)
+
+
+def _alike(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
+    one, other = _said(old), _said(new)
+    return 2 * common(one, other) >= len(one) > 0
