@@ -23,6 +23,7 @@ SYSTEM_WEIGHT, TOOLS_WEIGHT = 0.25, 0.25
 TTL_5M, TTL_1H = 300, 3600
 NEWS = ("<task-notification>", "<subagent_notification>")
 NEWS_OF = re.compile(r'(?:<task-id>|"agent_path": ?")([\w-]+)')
+NEWS_WITHIN = 600
 """How Claude Code and Codex tell an agent that another one has ended."""
 CHILDREN = re.compile(r'^\{"(?:agent_id": ?"([\w-]+)|status": ?\{(.*))', re.DOTALL)
 CHILD = re.compile(r'"([0-9a-f-]{36})": ?\{"(?!running|pending)')
@@ -30,7 +31,6 @@ CHILD = re.compile(r'"([0-9a-f-]{36})": ?\{"(?!running|pending)')
 SUMMARISES = (
     "create a detailed summary of the conversation",
     "CONTEXT CHECKPOINT COMPACTION",
-    "tasked with summarizing conversations",
     "Provide a detailed prompt for continuing our conversation",
 )
 """What Claude Code, Codex and OpenCode say in the request that compacts a conversation."""
@@ -74,7 +74,7 @@ class Pieces:
         """One block of some kind, its cache mark with it."""
         piece = self.piece(kind, block)
         self.pieces.append(piece)
-        if kind in ("user", "tool_result"):
+        if kind in ("user", "system", "tool_result"):
             self.inputs += ((len(self.pieces) - 1, given) for given in self._inputs(piece, block))
         if isinstance(block, dict):
             self.mark(block.get("cache_control"))
@@ -98,10 +98,12 @@ class Pieces:
         if piece.kind == "tool_result":
             return self._result(given, block)
         text = block if isinstance(block, str) else str(block.get("text") or "")
-        self.compacts = any(said in text for said in SUMMARISES) or _type(block) == "compaction_trigger"
-        news = NEWS_OF.search(text) if text.startswith(NEWS) else None
-        human = not text.startswith((*NEWS, "<system-reminder>"))
-        return [given._replace(human=human, agent=self._agent(news[1]) if news else None)]
+        if piece.kind == "user":
+            self.compacts = any(said in text for said in SUMMARISES) or _type(block) == "compaction_trigger"
+        news = NEWS_OF.search(text) if any(tag in text[:NEWS_WITHIN] for tag in NEWS) else None
+        if news is not None:
+            return [given._replace(agent=self._agent(news[1]))]
+        return [given._replace(human=not text.startswith("<system-reminder>"))] if piece.kind == "user" else []
 
     def _result(self, given: Input, block: dict[str, Any]) -> list[Input]:
         """A tool's result; what started an agent tells its name, what waited for some tells theirs."""
