@@ -147,7 +147,8 @@ class Passing:
         self._number, recorder.next = recorder.next, recorder.next + 1
         self._warm = placed.origin == placed.thread
         recorder.broke = placed.broke or recorder.broke
-        given = [one for piece, one in body.inputs if piece >= placed.keep]
+        since = max((at + 1 for at, piece in enumerate(body.pieces) if piece.kind == "answer"), default=0)
+        given = [one for piece, one in body.inputs if piece >= max(since, placed.keep)]
         if any(one.tool_use for one in given):
             given = [one._replace(human=False) for one in given]
         record = RequestRecord(

@@ -77,11 +77,11 @@ class _Spool:
             key = self._merged[key]
         return key
 
-    def merge(self, one: str, other: str) -> None:
-        """Two sessions are one: the one copied the other's history."""
-        one, other = self._root(one), self._root(other)
-        if one != other:
-            self._merged[max(one, other)] = min(one, other)
+    def merge(self, origin: str, copy: str) -> None:
+        """Two sessions are one: the one copied the other's history, and goes by its name."""
+        origin, copy = self._root(origin), self._root(copy)
+        if origin != copy:
+            self._merged[copy] = origin
 
     def sessions(self) -> Iterator[Waiting]:
         """Every session with a step, in trace order."""
@@ -122,9 +122,9 @@ class _Tellers:
             if held != number:
                 self.duplicates += 1
                 self._contested.add(message)
-                if self._streams[held][1] != key:
-                    self._merge(self._streams[held][1], key)
-                if rank < self._streams[held][0]:
+                told, teller, _ = self._streams[held]
+                self._merge(*((key, teller) if rank < told else (teller, key)))
+                if rank < told:
                     self._best[message] = number
 
     def contested(self) -> dict[str, StreamKey]:
