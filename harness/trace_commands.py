@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
+from keepwarm.traces.joined import join_traces
 from keepwarm.traces.model import FLOWS
 
 DAMAGED_SHOWN = 20
@@ -45,6 +47,11 @@ IMPORTERS = {"claude-code": (import_claude_code, default_path)}
     help="Keep the salt of identities and pseudonyms there (made now if absent, mode 0600), so that imports agree. "
     "Without it the salt is forgotten.",
 )
+@click.option(
+    "--join",
+    metavar="TRACE",
+    help="A recording of the same sessions, made with the same salt: its calls and prompts, with the logs' tool times.",
+)
 @click.option("--strict", is_flag=True, help="Fail at the first damaged line.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
 def import_(
@@ -54,6 +61,7 @@ def import_(
     prefix_breaks: str,
     flow: str | None,
     salt_file: Path | None,
+    join: str | None,
     strict: bool,
     as_json: bool,
 ) -> None:
@@ -65,12 +73,15 @@ def import_(
     run, default = IMPORTERS[source]
     if path == "":
         raise InputError("PATH is empty: give a folder or a file, or leave it out for your own folder")
+    if join is not None and salt_file is None:
+        raise click.UsageError("--join needs the recording's --salt-file: without it no identity agrees")
     salt = salt_from_file(salt_file) if salt_file else new_salt()
     informed = prefix_breaks == "recorded"
-    with progress("reading") as told:
+    with progress("reading") as told, TemporaryDirectory() as beside:
+        imported = output if join is None else f"{beside}/logs.parquet"
         done = run(
             Path(path) if path is not None else default(),
-            output,
+            imported,
             version=version("keepwarm"),
             salt=salt,
             informed=informed,
@@ -79,9 +90,14 @@ def import_(
             processes=min(os.cpu_count() or 1, MOST_PROCESSES),
             progress=told,
         )
+        joined = None if join is None else join_traces(join, imported, output, version=version("keepwarm"))
+    if joined is not None:
+        click.echo(
+            f"{output}: {joined[0]:,} calls of {join}, {joined[1]:,} of them with the logs' tool times", err=True
+        )
     if as_json:
         click.echo(orjson.dumps(done._asdict(), option=orjson.OPT_INDENT_2))
-    else:
+    elif joined is None:
         _tell(done, output, informed)
 
 

@@ -25,7 +25,7 @@ RUN_COLUMNS = [
     *(*DESCRIPTIVE, "copy", "planned_prompt", "planned_keep", *TIMES, *USAGE, "write_ttl_s", *SOURCES),
     *(f"rec_{name}" for name in RECORDED),
 ]
-TRACE_COLUMNS = [*DESCRIPTIVE, "keep", *RECORDED]
+TRACE_COLUMNS = [*DESCRIPTIVE, "keep", *RECORDED, "prefix_break", "attempts"]
 
 TURNS = ((0, "0"), (1, "1"), (5, "2-5"), (19, "6-19"), (49, "20-49"))
 """Turn buckets as (last turn, name); later turns are ``50+``."""
@@ -78,7 +78,9 @@ def load(path: str) -> Loaded:
 
 
 def load_recording(path: str) -> Loaded:
-    """A trace as the outcomes of its own recording: due = sent = start, and every ``rec_`` equal to the measured."""
+    """A trace as the outcomes of its own recording: due = start, sent = the last try (start, where there was one), and
+    every ``rec_`` equal to the measured.
+    """
     meta = read_meta(path)
     rows = pl.DataFrame(read_trace_table(path, TRACE_COLUMNS)).rename({"keep": "planned_keep"})
     rows = arranged(rows.with_columns(pl.lit(0, pl.Int32).alias("copy"))).drop("session", "agent", "call")
@@ -87,7 +89,9 @@ def load_recording(path: str) -> Loaded:
         pl.lit(None, pl.List(pl.Int64)).alias("token_ns"),
         pl.col("prompt").alias("planned_prompt"),
     )
-    return Loaded("recording", path.rsplit("/", 1)[-1], path, recorded_side(rows), meta._asdict())
+    last_try = pl.col("session_start_ns").fill_null(0) + pl.col("attempts").list.last().struct.field("sent_ns")
+    rows = recorded_side(rows).with_columns(pl.coalesce(last_try, "sent_ns").alias("sent_ns")).drop("attempts")
+    return Loaded("recording", path.rsplit("/", 1)[-1], path, rows, meta._asdict())
 
 
 def recorded_side(rows: pl.DataFrame) -> pl.DataFrame:

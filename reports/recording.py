@@ -30,12 +30,28 @@ def inspect_summary(path: str) -> dict[str, Any]:
         **metrics.whole(loaded, linked),
         **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},
         "losses": losses.table(linked, provider=True),
+        "breaks": breaks(linked),
         "gaps": gaps(loaded.rows),
         "growth": growth(linked),
         "fan_out": fan_out(loaded.rows),
         "tools": tools(path),
         "span_s": _span(loaded.rows),
     }
+
+
+def breaks(linked: pl.DataFrame) -> list[dict[str, Any]]:
+    """Where prompts left their agent's previous one, grouped by the first segment that differs: its kind, position and
+    size (p50), how it differs; calls, agents, and tokens of the previous prompts that lay behind it, most first.
+    """
+    broken = linked.filter(pl.col("prefix_break").is_not_null()).unnest("prefix_break")
+    behind = pl.col("prev_prompt") - pl.min_horizontal("at", "prev_prompt")
+    groups = broken.group_by("role", "kind", "position", "change").agg(
+        tokens=pl.col("tokens").quantile(0.5, "equiprobable").cast(pl.Int64),
+        calls=pl.len(),
+        agents=pl.col("agent_no").n_unique(),
+        tokens_behind=pl.when(behind.count() > 0).then(behind.sum()),
+    )
+    return groups.sort("tokens_behind", "role", "kind", "position", descending=[True, False, False, False]).to_dicts()
 
 
 def _percentiles(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:

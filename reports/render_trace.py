@@ -10,6 +10,9 @@ from rich.console import Console
 from keepwarm.reports import render
 from keepwarm.reports.render import count, line, rate, seconds, table, times
 from keepwarm.reports.reproduce import band
+from keepwarm.traces.breaks import words
+
+TOP_BREAKS = 20
 
 
 def shape(out: Console, report: dict[str, Any]) -> None:
@@ -54,6 +57,21 @@ def gaps(out: Console, report: dict[str, Any]) -> None:
     table(out, "Gaps", ("kind", "gaps", "p50", "p90", "p99", "max", "of gap time"), rows)
 
 
+def breaks(out: Console, report: dict[str, Any]) -> None:
+    """Why prefixes broke, where the recording saw it."""
+    rows = [
+        [
+            words(row["kind"], row["position"], row["change"]),
+            row["role"],
+            *(count(row[key]) for key in ("tokens", "calls", "agents", "tokens_behind")),
+        ]
+        for row in report["breaks"][:TOP_BREAKS]
+    ]
+    if rows:
+        heads = ("first segment that differs", "role", "its tokens", "calls", "agents", "tokens behind it")
+        table(out, "Why prefixes broke (against the agent's previous prompt)", heads, rows, words=2)
+
+
 def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")) -> None:
     """Print an inspect_summary on standard output."""
     out = render.console()
@@ -62,6 +80,7 @@ def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")
     render.figures(out, report)
     render.groups(out, report, by)
     render.losses(out, report)
+    breaks(out, report)
     gaps(out, report)
     render.checks(out, report)
 

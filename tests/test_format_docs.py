@@ -19,6 +19,7 @@ STRUCTS = {
     "segment": schema.SEGMENT,
     "breakpoint": schema.BREAKPOINT,
     "tool": schema.TOOL,
+    "prefix_break": schema.PREFIX_BREAK,
     "hints": schema.HINTS,
     "attempt": schema.ATTEMPT,
 }
