@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from keepwarm.harness.cli import main
 from keepwarm.traces import model, schema, store
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.model import After, Attempt, Breakpoint, Call, Hints, Outcome, Segment, ToolUse
+from keepwarm.traces.model import (
+    BREAK_CHANGES,
+    After,
+    Attempt,
+    Breakpoint,
+    Call,
+    Hints,
+    Outcome,
+    PrefixBreak,
+    Segment,
+    ToolUse,
+)
 
 FIXTURE = Path(__file__).parent / "fixtures" / "trace-v1.parquet"
 
@@ -58,6 +69,8 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "hints": maybe(
         st.builds(Hints, *[maybe(whole(32))] * 3, maybe(st.booleans()), maybe(whole(32))),
     ),
+    "prefix_break": maybe(st.builds(PrefixBreak, TIME, whole(32), NAME, whole(32), st.sampled_from(BREAK_CHANGES))),
+    "attempts": st.lists(st.builds(Attempt, TIME, maybe(TIME), maybe(whole(16)), maybe(NAME)), max_size=2).map(tuple),
     **{name: maybe(whole(16)) for name in ("status", "retries")},
     **{name: maybe(st.booleans()) for name in ("stream", "completed")},
 }
