@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,12 +46,13 @@ class Scene(NamedTuple):
 class Stage:
     """A home, a project and an upstream, in which scenes are played one after the other.
 
-    The client calls ``url``, by default the upstream's own; it posts to ``url`` + ``/v1/responses``.
+    The client calls ``url``, by default the upstream's own; it posts to ``url`` + ``/v1/responses``. ``before`` is the
+    command that is to start it, and to tell it where to call.
     """
 
-    def __init__(self, root: Path, upstream: Upstream, url: str | None = None) -> None:
+    def __init__(self, root: Path, upstream: Upstream, url: str | None = None, before: Sequence[str] = ()) -> None:
         self.home, self.project, self.upstream = root / f"{SECRET}-home", root / f"{SECRET}-project", upstream
-        self.url = url or upstream.url
+        self.url, self.before = url or upstream.url, before
         (self.home / ".codex").mkdir(parents=True)
         self.project.mkdir()
         (self.project / "notes.txt").write_text(f"{SECRET} file\n" * 5)
@@ -69,7 +70,7 @@ class Stage:
             "CODEX_API_KEY": "dummy",
         }
         done = subprocess.run(
-            [*command, asked],
+            [*self.before, *command, asked],
             cwd=self.project,
             env={"PATH": os.environ["PATH"]} | keys,
             stdin=subprocess.DEVNULL,
@@ -88,7 +89,7 @@ class Stage:
         """Options that send the client to the url: by the built-in provider, or by one that knows no WebSocket."""
         base = f'"{self.url}/v1"'
         if builtin:
-            return ["-c", f"openai_base_url={base}"]
+            return [] if self.before else ["-c", f"openai_base_url={base}"]
         told = f'{{name="{SECRET}",base_url={base},wire_api="responses",env_key="CODEX_API_KEY"}}'
         return ["-c", "model_provider=stage", "-c", f"model_providers.stage={told}", "-m", "any"]
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +46,14 @@ class Scene(NamedTuple):
 
 
 class Stage:
-    """A home, a project and an upstream, in which scenes are played one after the other."""
+    """A home, a project and an upstream, in which scenes are played one after the other.
 
-    def __init__(self, root: Path, upstream: Upstream) -> None:
+    The client calls ``url``, by default the upstream's own; ``before`` is the command that is to start it.
+    """
+
+    def __init__(self, root: Path, upstream: Upstream, url: str | None = None, before: Sequence[str] = ()) -> None:
         self.home, self.project, self.upstream = root / f"{SECRET}-home", root / f"{SECRET}-project", upstream
+        self.url, self.before = url or upstream.url, before
         self.home.mkdir()
         self.project.mkdir()
         (self.project / "notes.txt").write_text(f"{SECRET} file\n" * 5)
@@ -60,10 +65,10 @@ class Stage:
         first = len(self.upstream.answered)
         self.upstream.play(lambda request: self._accounted(request, script(request)))
         settings = dict.fromkeys(SETTINGS, "1")
-        keys = {"ANTHROPIC_BASE_URL": self.upstream.url, "ANTHROPIC_API_KEY": "dummy", "USER": SECRET}
+        keys = {"ANTHROPIC_BASE_URL": self.url, "ANTHROPIC_API_KEY": "dummy", "USER": SECRET}
         env = {"PATH": os.environ["PATH"], "HOME": str(self.home)} | settings | keys
         tools = ["--permission-mode", "acceptEdits", "--allowedTools", "Bash,Read,Agent,SendMessage"]
-        command = [str(BINARY), "-p", asked, *options, *tools, "--output-format", "json"]
+        command = [*self.before, str(BINARY), "-p", asked, *options, *tools, "--output-format", "json"]
         done = subprocess.run(
             command, cwd=self.project, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
         )
