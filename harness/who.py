@@ -17,13 +17,15 @@ Headers = Mapping[str, str]
 
 class Client(NamedTuple):
     """What a client calls its session and agents; empty where it does not tell. ``compacts`` where it says that the
-    request is for a summary of the conversation.
+    request is for a summary of the conversation; ``above`` is the session that started this one, where each agent has
+    a session of its own.
     """
 
     session: str = ""
     agent: str = ""
     parent: str = ""
     compacts: bool = False
+    above: str = ""
 
 
 def client(headers: Headers, body: dict[str, Any]) -> Client:
@@ -37,8 +39,8 @@ def client(headers: Headers, body: dict[str, Any]) -> Client:
         return Client(session, "" if thread == session else thread, "" if parent == session else parent, compacts)
     for name in ("x-dynamo", "x"):
         if session := get(f"{name}-session-id"):
-            parent = get(f"{name}-parent-session-id", "")
-            return Client(parent or session, session if parent else "", "")
+            above = get(f"{name}-parent-session-id", "")
+            return Client(session, above="" if above == session else above)
     user = _json(part(body, "metadata").get("user_id"))
     return Client(string(body.get("prompt_cache_key")) or string(user.get("session_id")) or "")
 
@@ -57,6 +59,9 @@ def who(told: Client, identity: Identity, *, compacts: bool) -> Who:
     if not told.session:
         return Who(compacts=compacts)
     agent = identity.name("agent", told.session, told.agent)
+    if told.above:
+        above = identity.name("session", told.above), identity.name("agent", told.above, "")
+        return Who(above[0], agent, above[1], "subagent", compacts)
     parent = identity.name("agent", told.session, told.parent) if told.agent else None
     role = "subagent" if told.agent else "main"
     return Who(identity.name("session", told.session), agent, parent, role, compacts)

@@ -6,7 +6,7 @@ conversation whose messages it repeats, and one that begins with what a tool use
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -53,6 +53,7 @@ class _Thread:
     pieces: Sequence[Piece] = ()
     asking: int = 0
     calls: int = 0
+    compacted: bool = False
 
 
 @dataclass(slots=True)
@@ -89,6 +90,7 @@ class Threads:
         thread.pieces = [piece._replace(text=None) for piece in pieces]
         thread.calls += 1
         thread.asking += 1
+        thread.compacted = False
         self._remember(thread)
         number = origin.number if origin is not None else None
         return Placed(thread.number, number, keep, thread.session, thread.agent, thread.parent, thread.role, broke)
@@ -157,8 +159,9 @@ class Threads:
         known = [(common(_said(thread.pieces), said), thread.number, thread) for thread in begun]
         alike, _, best = max(known, key=lambda item: item[:2], default=(0, 0, None))
         if best is not None and who.compacts:
+            best.compacted = True
             return self._new(best.session, None, best.agent, "compaction"), best
-        if best is not None and alike >= max(1, len(_said(best.pieces)) / 2) and not best.asking:
+        if best is not None and alike and not best.asking and (best.compacted or _alike(best.pieces, pieces)):
             return best, best
         spawner = next((self._spawning[p.hash] for p in said[:8] if p.hash in self._spawning), None)
         if spawner is not None:
@@ -185,5 +188,11 @@ def _goes_on(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
 
 
 def _alike(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
+    """Whether a request begins with an earlier one's first message and repeats half of the others, wherever: tool
+    results that are cleared are the oldest.
+    """
     one, other = _said(old), _said(new)
-    return 2 * common(one, other) >= len(one) > 0
+    if not common(one[:1], other[:1]):
+        return False
+    shared = Counter(piece.hash for piece in one) & Counter(piece.hash for piece in other)
+    return 2 * shared.total() >= len(one)
