@@ -22,10 +22,12 @@ from keepwarm.traces.thread import (
 SYSTEM_WEIGHT, TOOLS_WEIGHT = 0.25, 0.25
 TTL_5M, TTL_1H = 300, 3600
 NEWS = ("<task-notification>", "<subagent_notification>")
-NEWS_OF = re.compile(r'(?:<task-id>|"agent_path": ?")([\w-]+)')
+NEWS_OF = re.compile(r'(?:<task-id>|"agent_path": ?")([\w/-]+)')
 NEWS_WITHIN = 600
 """How Claude Code and Codex tell an agent that another one has ended."""
-CHILDREN = re.compile(r'^\{"(?:agent_id": ?"([\w-]+)|status": ?\{(.*))', re.DOTALL)
+NOT_HUMAN = ("<system-reminder>", "This session is being continued from", "Another language model started to solve")
+"""What the two say in a user's place: reminders, and the summary that a conversation goes on from."""
+CHILDREN = re.compile(r'^\{"(?:(?:agent_id|task_name)": ?"([\w/-]+)|status": ?\{(.*))', re.DOTALL)
 CHILD = re.compile(r'"([0-9a-f-]{36})": ?\{"(?!running|pending)')
 """How Codex's tools name the agent that was started, and those that were waited for."""
 SUMMARISES = (
@@ -97,13 +99,25 @@ class Pieces:
         given = Input(piece.kind, piece.hash, piece.weight, self._at_ns)
         if piece.kind == "tool_result":
             return self._result(given, block)
+        if _type(block) == "agent_message":
+            return [self._message(given, block)]
         text = block if isinstance(block, str) else str(block.get("text") or "")
         if piece.kind == "user":
             self.compacts = any(said in text for said in SUMMARISES) or _type(block) == "compaction_trigger"
         news = NEWS_OF.search(text) if any(tag in text[:NEWS_WITHIN] for tag in NEWS) else None
         if news is not None:
             return [given._replace(agent=self._agent(news[1]))]
-        return [given._replace(human=not text.startswith("<system-reminder>"))] if piece.kind == "user" else []
+        human = bool(text) and not text.startswith(NOT_HUMAN)
+        return [given._replace(human=human)] if piece.kind == "user" else []
+
+    def _message(self, given: Input, block: dict[str, Any]) -> Input:
+        """What one agent of Codex told another: its last words, or to the new one its task, which gives it a name."""
+        told = str(block.get("content"))[:NEWS_WITHIN]
+        if "Message Type: FINAL_ANSWER" in told:
+            return given._replace(agent=self._agent(string(block.get("author")) or ""))
+        if "Message Type: NEW_TASK" in told:
+            return given._replace(agent=self._agent(string(block.get("recipient")) or ""), launched=True)
+        return given
 
     def _result(self, given: Input, block: dict[str, Any]) -> list[Input]:
         """A tool's result; what started an agent tells its name, what waited for some tells theirs."""

@@ -23,7 +23,8 @@ _TOOLS = """
     KillShell KillBash LS ListMcpResourcesTool LSP Monitor MultiEdit NotebookEdit NotebookRead Read ReadMcpResourceTool
     SendMessage Skill SlashCommand StructuredOutput Task TaskCreate TaskGet TaskList TaskOutput TaskStop TaskUpdate
     TeamCreate TeamDelete TodoRead TodoWrite ToolSearch WebFetch WebSearch Write
-    apply_patch exec_command local_shell shell shell_command update_plan view_image web_search write_stdin
+    apply_patch close_agent exec_command followup_task local_shell resume_agent send_input shell shell_command
+    spawn_agent update_plan view_image wait_agent web_search write_stdin
     bash edit glob grep list patch read task todoread todowrite webfetch write
 """
 TOOL_NAMES = frozenset(_TOOLS.split())

@@ -32,7 +32,7 @@ class Kin:
         self._types: dict[str, str | None] = {}
         uses: dict[str, str] = {}
         for stream in streams:
-            self.results |= {i.tool_use: i for i in _inputs(stream) if i.tool_use}
+            self.results = {i.tool_use: i for i in _inputs(stream) if i.tool_use} | self.results
             for step in stream.steps:
                 uses |= {asked.id: step.id for asked in step.tools}
                 self._asked |= {asked.id: (step.id, asked) for asked in step.tools if _may_spawn(asked)}

@@ -46,21 +46,21 @@ class _Agent:
         self._pieces: list[Piece] = []
         self._failed: list[tuple[_Asked, AnswerRecord]] = []
 
-    def take(self, asked: _Asked, answer: AnswerRecord, uses: dict[str, Asked]) -> None:
+    def take(self, asked: _Asked, answer: AnswerRecord) -> None:
         """The next of its requests, in the order in which they came in."""
         if self._failed and not _again(self._failed[-1][0], asked):
-            self.give_up(uses)
+            self.give_up()
         self._failed.append((asked, answer))
         if answer.error not in RETRIED:
-            self.give_up(uses)
+            self.give_up()
 
-    def give_up(self, uses: dict[str, Asked]) -> None:
+    def give_up(self) -> None:
         """There will be no other try: what there is becomes a step."""
         if not self._failed:
             return
         tries, self._failed = self._failed, []
         (first, _), (asked, answer) = tries[0], tries[-1]
-        self.stream.steps.append(self._step(first.record.at_ns, asked, answer, tries, uses))
+        self.stream.steps.append(self._step(first.record.at_ns, asked, answer, tries))
         self.stream.ended = False if answer.error else None
         self._pieces = asked.pieces
         self.summary = False
@@ -71,10 +71,10 @@ class _Agent:
         asked: _Asked,
         answer: AnswerRecord,
         tries: list[tuple[_Asked, AnswerRecord]],
-        uses: dict[str, Asked],
     ) -> Step:
         record = asked.record
         keep = common(self._pieces, asked.pieces)
+        known = {piece.hash for piece in self._pieces} if self.summary else ()
         attempts = [Attempt(one.record.at_ns, told.end_ns, told.status, told.error) for one, told in tries]
         wire = Wire(
             dialect=record.dialect,
@@ -98,7 +98,7 @@ class _Agent:
             version="",
             start_ns=start_ns,
             end_ns=answer.end_ns,
-            inputs=[_told(given, uses) for given in record.inputs],
+            inputs=[given for given in record.inputs if given.hash not in known],
             reset="compaction" if self.summary else None,
             retries=len(attempts) - 1,
             usage=answer.usage,
@@ -116,16 +116,6 @@ def _again(before: _Asked, asked: _Asked) -> bool:
     return len(before.pieces) == len(asked.pieces) == common(before.pieces, asked.pieces)
 
 
-def _told(given: Input, uses: dict[str, Asked]) -> Input:
-    """What a client put in, with what the tool use that it answers says of it."""
-    asked = uses.get(given.tool_use or "")
-    if asked is None:
-        return given
-    if asked.to is not None:
-        return given._replace(agent=asked.to, resumed=True)
-    return given._replace(launched=True) if asked.behind else given
-
-
 class _Fold:
     """All of a journal's agents, session by session."""
 
@@ -134,14 +124,18 @@ class _Fold:
         self._prompts: dict[int, list[Piece]] = {}
         self._answers: dict[int, AnswerRecord] = {}
         self._uses: dict[str, Asked] = {}
+        self._names: dict[str | None, str] = {}
         self.sessions: dict[str, dict[str, _Agent]] = defaultdict(dict)
 
     def answers(self, records: Iterable[RequestRecord | AnswerRecord]) -> None:
-        """First all answers, for a request may be told by what it answers to."""
+        """First all answers, for a request may be told by what it answers to; and the names agents were given."""
         for record in records:
             if isinstance(record, AnswerRecord):
                 self._answers[record.number] = record
                 self._uses |= {asked.id: asked for asked in record.tools}
+            elif record.role == "subagent":
+                named = (one.agent for one in record.inputs if one.launched and not one.tool_use)
+                self._names |= dict.fromkeys(named, record.agent)
 
     def requests(self, records: Iterable[RequestRecord | AnswerRecord]) -> int:
         """Then the requests, in the order in which they came in; how many had no answer."""
@@ -156,7 +150,7 @@ class _Fold:
                     self._add(_Asked(record, pieces), answer)
         for agents in self.sessions.values():
             for agent in agents.values():
-                agent.give_up(self._uses)
+                agent.give_up()
         return unanswered
 
     def _add(self, asked: _Asked, answer: AnswerRecord) -> None:
@@ -167,11 +161,22 @@ class _Fold:
             stream = Stream("", "", record.session, record.agent, record.role, OWN_FILE, parent=record.parent)
             stream.flow = record.flow
             agent = agents[record.agent] = _Agent(self._identity, stream)
-        agent.take(asked, answer, self._uses)
+        record = record._replace(inputs=[self._told(given) for given in record.inputs])
+        agent.take(_Asked(record, asked.pieces), answer)
         compacted = agents.get(record.parent or "") if record.role == "compaction" else None
         if compacted is not None and answer.error is None:
-            compacted.give_up(self._uses)
+            compacted.give_up()
             compacted.summary = True
+
+    def _told(self, given: Input) -> Input:
+        """What a client put in, with what the tool use that it answers says of it; agents by their own names."""
+        given = given._replace(agent=self._names.get(given.agent, given.agent))
+        asked = self._uses.get(given.tool_use or "")
+        if asked is None:
+            return given
+        if asked.to is not None:
+            return given._replace(agent=asked.to, resumed=True)
+        return given._replace(launched=True) if asked.behind else given
 
     def streams(self) -> Iterator[tuple[int, str, list[Stream]]]:
         """Each session's start, name and streams, in trace order."""
