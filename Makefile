@@ -13,10 +13,10 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/pytest
 
-# The real Claude Code, installed from its package when it is absent.
+# The real Claude Code and Codex, installed from their packages when they are absent.
 test-real: $(READY)
 	@tests/real/install.sh
-	@$(BIN)/pytest tests/test_real_claude.py
+	@$(BIN)/pytest tests/test_real_claude.py tests/test_real_record.py tests/test_real_record_codex.py
 
 # The packages lie at the root but are imported as keepwarm.*: mypy sees them through links.
 check: $(READY)

@@ -22,10 +22,11 @@ UNSEEN = "id", "internal_chat_message_metadata_passthrough", "status"
 
 
 class Usage(NamedTuple):
-    """The account of a reply, in tokens; ``read`` is part of ``prompt``, ``reasoning`` of ``output``."""
+    """The account of a reply, in tokens: ``read`` and ``written`` are part of ``prompt``, ``reasoning`` of ``output``."""
 
     prompt: int
     read: int
+    written: int
     output: int
     reasoning: int
 
@@ -33,7 +34,7 @@ class Usage(NamedTuple):
         """The account as the API tells it."""
         return {
             "input_tokens": self.prompt,
-            "input_tokens_details": {"cached_tokens": self.read},
+            "input_tokens_details": {"cached_tokens": self.read, "cache_write_tokens": self.written},
             "output_tokens": self.output,
             "output_tokens_details": {"reasoning_tokens": self.reasoning},
             "total_tokens": self.prompt + self.output,
@@ -112,11 +113,12 @@ def steps(main: Sequence[Reply], agents: Sequence[Reply] = (), summary: Reply | 
 
 
 class Upstream:
-    """The server's state: the script in force, and everything answered in the order of arrival."""
+    """The server's state: the script in force, everything answered in the order of arrival, WebSockets asked for."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.answered: list[Answered] = []
+        self.sockets = 0
         self._script: Script = steps([Reply([says("Nothing scripted.")])])
         self._lock = threading.Lock()
         self._nth: dict[tuple[str | None, str], int] = {}
@@ -147,11 +149,14 @@ class Upstream:
         return item | {"id": f"{item['type'][:2]}_{number}", "status": "completed"} | call
 
     def _account(self, request: Request) -> Usage:
-        """Four characters a token; read is what an earlier prompt began with, in steps of 128 as on the real API."""
+        """Four characters a token; read is what an earlier prompt began with, in steps of 128 as on the real API, and
+        as much of the rest as fills such steps is written.
+        """
         prompt, before = request.visible(), self._prompts.setdefault(request.body["prompt_cache_key"], [])
         common = max((len(os.path.commonprefix([prompt, other])) for other in before), default=0)  # noqa: RUF071
         before.append(prompt)
-        return Usage(len(prompt) // 4, common // 512 * 128, next(self._outputs), 7)
+        tokens, read = len(prompt) // 4, common // 512 * 128
+        return Usage(tokens, read, (tokens - read) // 128 * 128, next(self._outputs), 7)
 
     def keep(self, answered: Answered) -> None:
         """Add a call to what was answered."""
@@ -181,6 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """A WebSocket is not to be had: the client's built-in provider asks for one first, and then posts."""
+        self.server.upstream.sockets += 1  # type: ignore[attr-defined]
         self._head(426, "application/json", connection="close", content_length="0")
 
     def do_POST(self) -> None:
