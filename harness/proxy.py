@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 import socket
 import ssl
 import struct
@@ -17,15 +18,16 @@ from contextlib import suppress
 from typing import Any
 
 import httptools
-import orjson
 
-from keepwarm.harness.recorder import Passing, Recorder, dialect_of
-from keepwarm.harness.routes import Route, choose, target
+from keepwarm.harness.exchange import TOKEN, Exchange, head, refusal
+from keepwarm.harness.recorder import Recorder, dialect_of
+from keepwarm.harness.routes import Route, choose
 from keepwarm.harness.upstream import Upstream
 
-TOKEN = "x-keepwarm-token"
 WAITING_BYTES = 1 << 20
 """So much of what a client sends waits for its upstream; then the client has to wait."""
+LINGER_S = 5.0
+"""So long a client that was answered before it had asked to the end may go on sending."""
 
 
 class Proxy:
@@ -41,7 +43,7 @@ class Proxy:
     ) -> None:
         self.routes = routes
         self.recorder = recorder
-        self.token = token
+        self.token = None if token is None else os.fsencode(token)
         self.tls = tls
         self.clients: set[Client] = set()
 
@@ -57,31 +59,7 @@ class Proxy:
         if shown is None:
             shown, _, rest = path.removeprefix("/").partition("/")
             path = f"/{rest}"
-        return hmac.compare_digest(shown.encode(), self.token.encode()), path
-
-
-class Exchange:
-    """A request on its way, and what waits to be written of it while there is nowhere to write."""
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.trailers: list[tuple[bytes, bytes]] = []
-        self.method = ""
-        self.chunked = False
-        self.upgrade = False
-        self.whole = False
-        self.waiting: list[bytes] = []
-        self.upstream: Upstream | None = None
-        self.passing: Passing | None = None
-        self.refused: bytes | None = None
-
-
-def _refusal(status: int, reason: str, told: str, kind: str = "api_error") -> bytes:
-    """An answer of the proxy's own."""
-    body = orjson.dumps({"type": "error", "error": {"type": kind, "message": f"keepwarm record: {told}"}})
-    head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-    return head.encode() + b"connection: close\r\n\r\n" + body
+        return hmac.compare_digest(shown.encode("latin-1"), self.token), path
 
 
 class Client(asyncio.Protocol):
@@ -91,10 +69,11 @@ class Client(asyncio.Protocol):
         self.proxy = proxy
         self.transport: Any = None
         self.exchanges: deque[Exchange] = deque()
+        self.slow = False
         self._upstreams: dict[Route, Upstream] = {}
         self._parser = httptools.HttpRequestParser(self)
         self._coming: Exchange | None = None
-        self._tunnel = False
+        self._raw = False
         self._held = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -105,32 +84,37 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.proxy.clients.discard(self)
-        for exchange in self.exchanges:
-            _ended(exchange, "cancelled")
-        self.exchanges.clear()
-        for upstream in self._upstreams.values():
-            upstream.abort()
+        self._part("cancelled")
 
     def data_received(self, data: bytes) -> None:
-        if self._tunnel:
-            self._pass(self.exchanges[0], data)
+        if self._raw:
+            self._tunnel(data)
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._tunnel = True
-            rest = data[upgrade.args[0] :]
-            if rest and self.exchanges and self.exchanges[0].refused is None:
-                self._pass(self.exchanges[0], rest)
+            self._raw = True
+            self._tunnel(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._malformed()
 
+    def _tunnel(self, data: bytes) -> None:
+        """What comes after an upgrade; what comes when all is over is let go."""
+        if data and self.exchanges:
+            self._pass(self.exchanges[-1], data)
+
     def _malformed(self) -> None:
-        exchange = Exchange()
-        exchange.whole, exchange.refused = (
-            True,
-            _refusal(400, "Bad Request", "not an HTTP request", "invalid_request_error"),
-        )
+        """What comes is no HTTP, or is none any more: then its upstream waits in vain, if it is at it already."""
+        exchange = self.exchanges.pop() if self.exchanges and not self.exchanges[-1].whole else Exchange()
+        begun = exchange.upstream is not None and exchange.upstream.begun
+        if exchange.upstream is not None:
+            exchange.upstream.abort()
+        exchange.ended("cancelled")
+        if begun or exchange.answered:
+            self._leave()
+            return
+        exchange.hasty = True
+        exchange.refused = refusal(400, "Bad Request", "not an HTTP request", "invalid_request_error")
         self.exchanges.append(exchange)
         self.transport.pause_reading()
         self._go_on()
@@ -139,7 +123,14 @@ class Client(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._coming = Exchange()
-        if self.exchanges:
+        if not self.exchanges:
+            return
+        first = self.exchanges[0]
+        if first.whole and first.upstream is not None and first.upstream.broken and len(self.exchanges) == 1:
+            first.ended("other")  # its client knows where it ended
+            first.upstream.forget()
+            self._next()
+        else:
             self.transport.pause_reading()
 
     def on_url(self, url: bytes) -> None:
@@ -155,45 +146,46 @@ class Client(asyncio.Protocol):
         exchange = self._coming
         assert exchange is not None
         exchange.method = self._parser.get_method().decode()
-        exchange.upgrade = self._parser.should_upgrade()
+        upgrade = self._parser.should_upgrade()
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.headers}
         exchange.chunked = "transfer-encoding" in headers
+        exchange.hasty = upgrade or "expect" in headers
         self.exchanges.append(exchange)
         admitted, path = self.proxy.admits(exchange.url.decode("latin-1"), headers)
         chosen = choose(self.proxy.routes, path, headers)
         dialect = dialect_of(exchange.method, path)
         if not admitted:
-            exchange.refused = _refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
+            exchange.refused = refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
         elif chosen is None:
-            exchange.refused = _refusal(404, "Not Found", "no upstream for this path", "not_found_error")
-        elif exchange.upgrade and dialect_of("POST", path) == "responses":
-            exchange.refused = _refusal(426, "Upgrade Required", "calls are recorded over HTTP, not WebSocket")
+            exchange.refused = refusal(404, "Not Found", "no upstream for this path", "not_found_error")
+        elif upgrade and dialect_of("POST", path) == "responses":
+            exchange.refused = refusal(426, "Upgrade Required", "calls are recorded over HTTP, not WebSocket")
         else:
-            exchange.upstream = self._upstream(chosen)
+            exchange.route = chosen
             exchange.passing = self.proxy.recorder.passing(dialect, headers) if dialect else None
-            self._pass(exchange, _head(exchange, self._parser.get_http_version(), chosen, path))
-        if exchange.refused is not None:
-            self._go_on()
+            self._pass(exchange, head(exchange, self._parser.get_http_version(), chosen, path))
+        self._go_on()
 
     def on_body(self, data: bytes) -> None:
         exchange = self._coming
         assert exchange is not None
-        if exchange.refused is None:
-            self._pass(exchange, b"%x\r\n%b\r\n" % (len(data), data) if exchange.chunked else data)
-            if exchange.passing is not None:
-                exchange.passing.request(data)
+        self._pass(exchange, b"%x\r\n%b\r\n" % (len(data), data) if exchange.chunked else data)
+        if exchange.passing is not None:
+            exchange.passing.request(data)
 
     def on_message_complete(self) -> None:
         exchange = self._coming
         assert exchange is not None
         exchange.whole = True
-        if exchange.refused is not None:
-            self._go_on()
-            return
         if exchange.chunked:
             self._pass(exchange, b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in exchange.trailers) + b"\r\n")
         if exchange.passing is not None:
             exchange.passing.asked()
+        if exchange.refused is not None:
+            exchange.ended("reset")
+            self._go_on()
+        elif exchange.answered:
+            self._next()
 
     # Towards the upstream.
 
@@ -206,10 +198,11 @@ class Client(asyncio.Protocol):
 
     def _pass(self, exchange: Exchange, data: bytes) -> None:
         """Send a part of a request on; it waits while another exchange is under way, or nothing is connected."""
-        if exchange.upstream is None:
+        upstream = exchange.upstream
+        if exchange.refused is not None:
             return
-        if exchange is self.exchanges[0] and exchange.upstream.ready and not exchange.waiting:
-            exchange.upstream.write(data)
+        if upstream is not None and upstream.ready and not exchange.waiting:
+            upstream.write(data)
             return
         exchange.waiting.append(data)
         self._held += len(data)
@@ -222,52 +215,99 @@ class Client(asyncio.Protocol):
         if exchange is None:
             return
         if exchange.refused is not None:
-            if exchange.whole or exchange.upgrade:
+            if exchange.whole or exchange.hasty:
                 self.transport.write(exchange.refused)
-                self.transport.close()
+                self._leave()
             return
-        if exchange.upstream is not None and exchange.upstream.ready:
-            waiting, exchange.waiting = exchange.waiting, []
-            self._held -= sum(map(len, waiting))
-            for data in waiting:
+        if exchange.upstream is None and exchange.route is not None:
+            exchange.upstream = self._upstream(exchange.route)
+            exchange.upstream.exchange = exchange
+        if exchange.upstream is not None and exchange.upstream.ready and exchange.waiting:
+            for data in self._waited(exchange):
                 exchange.upstream.write(data)
             self.resume()
+
+    def _waited(self, exchange: Exchange) -> list[bytes]:
+        """What waited of an exchange waits no longer."""
+        waited, exchange.waiting = exchange.waiting, []
+        self._held -= sum(map(len, waited))
+        return waited
 
     def connected(self) -> None:
         """An upstream is there."""
         self._go_on()
 
     def resume(self) -> None:
-        """Take more from the client, unless it is ahead of its answers."""
-        if len(self.exchanges) < 2 and self._held <= WAITING_BYTES and not self.transport.is_closing():
+        """Take more from the client, unless it is ahead of its answers, or of its upstream."""
+        upstream = self.exchanges[0].upstream if self.exchanges else None
+        full = self._held > WAITING_BYTES or (upstream is not None and upstream.full)
+        if len(self.exchanges) < 2 and not full and not self.transport.is_closing():
             self.transport.resume_reading()
 
-    def answered(self, keep_alive: bool) -> None:
-        """The first exchange is over."""
+    def answered(self) -> None:
+        """The first exchange's answer is over, and so is the exchange once its request is."""
+        self.exchanges[0].answered = True
+        if self.exchanges[0].whole:
+            self._next()
+
+    def _next(self) -> None:
         self.exchanges.popleft()
-        if not keep_alive or self._tunnel:
-            self.transport.close()
-            return
+        if self._raw:  # an upgrade that was not taken
+            self._raw, self._parser = False, httptools.HttpRequestParser(self)
         self._go_on()
         self.resume()
 
-    def failed(self, upstream: Upstream, why: str | None, exc: Exception | None) -> None:
-        """The upstream is gone: ``why`` where it was never there. The client sees what it would have seen."""
+    def unasked(self, upstream: Upstream, data: bytes) -> None:
+        """An upstream says what nobody asked for: the client's to judge, unless another is speaking to it."""
+        if self.exchanges and self.exchanges[0].upstream is not upstream:
+            upstream.abort()
+            self._upstreams.pop(upstream.route, None)
+        else:
+            self.transport.write(data)
+
+    def unreachable(self, upstream: Upstream, why: str) -> None:
+        """An upstream is not there: who has asked it is told."""
         self._upstreams.pop(upstream.route, None)
         exchange = self.exchanges[0] if self.exchanges else None
         if exchange is not None and exchange.upstream is upstream:
-            _ended(exchange, "reset")
-            exchange.upstream = None
-            if why is not None:
-                exchange.refused = _refusal(502, "Bad Gateway", f"upstream {upstream.route.netloc}: {why}")
-                self._go_on()
-                return
-        elif why is not None:
-            return  # nobody asked it for anything yet
-        if exc is not None:
-            self.reset()
-        elif not self._upstreams or exchange is not None:
+            exchange.refused = refusal(502, "Bad Gateway", f"upstream {upstream.route.netloc}: {why}")
+            self._waited(exchange)
+            if exchange.whole or exchange.hasty:
+                exchange.ended("reset")
+            self._go_on()
+            self.resume()
+
+    def failed(self, upstream: Upstream, exc: Exception | None) -> None:
+        """An upstream has closed, or was lost. The client sees what it would have seen."""
+        self._upstreams.pop(upstream.route, None)
+        exchange = self.exchanges[0] if self.exchanges else None
+        if exchange is not None and exchange.upstream is upstream:
+            if exc is not None and not exchange.answered:
+                exchange.ended("reset")
+                self.reset()
+            else:
+                self._leave()
+        elif exchange is None and not self._upstreams:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Close. A client that is still sending gets time to hear why: closed at once, it would hear a reset."""
+        self._raw = True
+        if all(exchange.whole for exchange in self.exchanges):
             self.transport.close()
+        else:
+            self.transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+        self._part("reset")
+        self.transport.resume_reading()
+
+    def _part(self, error: str) -> None:
+        """No more exchanges."""
+        for exchange in self.exchanges:
+            exchange.ended(error)
+        self.exchanges.clear()
+        for upstream in self._upstreams.values():
+            upstream.abort()
 
     def reset(self) -> None:
         """End the connection as a reset does."""
@@ -277,33 +317,11 @@ class Client(asyncio.Protocol):
         self.transport.abort()
 
     def pause_writing(self) -> None:
-        if self.exchanges and self.exchanges[0].upstream is not None:
-            self.exchanges[0].upstream.pause()
+        self.slow = True
+        for upstream in self._upstreams.values():
+            upstream.pause()
 
     def resume_writing(self) -> None:
-        if self.exchanges and self.exchanges[0].upstream is not None:
-            self.exchanges[0].upstream.go_on()
-
-
-def _head(exchange: Exchange, version: str, chosen: Route, path: str) -> bytes:
-    """The request's head as the upstream gets it."""
-    lines = [f"{exchange.method} {target(chosen, path)} HTTP/{version}".encode("latin-1")]
-    for name, value in exchange.headers:
-        lower = name.lower()
-        if lower == b"host":
-            lines.append(name + b": " + chosen.netloc.encode())
-        elif lower != TOKEN.encode():
-            lines.append(name + b": " + value)
-    return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def _ended(exchange: Exchange, error: str | None) -> None:
-    """An exchange ended before its answer did."""
-    passing, exchange.passing = exchange.passing, None
-    if passing is not None and passing.ready(lambda: _late(passing, error)):
-        passing.ended(error)
-
-
-def _late(passing: Passing, error: str | None) -> None:
-    if passing.ready(lambda: None):
-        passing.ended(error)
+        self.slow = False
+        for upstream in self._upstreams.values():
+            upstream.go_on()

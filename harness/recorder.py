@@ -129,12 +129,12 @@ class Passing:
     def _take(self, body: bytes) -> Body | None:
         """The request's body taken apart; None where it is no request of its dialect."""
         try:
-            told = orjson.loads(decoded(body, self._headers.get("content-encoding", "")))
+            told = orjson.loads(decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES))
             self._client = client(self._headers, told)
             recorder = self._recorder
             pieces = Pieces(recorder.identity, self._at_ns, self._client.session, keep_text=recorder.keep_text)
             return READERS[self._dialect](told, pieces)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        except Exception:  # whatever is wrong with it, it passes by
             return None
 
     def _place(self, body: Body | None) -> None:
@@ -196,9 +196,7 @@ class Passing:
         if self._answer is None:
             record = AnswerRecord(self._number, end_ns, error=error or "reset")
         else:
-            record = self._answer.record(
-                self._number, recorder.identity, self._client.session, self._first_byte_ns, end_ns, error
-            )
+            record = self._told(self._answer, end_ns, error)
         recorder.threads.answered(self._placed.thread, record.tools)
         if self._number < 0 or not recorder.write(record):
             return
@@ -207,3 +205,12 @@ class Passing:
         if self._warm and record.usage is not None and record.usage.read_told:
             recorder.read += record.usage.cache_read
             recorder.prompt += record.usage.prompt
+
+    def _told(self, answer: Answer, end_ns: int, error: str | None) -> AnswerRecord:
+        """What the answer says; whatever is wrong with it, it was passed on."""
+        identity, session = self._recorder.identity, self._client.session
+        try:
+            return answer.record(self._number, identity, session, self._first_byte_ns, end_ns, error)
+        except Exception:
+            status, first_ns = answer.status, self._first_byte_ns
+            return AnswerRecord(self._number, end_ns, first_ns, status=status, error=error or answer.error or "other")

@@ -11,28 +11,34 @@ import httptools
 from keepwarm.harness.routes import Route
 
 if TYPE_CHECKING:
-    from keepwarm.harness.proxy import Client, Exchange
+    from keepwarm.harness.exchange import Exchange
+    from keepwarm.harness.proxy import Client
 
 CONNECT_S = 30.0
 
 
 class Upstream(asyncio.Protocol):
-    """The side of the upstream: what it sends goes to the client as it is, while a parser looks on."""
+    """What the upstream sends goes to the client as it is, while a parser looks on. ``exchange`` is what it was asked
+    and has not answered; ``begun`` says whether it has begun to, ``broken`` that what it says is no answer.
+    """
 
     def __init__(self, client: Client, route: Route) -> None:
         self.route = route
-        self.ready = False
+        self.ready = self.full = False
+        self.exchange: Exchange | None = None
         self._client = client
         self._transport: Any = None
         self._connecting: asyncio.Task[None] | None = None
         self._gone = False
-        self._new_parser()
+        self.forget()
 
-    def _new_parser(self) -> None:
+    def forget(self) -> None:
+        """What it was asked is over; the next answer begins anew."""
+        self.exchange = None
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._pieces: list[bytes] = []
-        self._begun = self._over = self._alive = self._broken = False
+        self.begun = self.broken = self._over = False
         self._status = 0
 
     def connect(self, tls: ssl.SSLContext | None) -> None:
@@ -44,9 +50,9 @@ class Upstream(asyncio.Protocol):
         try:
             async with asyncio.timeout(CONNECT_S):
                 await loop.create_connection(lambda: self, route.host, route.port, ssl=tls if route.tls else None)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnicodeError) as error:
             told = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
-            self._client.failed(self, f"cannot be reached: {told}", None)
+            self._client.unreachable(self, f"cannot be reached: {told}")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -54,6 +60,8 @@ class Upstream(asyncio.Protocol):
             self._transport.abort()
             return
         self.ready = True
+        if self._client.slow:
+            self.pause()
         self._client.connected()
 
     def write(self, data: bytes) -> None:
@@ -61,18 +69,21 @@ class Upstream(asyncio.Protocol):
         self._transport.write(data)
 
     def pause_writing(self) -> None:
+        self.full = True
         self._client.transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self.full = False
         self._client.resume()
 
     def pause(self) -> None:
         """The client reads too slowly."""
-        self._transport.pause_reading()
+        if self.ready:
+            self._transport.pause_reading()
 
     def go_on(self) -> None:
         """The client reads again."""
-        if not self._transport.is_closing():
+        if self.ready and not self._client.slow:
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -84,11 +95,11 @@ class Upstream(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        exchange = self._client.exchanges[0] if self._client.exchanges else None
-        if exchange is None or exchange.upstream is not self:
-            self._transport.abort()  # nobody asked
+        exchange = self.exchange
+        if exchange is None:
+            self._client.unasked(self, data)
             return
-        if not self._broken:
+        if not self.broken:
             self._look_on(data, exchange)
         if self._over:
             self._end(data, exchange)
@@ -99,7 +110,7 @@ class Upstream(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserUpgrade, httptools.HttpParserError):
-            self._broken = not self._over
+            self.broken = not self._over
         passing = exchange.passing
         if passing is not None:
             for piece in self._pieces:
@@ -110,20 +121,27 @@ class Upstream(asyncio.Protocol):
         """The answer is over: it is written down before the client can know."""
         passing = exchange.passing
         if passing is not None:
+            if not exchange.whole:
+                passing.asked()
             if not passing.ready(lambda: self._end(data, exchange)):
                 self._transport.pause_reading()
                 return
             passing.ended()
             exchange.passing = None
-        alive = self._alive
-        self._new_parser()
+        self.forget()
         if self._client.transport.is_closing():
             return
         self._client.transport.write(data)
-        self._transport.resume_reading()
-        self._client.answered(alive)
+        self.go_on()
+        self._client.answered()
+        if not self.ready:
+            self._client.failed(self, None)
 
     # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        if self._over:
+            raise ValueError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -132,12 +150,12 @@ class Upstream(asyncio.Protocol):
         self._status = self._parser.get_status_code()
         if 100 <= self._status < 200:
             return
-        self._begun = True
-        exchange = self._client.exchanges[0]
+        self.begun = True
+        exchange = self.exchange
+        assert exchange is not None
         if exchange.passing is not None:
             exchange.passing.answering(self._status, self._headers)
-        if exchange.method == "HEAD":
-            self._over, self._alive = True, self._parser.should_keep_alive()
+        self._over = exchange.method == "HEAD"
 
     def on_body(self, data: bytes) -> None:
         self._pieces.append(data)
@@ -145,18 +163,16 @@ class Upstream(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if 100 <= self._status < 200:
             self._headers = {}
-            return
-        self._over, self._alive = True, self._parser.should_keep_alive()
-
-    def eof_received(self) -> bool | None:
-        return None
+        else:
+            self._over = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ready = False
-        exchange = self._client.exchanges[0] if self._client.exchanges else None
-        until_eof = self._begun and not {"content-length", "transfer-encoding"} & self._headers.keys()
-        if exc is None and until_eof and exchange is not None and exchange.upstream is self:
-            self._alive = False
-            self._end(b"", exchange)
-        elif not self._gone:
-            self._client.failed(self, None, exc)
+        if self._gone or self._over:
+            return
+        until_eof = self.begun and not {"content-length", "transfer-encoding"} & self._headers.keys()
+        if exc is None and until_eof and self.exchange is not None:
+            self._over = True
+            self._end(b"", self.exchange)
+        else:
+            self._client.failed(self, exc)
