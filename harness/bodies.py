@@ -248,16 +248,21 @@ def item(entry: Any) -> list[tuple[str, Any]]:
 def hints(body: dict[str, Any]) -> Hints | None:
     """The scheduling hints in a body, as ``nvext`` has them."""
     told, cache = part(part(body, "nvext"), "agent_hints"), part(part(body, "nvext"), "cache_control")
-    prefill, ttl = told.get("speculative_prefill"), str(cache.get("ttl") or "")
+    prefill, ttl = told.get("speculative_prefill"), str(cache.get("ttl") or "")[:9]
     seconds = {"s": 1, "m": 60, "h": 3600}.get(ttl[-1:], 0)
     found = Hints(
-        priority=told["priority"] if isinstance(told.get("priority"), int) else None,
+        priority=_signed(told.get("priority")),
         strict_priority=count(told.get("strict_priority")),
         osl=count(told.get("osl")),
         speculative_prefill=prefill if isinstance(prefill, bool) else None,
-        ttl_s=int(ttl[:-1]) * seconds if seconds and ttl[:-1].isdigit() else None,
+        ttl_s=count(int(ttl[:-1]) * seconds) if seconds and ttl[:-1].isdecimal() else None,
     )
     return None if found == Hints() else found
+
+
+def _signed(value: Any) -> int | None:
+    """A number that may be negative; None for anything else."""
+    return value if isinstance(value, int) and (count(value) is not None or count(-value) is not None) else None
 
 
 READERS = {"messages": messages, "chat": chat, "responses": responses}

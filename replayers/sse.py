@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+MOST_TOKENS = 1 << 28
+"""No call has more: a larger count is a slip of who tells it, and its sums would not fit a trace."""
+
 
 class Events:
     """Cuts a stream of bytes, however it is chunked, into the data of its events."""
@@ -48,7 +51,7 @@ def part(value: Any, name: str) -> dict[str, Any]:
 
 def count(value: Any) -> int | None:
     """A number of tokens; None for anything else that stands in its place."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
 
 
 def string(value: Any) -> str | None:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,37 @@ def test_tools_are_told_with_their_results(dialect: str, stream: bool, tmp_path:
     assert sum(segment.tokens for segment in answered) == 40
     assert second.prompt_parent == first.call
     assert second.keep == 500
+
+
+@EVERY
+def test_ids_that_come_again_confuse_nothing(dialect: str, tmp_path: Path) -> None:
+    """A server that gives each answer the same id, and its tool uses too: calls are told apart, and each tool use has
+    the result that came next.
+    """
+    use, turns = Use("call_0", "Bash", {"command": "ls"}), [user("Hello.")]
+    with recording(tmp_path, lambda asked: says(dialect, Said((use,), Tokens(len(asked.body), 9), id="id-1"))) as made:
+        for number in range(4):
+            made.ask(dialect, request(dialect, turns))
+            turns += [assistant(use), user(Result(use.id, "x" * 500 * (number + 1)))]
+    assert len({call.call for call in made.calls}) == 4
+    assert [call.prompt_parent for call in made.calls] == [None, *(call.call for call in made.calls[:-1])]
+    for call, after in pairwise(made.calls):
+        given = [segment.tokens for segment in after.append if segment.kind == "tool_result"]
+        assert [tool.result_tokens for tool in call.tools] == given
+        assert [(tool.start_ns or 0) + (tool.duration_ns or 0) for tool in call.tools] == [after.start_ns]
+    assert made.calls[-1].tools[0].duration_ns is None
+
+
+@EVERY
+@pytest.mark.parametrize("number", [-1, 1.5, True, None, 3 * 10**9, 2**63, 10**30])
+def test_counts_that_cannot_be_are_unknown(dialect: str, number: Any, tmp_path: Path) -> None:
+    """A server or a client that tells nonsense: the call is there, the number is null, the trace can be written."""
+    reply = says(dialect, Said(tokens=Tokens(100, number, number, number, number)))
+    hints = {"priority": number if number != -1 else 0.5, "strict_priority": number, "osl": number}
+    nvext = {"agent_hints": hints, "cache_control": {"ttl": f"{number}h"}}
+    call = one(tmp_path, dialect, reply, nvext=nvext)
+    assert (call.status, call.output, call.reasoning, call.cache_read) == (200, None, None, None)
+    assert call.hints is None
 
 
 def test_cache_marks_are_told_in_tokens(tmp_path: Path) -> None:

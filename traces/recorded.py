@@ -37,11 +37,14 @@ class _Asked(NamedTuple):
 
 
 class _Agent:
-    """An agent's requests as they become steps. A failed try waits for the next, which may be the same again."""
+    """An agent's requests as they become steps. A failed try waits for the next, which may be the same again. ``uses``
+    are new names of tool uses whose names had been used before.
+    """
 
     def __init__(self, identity: Identity, stream: Stream) -> None:
         self.stream = stream
         self.summary = False
+        self.uses: dict[str | None, str] = {}
         self._identity = identity
         self._pieces: list[Piece] = []
         self._failed: list[tuple[_Asked, AnswerRecord]] = []
@@ -124,6 +127,8 @@ class _Fold:
         self._prompts: dict[int, list[Piece]] = {}
         self._answers: dict[int, AnswerRecord] = {}
         self._uses: dict[str, Asked] = {}
+        self._calls: set[str | None] = set()
+        self._renamed: dict[int, dict[str, str]] = {}
         self._names: dict[str | None, str] = {}
         self.sessions: dict[str, dict[str, _Agent]] = defaultdict(dict)
 
@@ -131,11 +136,23 @@ class _Fold:
         """First all answers, for a request may be told by what it answers to; and the names agents were given."""
         for record in records:
             if isinstance(record, AnswerRecord):
-                self._answers[record.number] = record
+                record = self._answers[record.number] = self._once(record)
                 self._uses |= {asked.id: asked for asked in record.tools}
             elif record.role == "subagent":
                 named = (one.agent for one in record.inputs if one.launched and not one.tool_use)
                 self._names |= dict.fromkeys(named, record.agent)
+
+    def _once(self, record: AnswerRecord) -> AnswerRecord:
+        """An answer with ids that no other has, nor its tool uses: some servers count anew in each answer."""
+        call = None if record.call in self._calls else record.call
+        self._calls.add(record.call)
+        number = str(record.number)
+        again = {asked.id: self._identity.name("use", asked.id, number) for asked in record.tools}
+        again = {known: name for known, name in again.items() if known in self._uses}
+        if again:
+            self._renamed[record.number] = again
+        tools = tuple(asked._replace(id=again.get(asked.id, asked.id)) for asked in record.tools)
+        return record._replace(call=call, tools=tools)
 
     def requests(self, records: Iterable[RequestRecord | AnswerRecord]) -> int:
         """Then the requests, in the order in which they came in; how many had no answer."""
@@ -161,7 +178,9 @@ class _Fold:
             stream = Stream("", "", record.session, record.agent, record.role, OWN_FILE, parent=record.parent)
             stream.flow = record.flow
             agent = agents[record.agent] = _Agent(self._identity, stream)
-        record = record._replace(inputs=[self._told(given) for given in record.inputs])
+        given = (one._replace(tool_use=agent.uses.get(one.tool_use, one.tool_use)) for one in record.inputs)
+        record = record._replace(inputs=[self._told(one) for one in given])
+        agent.uses |= self._renamed.get(record.number, {})
         agent.take(_Asked(record, asked.pieces), answer)
         compacted = agents.get(record.parent or "") if record.role == "compaction" else None
         if compacted is not None and answer.error is None:
