@@ -180,7 +180,8 @@ def test_compaction_is_a_call_of_its_own(told: Told, scene: str, kept: bool) -> 
     assert (summary.prompt_parent, summary.keep) == (main[0].call, main[0].prompt if kept else 0)
     assert [(edge.call, edge.kind) for edge in summary.after] == [(main[0].call, "tool")]
     assert {edge.call: edge.kind for edge in main[1].after} == {main[0].call: "tool", summary.call: "subagent"}
-    assert [call.turn for call in main] == [0, 1, 2]
+    assert [call.turn - main[0].turn for call in main] == [0, 1, 2]
+    assert main[1].prefix_change == (None if kept else "compaction")
 
 
 def test_a_retry_is_an_attempt(told: Told) -> None:

@@ -146,12 +146,12 @@ def _forked(stage: Stage) -> Scene:
     return stage.play(_team(spawned, waits), "with all you know", "-c", "features.multi_agent_v2=true")
 
 
-def _compacted(stage: Stage, builtin: bool) -> Scene:
+def _compacted(stage: Stage, builtin: bool, resume: str = "") -> Scene:
     """A long tool output fills the window; the client has its history summed up, and goes on."""
     summary = Reply([{"type": "compaction", "encrypted_content": "c3VtbWVk"}]) if builtin else tells(f"{SECRET}: all.")
     script = steps([shell("seq 1 4000"), shell("echo"), tells("Done.")], summary=summary)
-    limit = "-c", f"model_auto_compact_token_limit={LIMIT}"
-    return stage.play(script, "a long story", *limit, *(["-m", "gpt-5.5"] if builtin else []), builtin=builtin)
+    options = ["-c", f"model_auto_compact_token_limit={LIMIT}", *(["-m", "gpt-5.5"] if builtin else [])]
+    return stage.play(script, "a long story", *options, builtin=builtin, resume=resume)
 
 
 def all_scenes(stage: Stage) -> dict[str, Scene]:
@@ -162,7 +162,7 @@ def all_scenes(stage: Stage) -> dict[str, Scene]:
         "resumed": stage.play(steps([tells("Done.")]), "second question", resume=first.session),
         "fan_out": _fan_out(stage),
         "forked": _forked(stage),
-        "compacted": _compacted(stage, builtin=False),
+        "compacted": _compacted(stage, builtin=False, resume=first.session),
         "sealed": _compacted(stage, builtin=True),
         "overloaded": stage.play(steps([Reply(status=529), tells("At last.")]), "a busy hour"),
         "dropped": stage.play(steps([shell("echo")._replace(cut=True), tells("Again.")]), "a bad line"),

@@ -22,7 +22,7 @@ UNSEEN = "id", "internal_chat_message_metadata_passthrough", "status"
 
 
 class Usage(NamedTuple):
-    """The account of a reply, in tokens: ``prompt`` with what was ``read`` and ``written``, ``output`` with ``reasoning``."""
+    """The account of a reply, in tokens; ``prompt`` has ``read`` and ``written`` in it, ``output`` ``reasoning``."""
 
     prompt: int
     read: int
