@@ -5,9 +5,8 @@ They are the replayers' own readers, which also keep what was said until the ans
 
 from __future__ import annotations
 
-import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 import orjson
@@ -17,14 +16,17 @@ from keepwarm.harness.bodies import Pieces, item, said
 from keepwarm.replayers import chat, messages, responses
 from keepwarm.replayers.sse import Events, Heard, failure, fault, part, string
 from keepwarm.traces.identity import Identity, content_bytes
+from keepwarm.traces.model import STOP_REASONS
 from keepwarm.traces.records import AnswerRecord
 from keepwarm.traces.steps import Asked, Usage
 
 Said = list[tuple[Any, int]]
 """What an answer said: its blocks, each with the time when it was whole."""
 
-_STOP = re.compile(r"[a-z_]{1,24}")
-_MISS = re.compile("(model|system|tools|messages)_changed|previous_message_not_found|unavailable")
+_MISSES = (
+    *("model_changed", "system_changed", "tools_changed", "messages_changed"),
+    *("previous_message_not_found", "unavailable"),
+)
 
 
 class Reader(Protocol):
@@ -248,8 +250,8 @@ class Answer:
             write_source=told["write_source"],
             output=told.get("output"),
             reasoning=told.get("reasoning"),
-            stop_reason=_one_of(reader.heard.stop_reason, _STOP),
-            miss_reason=_one_of(reader.miss, _MISS),
+            stop_reason=_one_of(reader.heard.stop_reason, STOP_REASONS),
+            miss_reason=_one_of(reader.miss, _MISSES),
             said=tuple(pieces.piece("answer", block) for block, _ in said),
             tools=tuple(
                 _asked(block, at_ns, identity, session)
@@ -270,9 +272,9 @@ class Answer:
             return []
 
 
-def _one_of(told: str | None, known: re.Pattern[str]) -> str | None:
+def _one_of(told: str | None, known: Container[str]) -> str | None:
     """A word of the provider's, if it is one that it is known to say."""
-    return told if told is None or known.fullmatch(told) else "other"
+    return told if told is None or told in known else "other"
 
 
 def decoded(body: bytes, encoding: str, most: int) -> bytes:

@@ -46,8 +46,8 @@ _WEIGHTS["tool_result"] = RESULT_WEIGHT
 
 
 class Body(NamedTuple):
-    """A request as its body tells it. ``inputs`` have the number of the piece that they are; marks as in Wire.
-    ``compacts`` where the request asks for a summary of the conversation.
+    """A request as its body tells it, ``model`` empty where it does not. ``inputs`` have the number of the piece that
+    they are; marks as in Wire. ``compacts`` where the request asks for a summary of the conversation.
     """
 
     model: str
@@ -140,7 +140,8 @@ class Pieces:
 
     def body(self, body: dict[str, Any]) -> Body:
         """All of it."""
-        model = self._identity.model(string(body.get("model")) or "unknown")
+        told = string(body.get("model"))
+        model = self._identity.model(told) if told else ""
         stream = body.get("stream") is True
         return Body(model, stream, self.pieces, self.inputs, tuple(self.marks), self.compacts, hints(body))
 

@@ -141,7 +141,7 @@ class Passing:
         """Say whose the request is, and write it down."""
         recorder, threads = self._recorder, self._recorder.threads
         if body is None:
-            body = Body("unknown", False, [], [], (), False, None)
+            body = Body("", False, [], [], (), False, None)
         told = who(self._client, recorder.identity, compacts=body.compacts)
         placed = self._placed = threads.place(told, body.pieces)
         self._number, recorder.next = recorder.next, recorder.next + 1

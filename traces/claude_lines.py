@@ -14,6 +14,7 @@ import orjson
 
 from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time_ns, tokens, usage
 from keepwarm.traces.identity import Identity, content_bytes
+from keepwarm.traces.model import STOP_REASONS
 from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, flow_of
 from keepwarm.traces.thread import (
     ASSISTANT_WEIGHT,
@@ -28,7 +29,6 @@ _REASONS = "model_changed system_changed tools_changed messages_changed previous
 MISS_REASONS = frozenset(_REASONS.split())
 """What the provider's diagnostics say of a cache miss."""
 
-STOP_REASON = re.compile(r"[a-z_]{1,24}")
 TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""
 
@@ -193,7 +193,7 @@ class FileFold:
             self._usage_seen = told
         if message.get("stop_reason"):
             told_stop = string(message["stop_reason"])
-            step.stop_reason = told_stop if STOP_REASON.fullmatch(told_stop) else "other"
+            step.stop_reason = told_stop if told_stop in STOP_REASONS else "other"
             if told and told.get("output_tokens") is not None:
                 step.output = tokens(told["output_tokens"])
         reason = ((message.get("diagnostics") or {}).get("cache_miss_reason") or {}).get("type")

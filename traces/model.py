@@ -25,6 +25,16 @@ there on; nothing more.
 
 PREFIX_CHANGES = ("compaction", "microcompaction", "model_switch", "shrunk", "recorded_break")
 
+_STOPS = """
+    end_turn stop_sequence tool_use max_tokens pause_turn refusal model_context_window_exceeded compaction
+    stop length tool_calls function_call content_filter abort error insufficient_system_resource
+    max_output_tokens incomplete failed cancelled in_progress queued
+"""
+STOP_REASONS = frozenset(_STOPS.split())
+"""What the APIs and the servers that speak them say. A word that none of them is known to say may tell anything: it is
+kept as ``other``.
+"""
+
 FINAL_STOPS = ("end_turn", "stop_sequence", "stop")
 """Stop reasons after which an agent has finished what it was asked."""
 

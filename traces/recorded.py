@@ -44,7 +44,7 @@ class _Agent:
     def __init__(self, identity: Identity, stream: Stream) -> None:
         self.stream = stream
         self.summary = False
-        self.uses: dict[str | None, str] = {}
+        self.uses: dict[str, str] = {}
         self._identity = identity
         self._pieces: list[Piece] = []
         self._failed: list[tuple[_Asked, AnswerRecord]] = []
@@ -178,7 +178,7 @@ class _Fold:
             stream = Stream("", "", record.session, record.agent, record.role, OWN_FILE, parent=record.parent)
             stream.flow = record.flow
             agent = agents[record.agent] = _Agent(self._identity, stream)
-        given = (one._replace(tool_use=agent.uses.get(one.tool_use, one.tool_use)) for one in record.inputs)
+        given = (one._replace(tool_use=agent.uses.get(one.tool_use or "", one.tool_use)) for one in record.inputs)
         record = record._replace(inputs=[self._told(one) for one in given])
         agent.uses |= self._renamed.get(record.number, {})
         agent.take(_Asked(record, asked.pieces), answer)

@@ -232,7 +232,7 @@ class SessionBuilder:
             after=after,
             gap_ns=last.gap_ns if last else None,
             gap_kind=last.kind if last else None,
-            model=step.model,
+            model=step.model or None,
             dialect="messages",
             prompt_parent=parent,
             append=growth.append,
