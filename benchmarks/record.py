@@ -107,8 +107,9 @@ class Bench:
             into.setdefault(size, []).append(added / 1e6)
         found.cpu_ms.setdefault(size, []).append(used / through.right * 1e3)
         found.calls += through.right
-        if "period" in order and through.seconds > order["seconds"] + 2 * PERIOD:
-            found.behind = through.right / through.seconds
+        rate = through.right / through.seconds
+        if "period" in order and rate < 0.75 * STREAMS / PERIOD:
+            found.behind = rate
 
     def saturated(self, proxy: Proxy, found: Figures, seconds: float) -> None:
         """As many short answers as the connections take."""
