@@ -111,16 +111,16 @@ class Line:
 
     async def heard(self, size: int) -> bytes:
         """So many bytes at the client, fewer only where the connection ends before."""
-        return await _receive(self.client, size)
+        return await receive(self.client, size)
 
     async def rest(self) -> bytes:
         """All that comes to the client until its connection ends."""
-        return await _receive(self.client, 1 << 30)
+        return await receive(self.client)
 
     async def left(self) -> bytes:
         """All that comes to the upstream until its connection ends, by a reset or otherwise."""
         with suppress(ConnectionError):
-            return await _receive(self.upstream, 1 << 30)
+            return await receive(self.upstream)
         return b""
 
     async def got(self) -> Got:
@@ -163,7 +163,8 @@ async def _send(sock: socket.socket, data: bytes, cuts: Sequence[int]) -> None:
         await settle()
 
 
-async def _receive(sock: socket.socket, size: int) -> bytes:
+async def receive(sock: socket.socket, size: int = 1 << 30) -> bytes:
+    """So many bytes of a socket, fewer only where the connection ends before."""
     got = bytearray()
     while len(got) < size:
         wait = asyncio.get_running_loop().sock_recv(sock, min(size - len(got), 1 << 18))
@@ -209,6 +210,8 @@ class Stage:
             while self._lines:
                 self._lines.pop().close()
             self.loop.run_until_complete(settle())
+            self.recorder.beside.submit(int).result()
+            self.loop.run_until_complete(settle())
             assert not self.faults, self.faults
 
     async def client(self) -> socket.socket:
@@ -228,7 +231,11 @@ class Stage:
 
     async def line(self) -> Line:
         """A client that connects, and the one upstream behind it. It is closed when the run ends."""
-        line = Line(await self.client(), await self.accept())
+        return self.pair(await self.client(), await self.accept())
+
+    def pair(self, client: socket.socket, upstream: socket.socket) -> Line:
+        """A client, and one of the upstreams behind it."""
+        line = Line(client, upstream)
         self._lines.append(line)
         return line
 
@@ -260,3 +267,11 @@ def staged(folder: Path, *upstreams: str, token: str | None = None) -> Iterator[
         yield stage
     finally:
         stage.close()
+
+
+def refused(answer: bytes) -> int:
+    """The status of an answer of the proxy's own, which is JSON that says who speaks."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert orjson.loads(body)["error"]["message"].startswith("keepwarm record: ")
+    assert b"content-length: %d" % len(body) in head
+    return int(head.split(b" ")[1])

@@ -52,6 +52,7 @@ class _Thread:
     role: str
     pieces: Sequence[Piece] = ()
     asking: int = 0
+    lost: bool = False
     calls: int = 0
     compacted: bool = False
 
@@ -87,6 +88,9 @@ class Threads:
         broke = None
         if thread.calls and keep < len(thread.pieces) and origin is thread:
             broke = words(old[keep].kind, keep, change(old, pieces, keep))
+        if origin is not None and origin.lost:
+            origin, keep = None, 0
+        thread.lost = False
         thread.pieces = [piece._replace(text=None) for piece in pieces]
         thread.calls += 1
         thread.asking += 1
@@ -96,8 +100,8 @@ class Threads:
         return Placed(thread.number, number, keep, thread.session, thread.agent, thread.parent, thread.role, broke)
 
     def forget(self, number: int) -> None:
-        """Take a thread's latest prompt as unknown: the next one will be told whole."""
-        self._threads[number].pieces = ()
+        """A thread's latest prompt could not be written down: what grows from it will be told whole."""
+        self._threads[number].lost = True
 
     def answered(self, number: int, tools: Iterable[Asked]) -> None:
         """A thread's request was answered, or failed; the answer asked for these tools."""
