@@ -115,6 +115,8 @@ def usage(dialect: str, told: Tokens) -> dict[str, Any]:
         rest = told.prompt - (told.read or 0) - (told.write or 0)
         parts = {"cache_read_input_tokens": told.read, "cache_creation_input_tokens": told.write}
         wire: dict[str, Any] = {"input_tokens": rest, "output_tokens": told.output, **_told(parts)}
+        if told.write is not None:
+            wire["cache_creation"] = {"ephemeral_5m_input_tokens": told.write, "ephemeral_1h_input_tokens": 0}
         if told.reasoning is not None:
             wire["output_tokens_details"] = {"thinking_tokens": told.reasoning}
         return wire
