@@ -107,9 +107,8 @@ class Bench:
             into.setdefault(size, []).append(added / 1e6)
         found.cpu_ms.setdefault(size, []).append(used / through.right * 1e3)
         found.calls += through.right
-        rate = through.right / through.seconds
-        if "period" in order and rate < 0.75 * STREAMS / PERIOD:
-            found.behind = rate
+        if "period" in order and through.right / order["seconds"] < 0.85 * STREAMS / PERIOD:
+            found.behind = through.right / through.seconds
 
     def saturated(self, proxy: Proxy, found: Figures, seconds: float) -> None:
         """As many short answers as the connections take."""
