@@ -47,8 +47,9 @@ class Recorder:
         self.flow = flow
         self.found = len(self.journal.found)
         requests = [record for record in self.journal.found if isinstance(record, RequestRecord)]
+        self.threads = Threads(self.identity.name)
+        self.threads.recall(self.journal.found)
         self.journal.found.clear()
-        self.threads = Threads(self.identity.name, 1 + max((record.thread for record in requests), default=-1))
         self.next = 1 + max((record.number for record in requests), default=-1)
         self.beside = ThreadPoolExecutor(1, "keepwarm record")
         self.calls = self.failed = self.lost = 0

@@ -108,13 +108,14 @@ def upstream(script: Script) -> Iterator[str]:
 
 
 @contextmanager
-def proxied(url: str, recorder: Recorder) -> Iterator[str]:
-    """The URL of a proxy before an upstream; it runs in a thread of its own."""
+def proxied(url: str, recorder: Recorder) -> Iterator[tuple[str, Proxy]]:
+    """A proxy before an upstream, and its URL; it runs in a thread of its own."""
+    proxy = Proxy([route(url)], recorder)
     started, stop = threading.Event(), asyncio.Event()
     told: dict[str, Any] = {}
 
     async def serve() -> None:
-        loop, proxy = asyncio.get_running_loop(), Proxy([route(url)], recorder)
+        loop = asyncio.get_running_loop()
         server = await loop.create_server(proxy.client, "127.0.0.1", 0)
         told.update(port=server.sockets[0].getsockname()[1], loop=loop)
         started.set()
@@ -128,7 +129,7 @@ def proxied(url: str, recorder: Recorder) -> Iterator[str]:
     thread.start()
     assert started.wait(10)
     try:
-        yield f"http://127.0.0.1:{told['port']}"
+        yield f"http://127.0.0.1:{told['port']}", proxy
     finally:
         told["loop"].call_soon_threadsafe(stop.set)
         thread.join(10)
@@ -137,16 +138,21 @@ def proxied(url: str, recorder: Recorder) -> Iterator[str]:
 class Recording:
     """A recording under way, and then its calls in trace order."""
 
-    def __init__(self, url: str, path: Path, recorder: Recorder) -> None:
-        self.url = url
+    def __init__(self, url: str, path: Path, proxy: Proxy) -> None:
         self.path = path
-        self.recorder = recorder
+        self.proxy = proxy
         self.calls: list[Call] = []
         self.client = httpx.Client(base_url=url, trust_env=False, timeout=20)
 
     def ask(self, dialect: str, body: Any, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """Send a request, and wait for all of its answer."""
         return self.client.post(dialects.PATHS[dialect], json=body, headers=headers)
+
+    def restart(self) -> None:
+        """Stop the recorder where it is, and go on with another one on what it left."""
+        left = self.proxy.recorder
+        left.close()
+        self.proxy.recorder = Recorder(left.journal.path, new_salt())
 
     @property
     def call(self) -> Call:
@@ -164,11 +170,11 @@ def recording(folder: Path, script: Script, **options: Any) -> Iterator[Recordin
     journal = path.with_name(path.name + ".journal")
     journal.unlink(missing_ok=True)
     recorder = Recorder(journal, new_salt(), **options)
-    with upstream(script) as url, proxied(url, recorder) as front:
-        made = Recording(front, path, recorder)
+    with upstream(script) as url, proxied(url, recorder) as (front, proxy):
+        made = Recording(front, path, proxy)
         with made.client:
             yield made
-    recorder.close()
+    made.proxy.recorder.close()
     close_journal(journal, str(path), version="0")
     made.calls = list(read_calls(str(path)))
 

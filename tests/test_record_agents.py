@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,17 +57,22 @@ def spawn(number: int, prompt: str) -> Use:
     return Use(f"u{number}", "Agent", {"description": "help", "prompt": prompt, "subagent_type": "Explore"})
 
 
-def family(made: Recording, talk: Talk, headers: Headers) -> None:
-    """A main agent (1, 5) starts one (2, 4), which starts another (3)."""
+def family(made: Recording, talk: Talk, headers: Headers, between: Callable[[], None] = lambda: None) -> None:
+    """A main agent (1, 5) starts one (2, 4), which starts another (3); ``between`` is done after each call."""
     outer, inner = spawn(1, "Look outside."), spawn(2, "Look inside.")
     main, child = [user("Do it.")], [user("Look outside.")]
     talk.ask(made, main, outer, headers=headers.main, tools=TOOLS, system="Lead.")
+    between()
     talk.ask(made, child, inner, headers=headers.child, tools=TOOLS, system="Help.")
+    between()
     talk.ask(made, [user("Look inside.")], "Seen.", headers=headers.nested, tools=TOOLS, system="Help.")
+    between()
     child += [assistant(inner), user(Result("u2", "Seen."))]
     talk.ask(made, child, "Found.", headers=headers.child, tools=TOOLS, system="Help.")
+    between()
     main += [assistant(outer), user(Result("u1", "Found."))]
     talk.ask(made, main, "Done.", headers=headers.main, tools=TOOLS, system="Lead.")
+    between()
 
 
 def check_family(made: Recording) -> None:
@@ -105,6 +111,20 @@ def test_a_family_without_headers_is_told_by_its_prompts(dialect: str, tmp_path:
     with recording(tmp_path, talk.script) as made:
         family(made, talk, Headers(dialect, {}, {}, {}))
     check_family(made)
+
+
+@pytest.mark.parametrize("client", [*CLIENTS, *DIALECTS])
+def test_a_recorder_that_was_stopped_goes_on_where_it_was(client: str, tmp_path: Path) -> None:
+    """Stopped and started again on its journal after every call: the same family, whether its agents have names or are
+    known by their prompts, and prompts that still grow from those before.
+    """
+    headers = CLIENTS.get(client, Headers(client, {}, {}, {}))
+    talk = Talk(headers.dialect)
+    with recording(tmp_path, talk.script) as made:
+        family(made, talk, headers, made.restart)
+    check_family(made)
+    calls = numbered(made)
+    assert [calls[n].keep for n in (4, 5)] == [calls[n].prompt for n in (2, 1)]
 
 
 def grown(turns: list[Turn], number: int) -> list[Turn]:
@@ -172,16 +192,20 @@ def test_conversations_begun_alike_part_where_they_differ(dialect: str, tmp_path
 
 
 def test_calls_beside_the_conversation_have_a_role_of_their_own(tmp_path: Path) -> None:
-    """Claude Code asks for a title, without tools, before and after its first call: side calls, each an agent."""
+    """Claude Code asks for a title, without tools, before and after its first call: side calls, each an agent, and one
+    that is gone on with is the same one.
+    """
     talk, titled = Talk(), "Sum up in three words: "
     with recording(tmp_path, talk.script) as made:
         talk.ask(made, [user(titled + "Hello.")], "A greeting", headers=claude())
         talk.ask(made, [user("Hello.")], headers=claude(), tools=TOOLS, system="Lead.")
         talk.ask(made, [user(titled + "Hello again.")], "Two greetings", headers=claude())
         talk.ask(made, grown([user("Hello.")], 1), headers=claude(), tools=TOOLS, system="Lead.")
+        talk.ask(made, grown([user(titled + "Hello again.")], 1), "Greetings", headers=claude())
     calls = numbered(made)
-    assert [calls[n].role for n in range(1, 5)] == ["side", "main", "side", "main"]
-    assert [calls[n].turn for n in range(1, 5)] == [0, 0, 0, 1]
+    assert [calls[n].role for n in range(1, 6)] == ["side", "main", "side", "main", "side"]
+    assert [calls[n].turn for n in range(1, 6)] == [0, 0, 0, 1, 1]
+    assert calls[5].prompt_parent == calls[3].call
     assert len({call.session for call in made.calls}) == 1
     assert len({call.agent for call in made.calls}) == 3
     assert calls[4].prompt_parent == calls[2].call
@@ -260,3 +284,19 @@ def test_sessions_do_not_mix(tmp_path: Path) -> None:
         known = {call.call for call in calls}
         assert {edge.call for call in calls for edge in call.after} <= known
         assert {call.prompt_parent for call in calls} <= known | {None}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_agents_whose_parent_was_not_seen_are_one_session(client: str, tmp_path: Path) -> None:
+    """The recorder came later than the main agent: two agents that it started are still of one session, and go on."""
+    headers, talk = CLIENTS[client], Talk(CLIENTS[client].dialect)
+    other = {
+        name: value.replace("a1", "a9").replace("t-2", "t-9").replace("q", "z") for name, value in headers.child.items()
+    }
+    with recording(tmp_path, talk.script) as made:
+        for one in (headers.child, other, headers.child):
+            talk.ask(made, [user("Look outside.")], headers=one, tools=TOOLS)
+    assert [call.role for call in made.calls] == ["subagent"] * 3
+    assert len({call.session for call in made.calls}) == 1
+    assert [call.turn for call in made.calls] == [0, 0, 1]
+    assert made.calls[0].agent == made.calls[2].agent != made.calls[1].agent

@@ -60,7 +60,7 @@ def test_times_lie_between_those_of_upstream_and_client(dialect: str, tmp_path: 
     """First byte, first token and end are each no earlier than the upstream sent them, no later than the client had
     them; the three are apart, because the upstream waits for the client and a while before each.
     """
-    clock, sent = Clock(), events(dialect, Said())
+    clock, sent = Clock(), events(dialect, Said(("One.", Use("u1", "Bash"))))
 
     def slow() -> Iterator[bytes]:
         yield b"".join(sent[:2])

@@ -185,7 +185,7 @@ def test_a_replay_is_recorded_as_what_it_replays(played: Played, cluster: str, t
     """
     journal, trace = tmp_path / "j", tmp_path / "t.parquet"
     recorder = Recorder(journal, new_salt())
-    with proxied(cluster, recorder) as front:
+    with proxied(cluster, recorder) as (front, _):
         assert keepwarm_("replay", played.path, "--endpoint", front, "-o", tmp_path / "run")[0] == 0
     recorder.close()
     close_journal(journal, str(trace), version="0")

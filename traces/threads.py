@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from keepwarm.traces.breaks import change, common, words
+from keepwarm.traces.records import AnswerRecord, RequestRecord
 from keepwarm.traces.steps import Asked, Piece
 
 MOST_THREADS = 4096
@@ -66,19 +67,56 @@ class _Scope:
 
 
 class Threads:
-    """Places requests one after the other. ``name`` makes pseudonyms, as Identity does; ``first`` is the number of the
-    first thread.
-    """
+    """Places requests one after the other. ``name`` makes pseudonyms, as Identity does."""
 
-    def __init__(self, name: Callable[..., str], first: int = 0) -> None:
+    def __init__(self, name: Callable[..., str]) -> None:
         self._name = name
-        self._next = first
+        self._next = 0
         self._threads: OrderedDict[int, _Thread] = OrderedDict()
         self._scopes: dict[tuple[str, str], _Scope] = {}
         self._sessions: dict[str, str] = {}
         self._begun: dict[int, list[_Thread]] = {}
         self._spawning: OrderedDict[int, _Thread] = OrderedDict()
         self.agents = 0
+
+    def recall(self, records: Iterable[RequestRecord | AnswerRecord]) -> None:
+        """Remember what a recorder that was stopped had placed, and go on from there."""
+        asked: dict[int, _Thread] = {}
+        for record in records:
+            if isinstance(record, RequestRecord):
+                asked[record.number] = self._recalled(record)
+            elif record.number in asked:
+                self.answered(asked[record.number].number, record.tools)
+        for thread in self._threads.values():
+            thread.asking = 0
+
+    def _recalled(self, record: RequestRecord) -> _Thread:
+        """The thread that a request was placed in, as it was then."""
+        thread = self._threads.get(record.thread)
+        if thread is None:
+            thread = _Thread(record.thread, record.session, record.agent, record.parent, record.role)
+            self._next = max(self._next, record.thread + 1)
+            self.agents += 1
+        origin = self._threads.get(-1 if record.origin is None else record.origin)
+        kept = origin.pieces[: record.keep] if origin is not None else ()
+        thread.pieces = [*kept, *(piece._replace(text=None) for piece in record.rest)]
+        if not thread.calls:
+            self._known(thread)
+        thread.calls += 1
+        thread.asking += 1
+        self._remember(thread)
+        return thread
+
+    def _known(self, thread: _Thread) -> None:
+        """Let a thread be found again by its name, or by how it begins."""
+        unnamed = thread.agent == self._name("agent", thread.session, "thread", str(thread.number))
+        if thread.role == "side":
+            self._scopes.setdefault((thread.session, thread.parent or ""), _Scope()).beside.append(thread)
+        elif not unnamed:
+            self._sessions[thread.agent] = thread.session
+            self._scopes.setdefault((thread.session, thread.agent), _Scope()).own = thread
+        elif thread.role != "compaction" and (said := _said(thread.pieces)):
+            self._begun.setdefault(said[0].hash, []).append(thread)
 
     def place(self, who: Who, pieces: Sequence[Piece]) -> Placed:
         """Say whose a request with these pieces is, and remember it."""
