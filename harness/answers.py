@@ -195,6 +195,9 @@ class Answer:
 
     def end(self) -> None:
         """There is no more of it."""
+        if self._room < 0:  # let go: what it said is unknown, and that is no error
+            self.error = failure(self.status, "", "") if self.status >= 300 else None
+            return
         try:
             body = decoded(b"".join(data for _, data in self._kept), self._encoding, self._most)
             if self._events is not None:

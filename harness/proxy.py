@@ -43,7 +43,7 @@ class Proxy:
     ) -> None:
         self.routes = routes
         self.recorder = recorder
-        self.token = None if token is None else os.fsencode(token)
+        self.token = token
         self.tls = tls
         self.clients: set[Client] = set()
 
@@ -59,7 +59,7 @@ class Proxy:
         if shown is None:
             shown, _, rest = path.removeprefix("/").partition("/")
             path = f"/{rest}"
-        return hmac.compare_digest(shown.encode("latin-1"), self.token), path
+        return hmac.compare_digest(shown.encode("latin-1"), os.fsencode(self.token)), path
 
 
 class Client(asyncio.Protocol):

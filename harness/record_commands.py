@@ -8,7 +8,7 @@ import os
 import signal
 import ssl
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
 from keepwarm.traces.recorded import Closed, close_journal
+from keepwarm.traces.records import RecordJournal
 
 GRACE_S = 30.0
 LIVE_S = 0.5
@@ -82,26 +83,44 @@ def record(
     journal = out.with_name(out.name + ".journal")
     if not upstream and not journal.exists():
         raise click.UsageError(f"--upstream is needed: there is no {journal} to close")
-    code = 0
+    code, held = 0, None
     if upstream:
-        routes, (host, port), token = [route(told) for told in upstream], _address(listen), _token(token_env, listen)
-        tls = ssl.create_default_context()
-        if ca_file:
-            tls.load_verify_locations(ca_file)
-        salt = salt_from_file(salt_file) if salt_file else new_salt()
+        routes, address, token = [route(told) for told in upstream], _address(listen), _token(token_env, listen)
+        tls, salt = _tls(ca_file), salt_from_file(salt_file) if salt_file else new_salt()
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
-        if recorder.found:
-            click.echo(f"going on with {journal}: {recorder.found:,} records of a recorder that was stopped", err=True)
-        proxy = Proxy(routes, recorder, token=token, tls=tls)
-        try:
-            code = asyncio.run(_serve(proxy, host, port, token, command))
-        finally:
-            recorder.close()
-        if recorder.lost:
-            click.echo(f"keepwarm: {recorder.lost:,} calls were not recorded: {recorder.why_lost}", err=True)
-            code = code or 2
-    _tell(_closed(journal, out, flow), out)
+        code, held = _recorded(Proxy(routes, recorder, token=token, tls=tls), address, command), recorder.journal
+    with closing(held or RecordJournal(journal, new_salt())):
+        _tell(_closed(journal, out, flow), out)
     sys.exit(code)
+
+
+def _tls(ca_file: str | None) -> ssl.SSLContext:
+    tls = ssl.create_default_context()
+    if ca_file:
+        try:
+            tls.load_verify_locations(ca_file)
+        except OSError as error:
+            raise InputError(f"{ca_file}: holds no certificates: {error.strerror}") from error
+    return tls
+
+
+def _recorded(proxy: Proxy, address: tuple[str, int], command: tuple[str, ...]) -> int:
+    """Record until the end; the exit code. The journal is still held then; one in which nothing stands is not left."""
+    recorder = proxy.recorder
+    if recorder.found:
+        path = recorder.journal.path
+        click.echo(f"going on with {path}: {recorder.found:,} records of a recorder that was stopped", err=True)
+    try:
+        code = asyncio.run(_serve(proxy, *address, command))
+    except InputError:
+        if not recorder.next:
+            recorder.journal.path.unlink()
+        raise
+    finally:
+        recorder.beside.shutdown()
+    if recorder.lost:
+        click.echo(f"keepwarm: {recorder.lost:,} calls were not recorded: {recorder.why_lost}", err=True)
+    return code or (2 if recorder.lost else 0)
 
 
 def _place(output: str) -> Path:
@@ -112,7 +131,7 @@ def _place(output: str) -> Path:
         left = sorted(path.glob("*.parquet.journal"))
         named = f"recorded-{datetime.now(UTC):%Y%m%dT%H%M%S}.parquet"
         return left[0].with_suffix("") if left else path / named
-    if path.exists():
+    if path.exists() and not path.with_name(path.name + ".journal").exists():  # else its closing was cut off
         raise InputError(f"{output}: is there already: give another name, or a directory to add to")
     return path
 
@@ -139,7 +158,7 @@ def _token(name: str | None, listen: str) -> str | None:
     return token
 
 
-async def _serve(proxy: Proxy, host: str, port: int, token: str | None, command: tuple[str, ...]) -> int:
+async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...]) -> int:
     """Serve until a signal, or the command's end; the exit code."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     try:
@@ -153,12 +172,14 @@ async def _serve(proxy: Proxy, host: str, port: int, token: str | None, command:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     code = 0
-    if command:
-        code = await _run(command, f"{shown}/{token}" if token else shown, stop)
-    else:
-        await stop.wait()
+    try:
+        if command:
+            code = await _run(command, f"{shown}/{proxy.token}" if proxy.token else shown, stop)
+        else:
+            await stop.wait()
+    finally:
+        server.close()
     stop.clear()
-    server.close()
     await _drained(proxy, stop)
     if live is not None:
         live.cancel()
@@ -166,13 +187,16 @@ async def _serve(proxy: Proxy, host: str, port: int, token: str | None, command:
     for client in list(proxy.clients):
         client.transport.abort()
     await asyncio.sleep(0)
+    await loop.run_in_executor(proxy.recorder.beside, int)  # requests still being taken apart
+    await asyncio.sleep(0)
     return code
 
 
 async def _run(command: tuple[str, ...], base: str, stop: asyncio.Event) -> int:
     """Run an agent to its end; an interrupt reaches it by itself, a request to end is passed on."""
-    local = f"{os.environ.get('NO_PROXY', '')},127.0.0.1,localhost".strip(",")
-    env = os.environ | {"ANTHROPIC_BASE_URL": base, "OPENAI_BASE_URL": f"{base}/v1", "NO_PROXY": local}
+    told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    direct = dict.fromkeys(("no_proxy", "NO_PROXY"), f"{told},127.0.0.1,localhost".strip(","))
+    env = os.environ | direct | {"ANTHROPIC_BASE_URL": base, "OPENAI_BASE_URL": f"{base}/v1"}
     if Path(command[0]).name == "codex":  # it takes no base URL from the environment
         command = (command[0], "-c", f'openai_base_url="{base}/v1"', *command[1:])
     try:

@@ -252,25 +252,31 @@ def test_what_waits_for_an_upstream_goes_on_when_it_is_there(tmp_path: Path) -> 
 
 
 def test_a_body_over_the_bound_is_passed_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its call is there, with what its answer told; its prompt is unknown."""
+    """Its call is there, and no failure: what it was asked, or what it said, is unknown."""
     monkeypatch.setattr(recorder, "MOST_BYTES", 5000)
-    answer = json.dumps({"id": "msg_1", "content": [], "usage": {"input_tokens": 1, "output_tokens": 2}}).encode()
+    whole = {"id": "msg_1", "content": [], "usage": {"input_tokens": 1, "output_tokens": 2}}
+    small = json.dumps(whole).encode()
+    large = json.dumps(whole | {"content": [{"type": "text", "text": "x" * 9000}]}).encode()
 
     async def play() -> None:
         line = await stage.line()
-        for text in ("short", "x" * 9000):
+        for text, answer in (("short", small), ("x" * 9000, small), ("short", large)):
             await line.ask(asking("x-claude-code-session-id: s", text=text))
             assert text.encode() in (await line.got()).body
             told = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer
             await line.tell(told)
             assert await line.heard(len(told)) == told
+        await line.ask(asking("x-claude-code-session-id: s"))
+        await line.got()
+        await line.tell(streamed(words=["x" * 50] * 99))
+        assert (await line.heard(len(streamed(words=["x" * 50] * 99)))).endswith(streamed()[-20:])
 
     stage.run(play())
-    (short, first), (long, second) = stage.records()
-    assert first is not None
-    assert second is not None
-    assert (len(short.rest), len(long.rest)) == (1, 0)
-    assert (first.output, second.output) == (2, 2)
+    records = stage.records()
+    assert [len(one.rest) for one, _ in records[:2]] == [1, 0]
+    unknown = (None, None, 200)
+    told = [told and (told.output, told.error, told.status) for _, told in records]
+    assert told == [(2, None, 200), (2, None, 200), unknown, unknown]
 
 
 def test_a_large_request_is_written_before_its_answer_is_known(stage: Stage) -> None:
