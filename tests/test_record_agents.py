@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,22 @@ def test_a_recorder_that_was_stopped_goes_on_where_it_was(client: str, tmp_path:
     check_family(made)
     calls = numbered(made)
     assert [calls[n].keep for n in (4, 5)] == [calls[n].prompt for n in (2, 1)]
+
+
+@EVERY
+def test_a_request_that_a_kill_cut_off_does_not_part_a_conversation(dialect: str, tmp_path: Path) -> None:
+    """It was asked, and the recorder died before its answer: the next one goes on with the agent, which has no name."""
+    talk, turns = Talk(dialect), [user("Hello.")]
+    with recording(tmp_path, talk.script) as made:
+        talk.ask(made, turns, tools=TOOLS)
+        turns = grown(turns, 1)
+        passing = made.proxy.recorder.passing(dialect, {})
+        passing.request(json.dumps(request(dialect, turns, tools=TOOLS)).encode())
+        passing.asked()
+        made.restart()
+        talk.ask(made, grown(turns, 2), tools=TOOLS)
+    assert [(call.turn, call.agent) for call in made.calls] == [(turn, made.calls[0].agent) for turn in range(2)]
+    assert made.calls[1].keep == made.calls[0].prompt
 
 
 def grown(turns: list[Turn], number: int) -> list[Turn]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,25 @@ def test_another_model_keeps_nothing(tmp_path: Path) -> None:
     assert [call.model for call in made.calls] == list(models)
     assert (second.keep, second.prefix_change, third.prefix_change) == (0, "model_switch", "model_switch")
     assert (third.keep, third.prompt_parent) == (first.prompt, first.call)
+
+
+@EVERY
+def test_ids_that_come_again_confuse_nothing(dialect: str, tmp_path: Path) -> None:
+    """A server that gives each answer the same id, and its tool uses too: calls are told apart, and each tool use has
+    the result that came next.
+    """
+    use, turns = Use("call_0", "Bash", {"command": "ls"}), [user("Hello.")]
+    with recording(tmp_path, lambda asked: says(dialect, Said((use,), Tokens(len(asked.body), 9), id="id-1"))) as made:
+        for number in range(4):
+            made.ask(dialect, request(dialect, turns))
+            turns += [assistant(use), user(Result(use.id, "x" * 500 * (number + 1)))]
+    assert len({call.call for call in made.calls}) == 4
+    assert [call.prompt_parent for call in made.calls] == [None, *(call.call for call in made.calls[:-1])]
+    for call, after in pairwise(made.calls):
+        given = [segment.tokens for segment in after.append if segment.kind == "tool_result"]
+        assert [tool.result_tokens for tool in call.tools] == given
+        assert [(tool.start_ns or 0) + (tool.duration_ns or 0) for tool in call.tools] == [after.start_ns]
+    assert made.calls[-1].tools[0].duration_ns is None
 
 
 TEXTS = st.sampled_from(["Hello.", "", "Go on, 17.", "Wörter, 漢字 and \x00.", "x" * 3000, '{"a": 1}'])

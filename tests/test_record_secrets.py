@@ -21,7 +21,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 from dialects import DIALECTS, PATHS, Result, Said, Tokens, Use, assistant, request, user
-from recording import Asked, Reply, refuses, says, upstream
+from recording import Asked, Reply, recording, refuses, says, upstream
 
 from keepwarm.traces.store import read_calls
 
@@ -314,6 +314,27 @@ def test_text_is_kept_in_its_column_only(tmp_path: Path) -> None:
     other = list(read_calls(str(tmp_path / "bare/out/t.parquet")))
     assert len(other) == len(calls)
     assert not identities(calls) & identities(other)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ("claude-opus-4-8", "claude-opus-4-8"),
+        ("eu.anthropic.claude-opus-4-8-v1:0", "claude-opus-4-8"),
+        ("projects/quokka/locations/eu/models/claude-opus-4-8@20260101", "claude-opus-4-8-20260101"),
+        ("gpt-5.1", "gpt-5.1"),
+        ("quokka/secret-model", None),
+        ("ft:gpt-4o:quokka-corp::abc123", None),
+        ("jane@quokka.example", None),
+        ("/home/quokka/weights.gguf", None),
+    ],
+)
+def test_a_model_is_told_by_its_bare_id_or_not_at_all(sent: str, told: str | None, tmp_path: Path) -> None:
+    """What stands around a model's id is left out; what is left is a pseudonym where it could tell whose it is."""
+    with recording(tmp_path, lambda _: says("chat", Said())) as made:
+        made.ask("chat", request("chat", [user("Hello.")], model=sent))
+    model = made.call.model or ""
+    assert model == told if told else model.startswith("model:") and not found(model.encode())
 
 
 def identities(calls: list[Any]) -> set[Any]:

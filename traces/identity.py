@@ -78,7 +78,7 @@ class Identity:
     def _bare_model(self, name: str) -> str:
         last = name.rsplit("/", 1)[-1].replace("@", "-")
         bare = _MODEL_AFFIXES.sub("", last)
-        known = "/" not in name or "claude" in last
+        known = not {"/", "@"} & set(name) or "claude" in last
         return bare if known and _MODEL.fullmatch(bare) else "model:" + self.name("model", name)[1:]
 
     def agent_type(self, name: str | None) -> str | None:
