@@ -91,6 +91,7 @@ def answering(handler: Handler, tls: ssl.SSLContext | None = None) -> Iterator[i
             with suppress(OSError):
                 while True:
                     sock = server.accept()[0]
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     taken.append(sock)
                     threads.append(threading.Thread(target=handle, args=(sock,)))
                     threads[-1].start()
