@@ -26,6 +26,7 @@ from keepwarm.harness.upstream import Upstream
 
 WAITING_BYTES = 1 << 20
 """So much of what a client sends waits for its upstream; then the client has to wait."""
+MOST_HEAD_BYTES = 1 << 20
 LINGER_S = 5.0
 """So long a client that was answered before it had asked to the end may go on sending."""
 
@@ -74,7 +75,7 @@ class Client(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._coming: Exchange | None = None
         self._raw = False
-        self._held = 0
+        self._held = self._heading = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -97,6 +98,11 @@ class Client(asyncio.Protocol):
             self._tunnel(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._malformed()
+        else:
+            if self._coming is not None and not self._coming.method:
+                self._heading += len(data)
+                if self._heading > MOST_HEAD_BYTES:
+                    self._malformed()
 
     def _tunnel(self, data: bytes) -> None:
         """What comes after an upgrade; what comes when all is over is let go."""
@@ -122,7 +128,7 @@ class Client(asyncio.Protocol):
     # What the parser tells.
 
     def on_message_begin(self) -> None:
-        self._coming = Exchange()
+        self._coming, self._heading = Exchange(), 0
         if not self.exchanges:
             return
         first = self.exchanges[0]

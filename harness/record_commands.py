@@ -25,6 +25,7 @@ from keepwarm.traces.recorded import Closed, close_journal
 from keepwarm.traces.records import RecordJournal
 
 GRACE_S = 30.0
+PATIENCE_S = 5.0
 LIVE_S = 0.5
 
 
@@ -206,11 +207,11 @@ async def _run(command: tuple[str, ...], base: str, stop: asyncio.Event) -> int:
     ended, asked = asyncio.ensure_future(child.wait()), asyncio.ensure_future(stop.wait())
     await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
-    if not ended.done():
+    for end in (child.terminate, child.kill):
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(ended), 5.0)
-    if not ended.done():
-        child.terminate()
+            await asyncio.wait_for(asyncio.shield(ended), PATIENCE_S)
+        if not ended.done():
+            end()
     code = await ended
     return code if code >= 0 else 128 - code
 

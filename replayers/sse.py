@@ -13,12 +13,16 @@ class Events:
     """Cuts a stream of bytes, however it is chunked, into the data of its events."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
         self._data: list[bytes] = []
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """The data of each event that the chunk completes."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if b"\n" not in chunk:
+            self._rest.append(chunk)  # a line may be megabytes
+            return
+        *lines, rest = b"".join((*self._rest, chunk)).split(b"\n")
+        self._rest = [rest]
         for line in lines:
             line = line.removesuffix(b"\r")
             if line.startswith(b"data:"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from wire import LAST, STREAM, UPGRADE, Stage, asking, chunk, post, settle, staged, streamed
@@ -220,5 +221,18 @@ def test_what_is_no_http_is_refused(stage: Stage, wire: bytes) -> None:
         line = await stage.line()
         await line.ask(wire)
         assert (await line.rest()).startswith(b"HTTP/1.1 400 ")
+
+    stage.run(play())
+
+
+def test_a_head_without_an_end_is_refused(stage: Stage) -> None:
+    """It would be kept until it is whole: a megabyte is enough."""
+
+    async def play() -> None:
+        line = await stage.line()
+        with suppress(ConnectionError):
+            await line.ask(b"GET / HTTP/1.1\r\nx: " + b"x" * 9_000_000)
+        assert (await line.rest()).startswith(b"HTTP/1.1 400 ")
+        assert await line.left() == b""
 
     stage.run(play())
