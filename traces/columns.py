@@ -80,13 +80,24 @@ def order_of(call: Call) -> Order:
     return call.session_start_ns or 0, call.session, call.start_ns, call.call
 
 
+FIRST_FIELDS = Call._fields.index("completed") + 1
+ADDED_DEFAULTS = tuple(Call._field_defaults[name] for name in Call._fields[FIRST_FIELDS:])
+
+
+def content(call: Call) -> bytes:
+    """A call for the digest. Columns that version 1 did not have at first count only where they hold something: the
+    digest of a trace without them stays what it was.
+    """
+    return orjson.dumps(call[:FIRST_FIELDS] if call[FIRST_FIELDS:] == ADDED_DEFAULTS else call, default=tuple)
+
+
 def pack(calls: Sequence[Call]) -> Packed:
     """Pack calls, at least one. ValueError where one does not follow the one before it in trace order."""
     for one, other in pairwise(calls):
         if order_of(one) >= order_of(other):
             raise ValueError(f"call {other.call} does not follow {one.call} in trace order")
-    content = b"".join(orjson.dumps(call, default=tuple) for call in calls)
-    return Packed(calls_to_batch(calls), content, order_of(calls[0]), order_of(calls[-1]))
+    told = b"".join(map(content, calls))
+    return Packed(calls_to_batch(calls), told, order_of(calls[0]), order_of(calls[-1]))
 
 
 def _outcome_getter(name: str) -> Callable[[Outcome], Any]:

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keepwarm.traces import schema
-from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batch, order_of, outcomes_to_batch
+from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batch, content, order_of, outcomes_to_batch
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call, Outcome
 from keepwarm.traces.place import first_line, locate
@@ -64,7 +64,7 @@ class TraceWriter:
         """Append a call. ValueError if it does not follow the last one in trace order."""
         self._follow(order_of(call))
         self._last = order_of(call)
-        self._hash.update(orjson.dumps(call, default=tuple))
+        self._hash.update(content(call))
         self._buffer.append(call)
         self.calls += 1
         if len(self._buffer) >= ROWS_PER_GROUP:
