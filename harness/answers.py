@@ -53,8 +53,8 @@ class _Message(messages.Reader):
         self._ends: dict[int, int] = {}
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
-        super().take(event, now_ns)
         kind = event.get("type")
+        super().take(event, now_ns)
         if kind == "content_block_delta":
             index, delta = event["index"], event["delta"]
             for name in ("text", "partial_json", "thinking", "signature"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keepwarm.replayers.sse import count, part, string
@@ -23,8 +24,8 @@ SYSTEM_WEIGHT, TOOLS_WEIGHT = 0.25, 0.25
 TTL_5M, TTL_1H = 300, 3600
 NEWS = ("<task-notification>", "<subagent_notification>")
 NEWS_OF = re.compile(r'(?:<task-id>|"agent_path": ?")([\w/-]+)')
-NEWS_WITHIN = 600
 """How Claude Code and Codex tell an agent that another one has ended."""
+NEWS_WITHIN = 600
 NOT_HUMAN = ("<system-reminder>", "This session is being continued from", "Another language model started to solve")
 """What the two say in a user's place: reminders, and the summary that a conversation goes on from."""
 CHILDREN = re.compile(r'^\{"(?:(?:agent_id|task_name)": ?"([\w/-]+)|status": ?\{(.*))', re.DOTALL)
@@ -40,53 +41,77 @@ SUMMARISES = (
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _UNSEEN = ("id", "status", "internal_chat_message_metadata_passthrough")
 _CLIENTS = dict.fromkeys(("agent_message", "compaction_trigger", "compaction"), "user")
-_SHAPED = ("tools", "system", "user")
+_SHAPED = ("system", "user")
 _WEIGHTS = {"tools": TOOLS_WEIGHT, "system": SYSTEM_WEIGHT, "user": USER_WEIGHT, "answer": ASSISTANT_WEIGHT}
 _WEIGHTS["tool_result"] = RESULT_WEIGHT
+_MORE = {"tool_result": TOOL_RESULT_TOKENS, "tool_use": TOOL_USE_TOKENS}
+_PICTURES = ("image", "input_image", "image_url", "document")
+
+
+Recent = deque[tuple[Sequence[Any], Sequence[Piece]]]
 
 
 class Body(NamedTuple):
-    """A request as its body tells it, ``model`` empty where it does not. ``inputs`` have the number of the piece that
-    they are; marks as in Wire. ``compacts`` where the request asks for a summary of the conversation.
+    """A request as its body tells it, ``model`` empty where it does not. ``inputs`` are what the client put in since
+    the last answer, with the number of the piece that each is; marks as in Wire. ``compacts`` where the request asks
+    for a summary of the conversation.
     """
 
-    model: str
-    stream: bool
-    pieces: list[Piece]
-    inputs: list[tuple[int, Input]]
-    marks: tuple[tuple[int, int], ...]
-    compacts: bool
-    hints: Hints | None
+    model: str = ""
+    stream: bool | None = None
+    pieces: Sequence[Piece] = ()
+    inputs: Sequence[tuple[int, Input]] = ()
+    marks: tuple[tuple[int, int], ...] = ()
+    compacts: bool = False
+    hints: Hints | None = None
 
 
 class Pieces:
-    """A prompt being taken apart. ``session`` is the client's own id of it, ``at_ns`` when it came."""
+    """A prompt being taken apart. ``session`` is the client's own id of it, ``at_ns`` when it came; ``recent`` are tool
+    lists taken apart before, most of a request by size, which rarely change.
+    """
 
-    def __init__(self, identity: Identity, at_ns: int, session: str, *, keep_text: bool = False) -> None:
+    def __init__(
+        self, identity: Identity, at_ns: int, session: str, *, keep_text: bool = False, recent: Recent | None = None
+    ) -> None:
         self._identity = identity
+        self._hash = identity.hash
         self._at_ns = at_ns
         self._session = session
         self._keep_text = keep_text
+        self._recent = deque() if recent is None else recent
+        self._since: list[tuple[int, Any]] = []
         self.pieces: list[Piece] = []
-        self.inputs: list[tuple[int, Input]] = []
         self.marks: list[tuple[int, int]] = []
         self.compacts = False
 
     def add(self, kind: str, block: Any) -> Piece:
         """One block of some kind, its cache mark with it."""
         piece = self.piece(kind, block)
+        if kind == "answer":
+            self._since.clear()
+        else:
+            self._since.append((len(self.pieces), block))
         self.pieces.append(piece)
-        if kind in ("user", "system", "tool_result"):
-            self.inputs += ((len(self.pieces) - 1, given) for given in self._inputs(piece, block))
-        if isinstance(block, dict):
-            self.mark(block.get("cache_control"))
+        if isinstance(block, dict) and "cache_control" in block:
+            self.mark(block["cache_control"])
         return piece
 
+    def tools(self, tools: Sequence[Any]) -> None:
+        """The list of tools."""
+        made = next((made for known, made in tuple(self._recent) if known == tools), None)
+        if made is None:
+            made = [self.piece("tools", tool) for tool in tools]
+            self._recent.appendleft((tools, made))
+        for tool, piece in zip(tools, made, strict=True):
+            self.pieces.append(piece)
+            self.mark(tool.get("cache_control"))
+
     def piece(self, kind: str, block: Any) -> Piece:
-        """A block as a piece. Only what a client writes itself can differ from its like in nothing but digits."""
+        """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
         content = content_bytes(block)
-        hash_ = self._identity.hash(content)
-        shape = self._identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
+        hash_ = self._hash(content)
+        shape = self._hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
         text = content.partition(b"\0")[2].decode("utf-8", "replace") if self._keep_text else None
         return Piece(kind, hash_, shape, _weight(kind, block, content), text)
 
@@ -143,22 +168,28 @@ class Pieces:
         told = string(body.get("model"))
         model = self._identity.model(told) if told else ""
         stream = body.get("stream") is True
-        return Body(model, stream, self.pieces, self.inputs, tuple(self.marks), self.compacts, hints(body))
+        inputs = [
+            (at, given)
+            for at, block in self._since
+            if (piece := self.pieces[at]).kind != "tools"
+            for given in self._inputs(piece, block)
+        ]
+        return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body))
 
 
 def _weight(kind: str, block: Any, content: bytes) -> float:
     """About how many tokens a block has."""
-    if _type(block) in ("image", "input_image", "image_url", "document"):
+    name = _type(block)
+    if name in _PICTURES:
         return IMAGE_TOKENS
-    more = {"tool_result": TOOL_RESULT_TOKENS, "tool_use": TOOL_USE_TOKENS}.get(_type(block), 0)
-    return len(content) * _WEIGHTS[kind] + more
+    return len(content) * _WEIGHTS[kind] + _MORE.get(name, 0)
 
 
 def _type(block: Any) -> str:
     return str(block.get("type")) if isinstance(block, dict) else ""
 
 
-def _listed(value: Any) -> Iterable[Any]:
+def _listed(value: Any) -> Sequence[Any]:
     """A list as it is, one thing alone, or nothing."""
     if value is None or value == "":
         return ()
@@ -167,8 +198,7 @@ def _listed(value: Any) -> Iterable[Any]:
 
 def messages(body: dict[str, Any], pieces: Pieces) -> Body:
     """The Messages API: tools come first, then system, then messages, some of which are the system's too."""
-    for tool in _listed(body.get("tools")):
-        pieces.add("tools", tool)
+    pieces.tools(_listed(body.get("tools")))
     for block in _listed(body.get("system")):
         pieces.add("system", block)
     for message in _listed(body["messages"]):
@@ -186,8 +216,7 @@ def _kind(role: str, block: Any) -> str:
 
 def chat(body: dict[str, Any], pieces: Pieces) -> Body:
     """The chat completions API."""
-    for tool in _listed(body.get("tools")):
-        pieces.add("tools", tool)
+    pieces.tools(_listed(body.get("tools")))
     for message in _listed(body["messages"]):
         role = message["role"]
         if role == "tool":
@@ -217,8 +246,7 @@ def _text(block: Any) -> Any:
 
 def responses(body: dict[str, Any], pieces: Pieces) -> Body:
     """The Responses API."""
-    for tool in _listed(body.get("tools")):
-        pieces.add("tools", tool)
+    pieces.tools(_listed(body.get("tools")))
     for block in _listed(body.get("instructions")):
         pieces.add("system", block)
     for entry in _listed(body.get("input")):

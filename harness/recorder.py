@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from keepwarm.harness.answers import Answer, decoded
-from keepwarm.harness.bodies import READERS, Body, Pieces
+from keepwarm.harness.bodies import READERS, Body, Pieces, Recent
 from keepwarm.harness.who import Client, Headers, client, flow, who
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.records import AnswerRecord, RecordJournal, RequestRecord
@@ -20,6 +21,7 @@ from keepwarm.traces.threads import Placed, Threads
 INLINE_BYTES = 1 << 18
 """Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
 MOST_BYTES = 64 << 20
+RECENT = 8
 
 _WALL_NS = time.time_ns() - time.monotonic_ns()
 
@@ -51,6 +53,7 @@ class Recorder:
         self.threads.recall(self.journal.found)
         self.journal.found.clear()
         self.next = 1 + max((record.number for record in requests), default=-1)
+        self.recent: Recent = deque(maxlen=RECENT)
         self.beside = ThreadPoolExecutor(1, "keepwarm record")
         self.calls = self.failed = self.lost = 0
         self.why_lost = ""
@@ -130,10 +133,17 @@ class Passing:
     def _take(self, body: bytes) -> Body | None:
         """The request's body taken apart; None where it is no request of its dialect."""
         try:
+            self._client = client(self._headers, {})
             told = orjson.loads(decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES))
             self._client = client(self._headers, told)
             recorder = self._recorder
-            pieces = Pieces(recorder.identity, self._at_ns, self._client.session, keep_text=recorder.keep_text)
+            pieces = Pieces(
+                recorder.identity,
+                self._at_ns,
+                self._client.session,
+                keep_text=recorder.keep_text,
+                recent=recorder.recent,
+            )
             return READERS[self._dialect](told, pieces)
         except Exception:  # whatever is wrong with it, it passes by
             return None
@@ -141,15 +151,13 @@ class Passing:
     def _place(self, body: Body | None) -> None:
         """Say whose the request is, and write it down."""
         recorder, threads = self._recorder, self._recorder.threads
-        if body is None:
-            body = Body("", False, [], [], (), False, None)
+        body = body or Body()
         told = who(self._client, recorder.identity, compacts=body.compacts)
         placed = self._placed = threads.place(told, body.pieces)
         self._number, recorder.next = recorder.next, recorder.next + 1
         self._warm = placed.origin == placed.thread
         recorder.broke = placed.broke or recorder.broke
-        since = max((at + 1 for at, piece in enumerate(body.pieces) if piece.kind == "answer"), default=0)
-        given = [one for piece, one in body.inputs if piece >= max(since, placed.keep)]
+        given = [one for piece, one in body.inputs if piece >= placed.keep]
         if any(one.tool_use for one in given):
             given = [one._replace(human=False) for one in given]
         record = RequestRecord(
@@ -158,7 +166,7 @@ class Passing:
             thread=placed.thread,
             origin=placed.origin,
             keep=placed.keep,
-            rest=body.pieces[placed.keep :],
+            rest=list(body.pieces[placed.keep :]),
             inputs=given,
             session=placed.session,
             agent=placed.agent,

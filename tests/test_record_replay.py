@@ -170,7 +170,8 @@ def test_a_recording_replays_as_it_was(played: Played, cluster: str, tmp_path: P
             assert read == max((alike(call.append, other.append) for other in begun), default=0)
             begun.append(call)
         elif call.prefix_break:
-            assert read == call.keep == tools
+            assert call.keep == tools
+            assert 0 <= read - call.keep <= 2  # two texts may by chance begin with the same words
         else:
             assert call.keep <= read <= call.keep + outputs[call.prompt_parent or ""]
     code, told = keepwarm_("report", tmp_path / "run", "--json")

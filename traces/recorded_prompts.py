@@ -82,7 +82,8 @@ class RecordedPrompt:
         cause = "model_switch" if switched else _cause(step, broke)
         self._tell_answer(step, wire)
         turn = Turn(step, start_ns, end_ns, growth, parent, cause, _marks(step, wire, self_held), broke)
-        self._last = self._seen[step.model] = _Seen(step.id, step.model, self_held)
+        model = step.model or (self._last.model if self._last else "")
+        self._last = self._seen[model] = _Seen(step.id, model, self_held)
         for given, tokens in zip(_uses(step), _results(self_held[at:]), strict=False):
             self.given[given] = tokens
         return turn
@@ -92,7 +93,7 @@ class RecordedPrompt:
         last = self._last
         if last is None:
             return None, [], False
-        if last.model == step.model:
+        if last.model == step.model or not step.model:  # a request that could not be read tells no model
             return last.call, last.held, False
         known = self._seen.get(step.model)
         return (last.call, [], True) if known is None else (known.call, known.held, True)

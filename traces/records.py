@@ -41,7 +41,7 @@ class RequestRecord(NamedTuple):
     role: str
     model: str
     dialect: str
-    stream: bool
+    stream: bool | None
     flow: str | None
     marks: tuple[tuple[int, int], ...]
     hints: Hints | None
@@ -114,10 +114,9 @@ class RecordJournal:
 
     def _append(self, value: Any) -> None:
         line = orjson.dumps(value, default=tuple) + b"\n"
-        size = os.fstat(self._file).st_size
         written = os.write(self._file, line)
         if written < len(line):
-            os.ftruncate(self._file, size)
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise OSError(28, "No space left on device")
 
     def close(self) -> None:

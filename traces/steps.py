@@ -96,7 +96,7 @@ class Wire(NamedTuple):
     """
 
     dialect: str
-    stream: bool
+    stream: bool | None
     keep: int
     rest: list[Piece]
     marks: tuple[tuple[int, int], ...]
