@@ -54,7 +54,7 @@ Recent = deque[tuple[Sequence[Any], Sequence[Piece]]]
 class Body(NamedTuple):
     """A request as its body tells it, ``model`` empty where it does not. ``inputs`` are what the client put in since
     the last answer, with the number of the piece that each is; marks as in Wire. ``compacts`` where the request asks
-    for a summary of the conversation.
+    for a summary of the conversation; the conversation comes after ``front`` pieces.
     """
 
     model: str = ""
@@ -64,11 +64,13 @@ class Body(NamedTuple):
     marks: tuple[tuple[int, int], ...] = ()
     compacts: bool = False
     hints: Hints | None = None
+    front: int = 0
 
 
 class Pieces:
     """A prompt being taken apart. ``session`` is the client's own id of it, ``at_ns`` when it came; ``recent`` are tool
-    lists taken apart before, most of a request by size, which rarely change.
+    lists taken apart before, most of a request by size, which rarely change. ``before`` is what the provider has of the
+    conversation already.
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class Pieces:
         self.pieces: list[Piece] = []
         self.marks: list[tuple[int, int]] = []
         self.compacts = False
+        self.before: Sequence[Piece] = ()
+        self.front = 0
 
     def add(self, kind: str, block: Any) -> Piece:
         """One block of some kind, its cache mark with it."""
@@ -174,7 +178,7 @@ class Pieces:
             if (piece := self.pieces[at]).kind != "tools"
             for given in self._inputs(piece, block)
         ]
-        return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body))
+        return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body), self.front)
 
 
 def _weight(kind: str, block: Any, content: bytes) -> float:
@@ -249,6 +253,8 @@ def responses(body: dict[str, Any], pieces: Pieces) -> Body:
     pieces.tools(_listed(body.get("tools")))
     for block in _listed(body.get("instructions")):
         pieces.add("system", block)
+    pieces.front = len(pieces.pieces)
+    pieces.pieces += pieces.before
     for entry in _listed(body.get("input")):
         for kind, block in item(entry):
             pieces.add(kind, block)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,13 +14,16 @@ import orjson
 from keepwarm.harness.answers import Answer, decoded
 from keepwarm.harness.bodies import READERS, Body, Pieces, Recent
 from keepwarm.harness.who import Client, Headers, client, flow, who
+from keepwarm.replayers.sse import string
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.records import AnswerRecord, RecordJournal, RequestRecord
+from keepwarm.traces.steps import Piece
 from keepwarm.traces.threads import Placed, Threads
 
 INLINE_BYTES = 1 << 18
 """Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
 MOST_BYTES = 64 << 20
+MOST_STORED = 1024
 RECENT = 8
 
 _WALL_NS = time.time_ns() - time.monotonic_ns()
@@ -54,6 +57,7 @@ class Recorder:
         self.journal.found.clear()
         self.next = 1 + max((record.number for record in requests), default=-1)
         self.recent: Recent = deque(maxlen=RECENT)
+        self.stored: OrderedDict[str, Sequence[Piece]] = OrderedDict()
         self.beside = ThreadPoolExecutor(1, "keepwarm record")
         self.calls = self.failed = self.lost = 0
         self.why_lost = ""
@@ -73,6 +77,12 @@ class Recorder:
             self.why_lost = error.strerror or str(error)
             return False
         return True
+
+    def store(self, ident: str, pieces: Sequence[Piece]) -> None:
+        """Remember a conversation up to an answer that its provider may keep, for requests that name it."""
+        self.stored[ident] = pieces
+        if len(self.stored) > MOST_STORED:
+            self.stored.popitem(last=False)
 
     def warm_hit_rate(self) -> float | None:
         """sum read / sum prompt over the calls that were not their agent's first."""
@@ -96,6 +106,7 @@ class Passing:
         self._size = 0
         self._client = Client()
         self._placed: Placed | None = None
+        self._pieces: Sequence[Piece] = ()
         self._warm = self._over = False
         self._number = -1
         self._taking: Future[Body | None] | None = None
@@ -144,6 +155,7 @@ class Passing:
                 keep_text=recorder.keep_text,
                 recent=recorder.recent,
             )
+            pieces.before = recorder.stored.get(string(told.get("previous_response_id")) or "", ())
             return READERS[self._dialect](told, pieces)
         except Exception:  # whatever is wrong with it, it passes by
             return None
@@ -152,6 +164,7 @@ class Passing:
         """Say whose the request is, and write it down."""
         recorder, threads = self._recorder, self._recorder.threads
         body = body or Body()
+        self._pieces = body.pieces[body.front :]
         told = who(self._client, recorder.identity, compacts=body.compacts)
         placed = self._placed = threads.place(told, body.pieces)
         self._number, recorder.next = recorder.next, recorder.next + 1
@@ -206,6 +219,8 @@ class Passing:
             record = AnswerRecord(self._number, end_ns, error=error or "reset")
         else:
             record = self._told(self._answer, end_ns, error)
+            if self._dialect == "responses" and self._answer.reader.ident:
+                recorder.store(self._answer.reader.ident, (*self._pieces, *record.said))
         recorder.threads.answered(self._placed.thread, record.tools)
         if self._number < 0 or not recorder.write(record):
             return

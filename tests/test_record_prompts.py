@@ -10,7 +10,7 @@ import pytest
 from dialects import DIALECTS, Result, Said, Tokens, Turn, Use, assistant, request, user
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recording import Recording, Reply, Talk, numbered, recording, refuses, says
+from recording import Asked, Recording, Reply, Talk, numbered, recording, refuses, says
 
 from keepwarm.traces.model import Call, PrefixBreak, Segment
 
@@ -276,3 +276,25 @@ def test_numbers_tell_calls_apart(tmp_path: Path) -> None:
     with recording(tmp_path, talk.script) as made:
         asked = [talk.ask(made, [user(f"Question {n}.")]) for n in range(3)]
     assert sorted(numbered(made)) == asked == [1, 2, 3]
+
+
+def test_a_conversation_that_the_provider_keeps_is_known(tmp_path: Path) -> None:
+    """Requests that name an earlier answer hold its conversation, and are one agent's; instructions are not kept."""
+    prompts = iter((100, 160, 230))
+
+    def script(asked: Asked) -> Reply:
+        told = asked.json()
+        ident = f"resp {told.get('previous_response_id')}"
+        answer = Said(("Yes.",), Tokens(next(prompts), output=9), id=ident)
+        return says("responses", answer)
+
+    with recording(tmp_path, script) as made:
+        before = None
+        for words in ("One.", "Two.", "Three."):
+            body = {"model": "m", "instructions": "Be brief.", "input": [{"role": "user", "content": words}]}
+            before = made.ask("responses", body | ({"previous_response_id": before} if before else {})).json()["id"]
+    first, second, third = made.calls
+    assert {call.agent for call in made.calls} == {first.agent}
+    assert [call.keep for call in made.calls] == [0, 100, 160]
+    assert [call.prompt_parent for call in made.calls] == [None, first.call, second.call]
+    assert [(s.kind, s.answer_of) for s in third.append] == [("answer", second.call), ("user", None)]
