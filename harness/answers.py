@@ -16,17 +16,12 @@ from keepwarm.harness.bodies import Pieces, item, said
 from keepwarm.replayers import chat, messages, responses
 from keepwarm.replayers.sse import Events, Heard, failure, fault, part, string
 from keepwarm.traces.identity import Identity, content_bytes
-from keepwarm.traces.model import STOP_REASONS
+from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
 from keepwarm.traces.records import AnswerRecord
 from keepwarm.traces.steps import Asked, Usage
 
 Said = list[tuple[Any, int]]
 """What an answer said: its blocks, each with the time when it was whole."""
-
-_MISSES = (
-    *("model_changed", "system_changed", "tools_changed", "messages_changed"),
-    *("previous_message_not_found", "unavailable"),
-)
 
 
 class Reader(Protocol):
@@ -254,7 +249,7 @@ class Answer:
             output=told.get("output"),
             reasoning=told.get("reasoning"),
             stop_reason=_one_of(reader.heard.stop_reason, STOP_REASONS),
-            miss_reason=_one_of(reader.miss, _MISSES),
+            miss_reason=_one_of(reader.miss, MISS_REASONS),
             said=tuple(pieces.piece("answer", block) for block, _ in said),
             tools=tuple(
                 _asked(block, at_ns, identity, session)

@@ -74,7 +74,7 @@ class Pieces:
     """
 
     def __init__(
-        self, identity: Identity, at_ns: int, session: str, *, keep_text: bool = False, recent: Recent | None = None
+        self, identity: Identity, at_ns: int, session: str, keep_text: bool = False, recent: Recent | None = None
     ) -> None:
         self._identity = identity
         self._hash = identity.hash

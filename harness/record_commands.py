@@ -21,7 +21,7 @@ from keepwarm.harness.routes import route
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
-from keepwarm.traces.recorded import Closed, close_journal
+from keepwarm.traces.recorded import close_journal
 from keepwarm.traces.records import RecordJournal
 
 GRACE_S = 30.0
@@ -91,7 +91,7 @@ def record(
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
         code, held = _recorded(Proxy(routes, recorder, token=token, tls=tls), address, command), recorder.journal
     with closing(held or RecordJournal(journal, new_salt())):
-        _tell(_closed(journal, out, flow), out)
+        _close(journal, out, flow)
     sys.exit(code)
 
 
@@ -150,12 +150,12 @@ def _token(name: str | None, listen: str) -> str | None:
     if name and not token:
         raise InputError(f"environment variable {name}: expected a token, found nothing")
     host = _address(listen)[0]
-    with suppress(ValueError):
-        if token is None and not ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback:
-            raise InputError(f"--listen {listen}: anyone who reaches it could use it: set --token-env")
-        return token
-    if token is None:
-        raise InputError(f"--listen {listen}: not an address of loopback: set --token-env")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if token is None and not loopback:
+        raise InputError(f"--listen {listen}: anyone who reaches it could use it: set --token-env")
     return token
 
 
@@ -194,7 +194,7 @@ async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...]) -
 
 
 async def _run(command: tuple[str, ...], base: str, stop: asyncio.Event) -> int:
-    """Run an agent to its end; an interrupt reaches it by itself, a request to end is passed on."""
+    """Run an agent to its end; a signal reaches most by itself, and is passed on a while later."""
     told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     direct = dict.fromkeys(("no_proxy", "NO_PROXY"), f"{told},127.0.0.1,localhost".strip(","))
     env = os.environ | direct | {"ANTHROPIC_BASE_URL": base, "OPENAI_BASE_URL": f"{base}/v1"}
@@ -239,7 +239,7 @@ async def _live(recorder: Recorder) -> None:
 
 def live_line(recorder: Recorder) -> str:
     """What there is so far, in one line."""
-    rate = recorder.warm_hit_rate()
+    rate = recorder.read / recorder.prompt if recorder.prompt else None
     parts = [f"{recorder.calls:,} calls", f"{recorder.threads.agents:,} agents"]
     parts.append("warm_hit_rate unknown" if rate is None else f"warm_hit_rate {rate:.2%}")
     if recorder.failed:
@@ -249,7 +249,7 @@ def live_line(recorder: Recorder) -> str:
     return " · ".join([*parts, f"last break: {recorder.broke or 'none'}"])
 
 
-def _closed(journal: Path, out: Path, flow: str | None) -> Closed:
+def _close(journal: Path, out: Path, flow: str | None) -> None:
     """Make the trace, for its owner's eyes, and destroy the journal with its salt."""
     before = os.umask(0o077)
     try:
@@ -257,9 +257,5 @@ def _closed(journal: Path, out: Path, flow: str | None) -> Closed:
     finally:
         os.umask(before)
     journal.unlink()
-    return closed
-
-
-def _tell(closed: Closed, out: Path) -> None:
     unanswered = f"; {closed.unanswered:,} requests had no answer when it ended" if closed.unanswered else ""
     click.echo(f"{out}: {closed.sessions:,} sessions, {closed.calls:,} calls{unanswered}", err=True)

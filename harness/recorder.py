@@ -43,7 +43,9 @@ def dialect_of(method: str, path: str) -> str | None:
 
 
 class Recorder:
-    """Keeps what passes by in a journal; counts it for the live line. ``lost`` calls could not be written."""
+    """Keeps what passes by in a journal; counts it for the live line. ``lost`` calls could not be written; ``read`` and
+    ``prompt`` are tokens of the calls that were not their agent's first.
+    """
 
     def __init__(self, journal: Path, salt: bytes, *, keep_text: bool = False, flow: str | None = None) -> None:
         self.journal = RecordJournal(journal, salt)
@@ -83,10 +85,6 @@ class Recorder:
         self.stored[ident] = pieces
         if len(self.stored) > MOST_STORED:
             self.stored.popitem(last=False)
-
-    def warm_hit_rate(self) -> float | None:
-        """sum read / sum prompt over the calls that were not their agent's first."""
-        return self.read / self.prompt if self.prompt else None
 
     def close(self) -> None:
         """No more calls."""
@@ -148,13 +146,7 @@ class Passing:
             told = orjson.loads(decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES))
             self._client = client(self._headers, told)
             recorder = self._recorder
-            pieces = Pieces(
-                recorder.identity,
-                self._at_ns,
-                self._client.session,
-                keep_text=recorder.keep_text,
-                recent=recorder.recent,
-            )
+            pieces = Pieces(recorder.identity, self._at_ns, self._client.session, recorder.keep_text, recorder.recent)
             pieces.before = recorder.stored.get(string(told.get("previous_response_id")) or "", ())
             return READERS[self._dialect](told, pieces)
         except Exception:  # whatever is wrong with it, it passes by
@@ -174,17 +166,11 @@ class Passing:
         if any(one.tool_use for one in given):
             given = [one._replace(human=False) for one in given]
         record = RequestRecord(
-            number=self._number,
-            at_ns=self._at_ns,
-            thread=placed.thread,
-            origin=placed.origin,
-            keep=placed.keep,
+            self._number,
+            self._at_ns,
+            *placed[:7],
             rest=list(body.pieces[placed.keep :]),
             inputs=given,
-            session=placed.session,
-            agent=placed.agent,
-            parent=placed.parent,
-            role=placed.role,
             model=body.model,
             dialect=self._dialect,
             stream=body.stream,

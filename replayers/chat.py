@@ -47,13 +47,18 @@ def body(
 
 
 def usage(told: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The API's token account in outcome columns. ``prompt_tokens`` are all of the prompt; what was not reported is
+    """The API's token account in outcome columns."""
+    return openai_account(told, "prompt", "completion")
+
+
+def openai_account(told: Mapping[str, Any] | None, prompt_name: str, output_name: str) -> dict[str, Any]:
+    """An account in which ``<prompt_name>_tokens`` are all of the prompt, in outcome columns; what was not reported is
     None; writes have no TTL that the API would tell.
     """
-    prompt = count(told.get("prompt_tokens")) if told else None
+    prompt = count(told.get(f"{prompt_name}_tokens")) if told else None
     if told is None or prompt is None:
         return {"usage_source": "absent", "write_source": "absent"}
-    details = part(told, "prompt_tokens_details")
+    details = part(told, f"{prompt_name}_tokens_details")
     read = count(details.get("cached_tokens"))
     written = next((tokens for name in WRITES if (tokens := count(details.get(name))) is not None), None)
     return {
@@ -61,8 +66,8 @@ def usage(told: Mapping[str, Any] | None) -> dict[str, Any]:
         "uncached": None if read is None else max(prompt - read - (written or 0), 0),
         "cache_read": read,
         "cache_write_other": written,
-        "output": count(told.get("completion_tokens")),
-        "reasoning": count(part(told, "completion_tokens_details").get("reasoning_tokens")),
+        "output": count(told.get(f"{output_name}_tokens")),
+        "reasoning": count(part(told, f"{output_name}_tokens_details").get("reasoning_tokens")),
         "usage_source": "reported",
         "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
     }

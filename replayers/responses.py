@@ -7,26 +7,13 @@ from typing import Any
 
 import orjson
 
-from keepwarm.replayers.sse import Heard, count, fault, part, string
+from keepwarm.replayers.chat import openai_account
+from keepwarm.replayers.sse import Heard, fault, part, string
 
 
 def usage(told: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The API's token account in outcome columns. ``input_tokens`` are all of the prompt; the unreported is None."""
-    prompt = count(told.get("input_tokens")) if told else None
-    if told is None or prompt is None:
-        return {"usage_source": "absent", "write_source": "absent"}
-    details = part(told, "input_tokens_details")
-    read, written = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
-    return {
-        "prompt": prompt,
-        "uncached": None if read is None else max(prompt - read - (written or 0), 0),
-        "cache_read": read,
-        "cache_write_other": written,
-        "output": count(told.get("output_tokens")),
-        "reasoning": count(part(told, "output_tokens_details").get("reasoning_tokens")),
-        "usage_source": "reported",
-        "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
-    }
+    """The API's token account in outcome columns."""
+    return openai_account(told, "input", "output")
 
 
 class Reader:

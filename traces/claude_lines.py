@@ -14,7 +14,7 @@ import orjson
 
 from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time_ns, tokens, usage
 from keepwarm.traces.identity import Identity, content_bytes
-from keepwarm.traces.model import STOP_REASONS
+from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
 from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, flow_of
 from keepwarm.traces.thread import (
     ASSISTANT_WEIGHT,
@@ -24,10 +24,6 @@ from keepwarm.traces.thread import (
     TOOL_USE_TOKENS,
     USER_WEIGHT,
 )
-
-_REASONS = "model_changed system_changed tools_changed messages_changed previous_message_not_found unavailable"
-MISS_REASONS = frozenset(_REASONS.split())
-"""What the provider's diagnostics say of a cache miss."""
 
 TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""

@@ -67,7 +67,7 @@ class AgentPrompt:
     ) -> None:
         self.thread = Thread(fresh)
         self.given: dict[str, int] = {}
-        self.breaks = 0
+        self.breaks = self.hidden = self.scaled = 0
         self._leads = leads
         self._hash_answer = hash_answer
         self._informed = informed
@@ -75,16 +75,6 @@ class AgentPrompt:
         self._ttl_s = TTL_5M
         self._resets = 0
         self._seen: dict[str, tuple[str, int, int]] = {}
-
-    @property
-    def hidden(self) -> int:
-        """Tokens that no visible block explains."""
-        return self.thread.hidden
-
-    @property
-    def scaled(self) -> int:
-        """Tokens that visible blocks had too many."""
-        return self.thread.scaled
 
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
@@ -101,6 +91,7 @@ class AgentPrompt:
         turn = self._last = Turn(step, start_ns, end_ns, growth, parent, change, marks)
         self._seen[step.model] = step.id, self.thread.tokens, self._resets
         self.given |= self.thread.given
+        self.hidden, self.scaled = self.thread.hidden, self.thread.scaled
         return turn
 
     def _grow(self, step: Step, start_ns: int) -> tuple[Growth, str | None, str | None]:

@@ -4,8 +4,6 @@ the tools' times as the client logged them. On the wire a tool's result is only 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import After, Call, ToolUse
 from keepwarm.traces.store import TraceWriter, read_calls, read_meta
@@ -20,17 +18,13 @@ def join_traces(recording: str, transcript: str, out: str, *, version: str) -> t
     both = 0
     notes = {**read_meta(recording).notes, "joined": True}
     with TraceWriter(out, producer="record", version=version, tokens="reported", notes=notes) as writer:
-        for call, log in _beside(recording, logged):
+        for call in read_calls(recording):
+            log = logged.get(call.call)
             both += log is not None
             writer.add(call if log is None else _joined(call, log))
         if not both:
             raise InputError(f"{recording}: has no call of these transcripts: make both with the same --salt-file")
     return writer.calls, both
-
-
-def _beside(recording: str, logged: dict[str, Call]) -> Iterator[tuple[Call, Call | None]]:
-    for call in read_calls(recording):
-        yield call, logged.get(call.call)
 
 
 def _joined(call: Call, log: Call) -> Call:

@@ -31,6 +31,8 @@ _STOPS = """
     max_output_tokens incomplete failed cancelled in_progress queued
 """
 STOP_REASONS = frozenset(_STOPS.split())
+_MISSES = "model_changed system_changed tools_changed messages_changed previous_message_not_found unavailable"
+MISS_REASONS = frozenset(_MISSES.split())
 """What the APIs and the servers that speak them say. A word that none of them is known to say may tell anything: it is
 kept as ``other``.
 """

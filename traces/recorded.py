@@ -79,22 +79,7 @@ class _Agent:
         keep = common(self._pieces, asked.pieces)
         known = {piece.hash for piece in self._pieces} if self.summary else ()
         attempts = [Attempt(one.record.at_ns, told.end_ns, told.status, told.error) for one, told in tries]
-        wire = Wire(
-            dialect=record.dialect,
-            stream=record.stream,
-            keep=keep,
-            rest=asked.pieces[keep:],
-            marks=record.marks,
-            said=answer.said,
-            write_source=answer.write_source,
-            reasoning=answer.reasoning,
-            first_byte_ns=answer.first_byte_ns,
-            first_token_ns=answer.first_token_ns,
-            status=answer.status,
-            error=answer.error,
-            hints=record.hints,
-            attempts=tuple(attempts) if len(attempts) > 1 else (),
-        )
+        wire = Wire(record, answer, keep, asked.pieces[keep:], tuple(attempts) if len(attempts) > 1 else ())
         return Step(
             id=answer.call or self._identity.name("call", self.stream.agent, str(record.number), str(record.at_ns)),
             model=record.model,

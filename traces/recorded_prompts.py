@@ -60,9 +60,7 @@ class RecordedPrompt:
         self._seen: dict[str, _Seen] = {}
         self._answers: dict[int, tuple[int, str]] = {}
         self.given: dict[str, int] = {}
-        self.breaks = 0
-        self.hidden = 0
-        self.scaled = 0
+        self.breaks = self.hidden = self.scaled = 0
 
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's last turn left its prompt."""
@@ -138,7 +136,7 @@ class RecordedPrompt:
 
     def _tell_answer(self, step: Step, wire: Wire) -> None:
         """Note how large the answer's pieces are, for the prompts that will hold them."""
-        blocks = [Block(piece.hash, piece.weight, "answer") for piece in wire.said]
+        blocks = [Block(piece.hash, piece.weight, "answer") for piece in wire.answer.said]
         sizes = [round(b.weight) for b in blocks] if step.output is None else filled(step.output, blocks)
         self._answers |= {block.hash: (size, step.id) for block, size in zip(blocks, sizes, strict=True)}
 
@@ -166,7 +164,7 @@ def _marks(step: Step, wire: Wire, held: Sequence[_Held]) -> tuple[Breakpoint, .
     if step.usage and step.usage.read_told and step.usage.uncached < step.usage.prompt:
         most = step.usage.prompt - step.usage.uncached
     marks: dict[int, int] = {}
-    for pieces, ttl_s in wire.marks:
+    for pieces, ttl_s in wire.request.marks:
         at = sum(one.segment.tokens for one in held[:pieces])
         at = at if most is None else min(at, most)
         marks[at] = max(ttl_s, marks.get(at, 0))

@@ -33,12 +33,12 @@ class RequestRecord(NamedTuple):
     thread: int
     origin: int | None
     keep: int
-    rest: list[Piece]
-    inputs: list[Input]
     session: str
     agent: str
     parent: str | None
     role: str
+    rest: list[Piece]
+    inputs: list[Input]
     model: str
     dialect: str
     stream: bool | None

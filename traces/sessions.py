@@ -257,16 +257,17 @@ class SessionBuilder:
 
     def _seen(self, wire: Wire) -> dict[str, Any]:
         """What the wire told of a call beyond what a log does, in trace columns."""
-        times = {"first_byte_ns": wire.first_byte_ns, "first_token_ns": wire.first_token_ns}
+        request, answer = wire.request, wire.answer
         attempts = [
             tried._replace(sent_ns=tried.sent_ns - self._origin, done_ns=(tried.done_ns or 0) - self._origin)
             for tried in wire.attempts
         ]
         return {
-            **{name: None if at_ns is None else at_ns - self._origin for name, at_ns in times.items()},
-            **{name: getattr(wire, name) for name in ("dialect", "stream", "status", "error", "hints", "reasoning")},
-            "write_source": wire.write_source,
-            "retries": max(len(wire.attempts) - 1, 0),
+            "first_byte_ns": None if answer.first_byte_ns is None else answer.first_byte_ns - self._origin,
+            "first_token_ns": None if answer.first_token_ns is None else answer.first_token_ns - self._origin,
+            **{name: getattr(request, name) for name in ("dialect", "stream", "hints")},
+            **{name: getattr(answer, name) for name in ("status", "error", "reasoning", "write_source")},
+            "retries": max(len(attempts) - 1, 0),
             "attempts": tuple(attempts),
         }
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from keepwarm.traces.model import Attempt, Hints
+from keepwarm.traces.model import Attempt
+
+if TYPE_CHECKING:
+    from keepwarm.traces.records import AnswerRecord, RequestRecord
 
 OWN_FILE, PROGRESS, INLINE = 0, 1, 2
 """Where a sub-agent's lines stand; the first that has a message is believed."""
@@ -89,25 +92,14 @@ class Piece(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """What is known of a step that was seen on the wire.
-
-    The prompt is the first ``keep`` pieces of the agent's last one and then ``rest``; ``marks`` are cache_control marks
-    as (pieces up to and with the marked one, TTL in seconds). ``said`` are the answer's pieces. Times as in the step.
+    """What a recorder saw of a step: the request and answer that were its last try, and its tries where there were
+    several. The prompt is the first ``keep`` pieces of the agent's last one and then ``rest``.
     """
 
-    dialect: str
-    stream: bool | None
+    request: RequestRecord
+    answer: AnswerRecord
     keep: int
     rest: list[Piece]
-    marks: tuple[tuple[int, int], ...]
-    said: tuple[Piece, ...]
-    write_source: str
-    reasoning: int | None
-    first_byte_ns: int | None
-    first_token_ns: int | None
-    status: int | None
-    error: str | None
-    hints: Hints | None
     attempts: tuple[Attempt, ...]
 
 

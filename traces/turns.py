@@ -32,12 +32,8 @@ class Prompt(Protocol):
 
     given: dict[str, int]
     breaks: int
-
-    @property
-    def hidden(self) -> int: ...
-
-    @property
-    def scaled(self) -> int: ...
+    hidden: int
+    scaled: int
 
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
