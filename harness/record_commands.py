@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
+import shutil
 import signal
 import ssl
 import sys
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +20,7 @@ import click
 
 from keepwarm.harness.proxy import Proxy
 from keepwarm.harness.recorder import Recorder
-from keepwarm.harness.routes import route
+from keepwarm.harness.routes import Route, route
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
@@ -79,19 +82,23 @@ def record(
     the end of COMMAND, makes the trace of it. A recorder that was killed goes on with its journal when started again.
     """
     if run != bool(command):
-        raise click.UsageError("--run needs a COMMAND, and a COMMAND needs --run")
+        raise click.UsageError("--run needs a COMMAND, and a COMMAND needs --run; options come before it")
     out = _place(output)
+    if salt_file and (out != Path(output) or salt_file == out):
+        raise click.UsageError("--salt-file needs a TRACE of its own: in a directory, sessions could lie in two files")
     journal = out.with_name(out.name + ".journal")
     if not upstream and not journal.exists():
         raise click.UsageError(f"--upstream is needed: there is no {journal} to close")
     code, held = 0, None
     if upstream:
-        routes, address, token = [route(told) for told in upstream], _address(listen), _token(token_env, listen)
+        routes, address, token = _routes(upstream), _address(listen), _token(token_env, listen)
+        bases = _bases(routes) if command else {}
         tls, salt = _tls(ca_file), salt_from_file(salt_file) if salt_file else new_salt()
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
-        code, held = _recorded(Proxy(routes, recorder, token=token, tls=tls), address, command), recorder.journal
+        proxy = Proxy(routes, recorder, token=token, tls=tls)
+        code, held = _recorded(proxy, address, command, bases), recorder.journal
     with closing(held or RecordJournal(journal, new_salt())):
-        _close(journal, out, flow)
+        _close(journal, out, flow, held is not None and not recorder.next)
     sys.exit(code)
 
 
@@ -105,14 +112,33 @@ def _tls(ca_file: str | None) -> ssl.SSLContext:
     return tls
 
 
-def _recorded(proxy: Proxy, address: tuple[str, int], command: tuple[str, ...]) -> int:
+def _routes(upstream: Sequence[str]) -> list[Route]:
+    routes = [route(told) for told in upstream]
+    if len({(one.prefix, one.header, one.value) for one in routes}) < len(routes):
+        raise InputError("--upstream: two take the same requests: give one of them a /prefix= or header:value=")
+    return routes
+
+
+def _bases(routes: Sequence[Route]) -> dict[str, str]:
+    """Where a command that is run finds each API: under the prefix that has its name, or the only one that fits."""
+    plain = [one.prefix for one in routes if not one.header]
+    bases = {}
+    for name, tail in (("anthropic", ""), ("openai", "/v1")):
+        named = [prefix for prefix in plain if name in prefix] or ([""] if "" in plain else plain)
+        if len(named) != 1:
+            raise InputError(f"--run: which --upstream is for {name.upper()}_BASE_URL? Name its prefix /{name}")
+        bases[f"{name.upper()}_BASE_URL"] = named[0] + tail
+    return bases
+
+
+def _recorded(proxy: Proxy, address: tuple[str, int], command: tuple[str, ...], bases: dict[str, str]) -> int:
     """Record until the end; the exit code. The journal is still held then; one in which nothing stands is not left."""
     recorder = proxy.recorder
     if recorder.found:
         path = recorder.journal.path
         click.echo(f"going on with {path}: {recorder.found:,} records of a recorder that was stopped", err=True)
     try:
-        code = asyncio.run(_serve(proxy, *address, command))
+        code = asyncio.run(_serve(proxy, *address, command, bases))
     except InputError:
         if not recorder.next:
             recorder.journal.path.unlink()
@@ -130,7 +156,7 @@ def _place(output: str) -> Path:
     if path.is_dir() or output.endswith("/"):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         left = sorted(path.glob("*.parquet.journal"))
-        named = f"recorded-{datetime.now(UTC):%Y%m%dT%H%M%S}.parquet"
+        named = f"recorded-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.parquet"
         return left[0].with_suffix("") if left else path / named
     if path.exists() and not path.with_name(path.name + ".journal").exists():  # else its closing was cut off
         raise InputError(f"{output}: is there already: give another name, or a directory to add to")
@@ -147,8 +173,8 @@ def _address(listen: str) -> tuple[str, int]:
 def _token(name: str | None, listen: str) -> str | None:
     """The token clients must show; InputError where one is needed and there is none."""
     token = os.environ.get(name, "") if name else None
-    if name and not token:
-        raise InputError(f"environment variable {name}: expected a token, found nothing")
+    if token is not None and not re.fullmatch(r"[\w.~-]+", token, re.ASCII):
+        raise InputError(f"environment variable {name}: expected a token that fits in a URL: letters, digits, ._~-")
     host = _address(listen)[0]
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -159,7 +185,7 @@ def _token(name: str | None, listen: str) -> str | None:
     return token
 
 
-async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...]) -> int:
+async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...], bases: dict[str, str]) -> int:
     """Serve until a signal, or the command's end; the exit code."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     try:
@@ -168,6 +194,8 @@ async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...]) -
         raise InputError(f"cannot listen on {host}:{port}: {error}") from error
     bound = server.sockets[0].getsockname()[1]
     shown = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+    if any(one.port == bound and one.host in (host, "localhost") for one in proxy.routes):
+        raise InputError(f"upstream {shown}: is this recorder itself")
     click.echo(f"keepwarm record: listening on {shown}", err=True)
     live = loop.create_task(_live(proxy.recorder)) if sys.stderr.isatty() and not command else None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -175,7 +203,8 @@ async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...]) -
     code = 0
     try:
         if command:
-            code = await _run(command, f"{shown}/{proxy.token}" if proxy.token else shown, stop)
+            base = f"{shown}/{proxy.token}" if proxy.token else shown
+            code = await _run(command, {name: base + path for name, path in bases.items()}, stop)
         else:
             await stop.wait()
     finally:
@@ -193,13 +222,13 @@ async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...]) -
     return code
 
 
-async def _run(command: tuple[str, ...], base: str, stop: asyncio.Event) -> int:
+async def _run(command: tuple[str, ...], bases: dict[str, str], stop: asyncio.Event) -> int:
     """Run an agent to its end; a signal reaches most by itself, and is passed on a while later."""
     told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     direct = dict.fromkeys(("no_proxy", "NO_PROXY"), f"{told},127.0.0.1,localhost".strip(","))
-    env = os.environ | direct | {"ANTHROPIC_BASE_URL": base, "OPENAI_BASE_URL": f"{base}/v1"}
+    env = os.environ | direct | bases
     if Path(command[0]).name == "codex":  # it takes no base URL from the environment
-        command = (command[0], "-c", f'openai_base_url="{base}/v1"', *command[1:])
+        command = (command[0], "-c", f'openai_base_url="{bases["OPENAI_BASE_URL"]}"', *command[1:])
     try:
         child = await asyncio.create_subprocess_exec(*command, env=env)
     except OSError as error:
@@ -233,7 +262,8 @@ async def _drained(proxy: Proxy, stop: asyncio.Event) -> None:
 
 async def _live(recorder: Recorder) -> None:
     while True:
-        click.echo(f"\r\x1b[2K{live_line(recorder)}", err=True, nl=False)
+        told = live_line(recorder)[: shutil.get_terminal_size().columns - 1]
+        click.echo(f"\r\x1b[2K{told}", err=True, nl=False)
         await asyncio.sleep(LIVE_S)
 
 
@@ -249,8 +279,12 @@ def live_line(recorder: Recorder) -> str:
     return " · ".join([*parts, f"last break: {recorder.broke or 'none'}"])
 
 
-def _close(journal: Path, out: Path, flow: str | None) -> None:
+def _close(journal: Path, out: Path, flow: str | None, empty: bool) -> None:
     """Make the trace, for its owner's eyes, and destroy the journal with its salt."""
+    if empty:
+        journal.unlink()
+        click.echo("no call was recorded: no trace is written", err=True)
+        return
     before = os.umask(0o077)
     try:
         closed = close_journal(journal, str(out), version=version("keepwarm"), flow=flow)

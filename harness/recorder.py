@@ -207,7 +207,7 @@ class Passing:
             record = self._told(self._answer, end_ns, error)
             if self._dialect == "responses" and self._answer.reader.ident:
                 recorder.store(self._answer.reader.ident, (*self._pieces, *record.said))
-        recorder.threads.answered(self._placed.thread, record.tools)
+        recorder.threads.answered(self._placed.thread, record)
         if self._number < 0 or not recorder.write(record):
             return
         recorder.calls += 1

@@ -73,8 +73,10 @@ def import_(
     run, default = IMPORTERS[source]
     if path == "":
         raise InputError("PATH is empty: give a folder or a file, or leave it out for your own folder")
-    if join is not None and salt_file is None:
+    if join is not None and (salt_file is None or not salt_file.exists()):
         raise click.UsageError("--join needs the recording's --salt-file: without it no identity agrees")
+    if join is not None and Path(join) == Path(output):
+        raise InputError(f"{output}: is the recording to be joined: give another output")
     salt = salt_from_file(salt_file) if salt_file else new_salt()
     informed = prefix_breaks == "recorded"
     with progress("reading") as told, TemporaryDirectory() as beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,10 @@ from keepwarm.traces.threads import Who
 
 Headers = Mapping[str, str]
 """Header values by lower-case name."""
+
+
+_SESSION = re.compile(r"_session_([0-9a-f-]{36})$")
+"""How older Claude Code ended its ``user_id``."""
 
 
 class Client(NamedTuple):
@@ -41,8 +46,9 @@ def client(headers: Headers, body: dict[str, Any]) -> Client:
         if session := get(f"{name}-session-id"):
             above = get(f"{name}-parent-session-id", "")
             return Client(session, above="" if above == session else above)
-    user = _json(part(body, "metadata").get("user_id"))
-    return Client(string(body.get("prompt_cache_key")) or string(user.get("session_id")) or "")
+    user = string(part(body, "metadata").get("user_id")) or ""
+    named = _SESSION.search(user)
+    return Client(string(_json(user).get("session_id")) or (named[1] if named else ""))
 
 
 def _json(text: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from keepwarm.reports import losses, metrics
 from keepwarm.reports.frame import load_recording, provenance
-from keepwarm.reports.validity import validity
+from keepwarm.reports.validity import failures, validity
 from keepwarm.traces.store import read_trace_table
 
 TOP_TOOLS = 10
@@ -29,6 +29,7 @@ def inspect_summary(path: str) -> dict[str, Any]:
         **metrics.of(loaded.rows),
         **metrics.whole(loaded, linked),
         **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},
+        "failures": failures(loaded.rows),
         "losses": losses.table(linked, provider=True),
         "breaks": breaks(linked),
         "gaps": gaps(loaded.rows),
@@ -40,18 +41,21 @@ def inspect_summary(path: str) -> dict[str, Any]:
 
 
 def breaks(linked: pl.DataFrame) -> list[dict[str, Any]]:
-    """Where prompts left their agent's previous one, grouped by the first segment that differs: its kind, position and
-    size (p50), how it differs; calls, agents, and tokens of the previous prompts that lay behind it, most first.
+    """Where prompts left their agent's previous one, grouped by the first segment that differs: its kind and how it
+    differs, its positions and size (p50); calls, agents, and tokens of the previous prompts that lay behind it, most
+    first.
     """
     broken = linked.filter(pl.col("prefix_break").is_not_null()).unnest("prefix_break")
     behind = pl.col("prev_prompt") - pl.min_horizontal("at", "prev_prompt")
-    groups = broken.group_by("role", "kind", "position", "change").agg(
+    groups = broken.group_by("role", "kind", "change").agg(
+        first_position=pl.col("position").min(),
+        last_position=pl.col("position").max(),
         tokens=pl.col("tokens").quantile(0.5, "equiprobable").cast(pl.Int64),
         calls=pl.len(),
         agents=pl.col("agent_no").n_unique(),
         tokens_behind=pl.when(behind.count() > 0).then(behind.sum()),
     )
-    return groups.sort("tokens_behind", "role", "kind", "position", descending=[True, False, False, False]).to_dicts()
+    return groups.sort("tokens_behind", "role", "kind", "change", descending=[True, False, False, False]).to_dicts()
 
 
 def _percentiles(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:

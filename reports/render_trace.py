@@ -61,13 +61,16 @@ def breaks(out: Console, report: dict[str, Any]) -> None:
     """Why prefixes broke, where the recording saw it."""
     rows = [
         [
-            words(row["kind"], row["position"], row["change"]),
+            words(row["kind"], row["first_position"], row["last_position"], row["change"]),
             row["role"],
             *(count(row[key]) for key in ("tokens", "calls", "agents", "tokens_behind")),
         ]
         for row in report["breaks"][:TOP_BREAKS]
     ]
-    if rows:
+    if report["about"]["producer"] == "record" and not rows:
+        line(out, "")
+        line(out, "No prefix broke: every prompt goes on from its agent's previous one")
+    elif rows:
         heads = ("first segment that differs", "role", "its tokens", "calls", "agents", "tokens behind it")
         table(out, "Why prefixes broke (against the agent's previous prompt)", heads, rows, words=2)
 
@@ -79,6 +82,7 @@ def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")
     shape(out, report)
     render.figures(out, report)
     render.groups(out, report, by)
+    render.failures(out, report)
     render.losses(out, report)
     breaks(out, report)
     gaps(out, report)

@@ -75,18 +75,28 @@ def mode(path: Path) -> int:
         (["--upstream", "http://a", "--listen", "0.0.0.0:0"], "set --token-env"),
         (["--upstream", "http://a", "--listen", "[::]:0"], "set --token-env"),
         (["--upstream", "http://a", "--listen", "some.host:0"], "set --token-env"),
-        (["--upstream", "http://a", "--token-env", "KEEPWARM_NOTHING"], "expected a token, found nothing"),
+        (["--upstream", "http://a", "--token-env", "KEEPWARM_NOTHING"], "expected a token that fits in a URL"),
         (["--upstream", "http://a", "--ca-file", __file__], "holds no certificates"),
         (["--upstream", "http://a", "--run"], "--run needs a COMMAND"),
         (["--upstream", "http://a", "--run", "/nowhere/agent"], "cannot be run"),
-        (["--upstream", "http://a", "--listen", "192.0.2.1:1", "--token-env", "HOME"], "cannot listen on"),
+        (["--upstream", "http://a", "--listen", "192.0.2.1:1", "--token-env", "KEEPWARM_TOKEN"], "cannot listen on"),
+        (["--upstream", "http://a", "--token-env", "KEEPWARM_ODD"], "expected a token that fits in a URL"),
+        (["--upstream", "http://a", "--upstream", "http://b"], "two take the same requests"),
+        (["--upstream", "/x=http://a", "--upstream", "/y=http://b", "--run", "true"], "for ANTHROPIC_BASE_URL"),
+        (["--upstream", "http://127.0.0.1:18999", "--listen", "127.0.0.1:18999"], "is this recorder itself"),
         ([], "--upstream is needed"),
     ],
 )
 def test_what_cannot_be_recorded_is_said_at_once(
-    arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Exit code 2, a sentence, no secret in it, and nothing left behind."""
+    monkeypatch.setenv("KEEPWARM_TOKEN", "t0ken")
+    monkeypatch.setenv("KEEPWARM_ODD", "a/secret")
     with pytest.raises(SystemExit) as end:
         main(["record", "-o", str(tmp_path / "t.parquet"), *arguments])
     said = capsys.readouterr().err

@@ -50,16 +50,17 @@ def _same_rest(old: Sequence[Piece], new: Sequence[Piece], at: int) -> bool:
     return at >= len(old) or (at < len(new) and old[at].hash == new[at].hash)
 
 
-def words(kind: str, position: int, how: str) -> str:
-    """A difference in words."""
+def words(kind: str, first: int, last: int, how: str) -> str:
+    """A difference in words, at one position or in a range of them."""
     told = {
         "reordered": "the same ones in another order",
-        "added": "something new before it",
+        "added": "a new one, the rest is as it was",
         "removed": "gone, the rest is as it was",
         "numbers": "only digits differ: a date, a counter or an id",
         "cleared": "a tool's result was cleared",
         "changed": "changed, the rest is as it was",
         "rewritten": "all is different from there on",
-        "cut": "the prompt ends there",
+        "cut": "the prompt ends there: cut back, or asked anew",
     }
-    return f"{kind} at position {position}: {told[how]}"
+    where = f"position {first}" if first == last else f"positions {first} to {last}"
+    return f"{kind} at {where}: {told[how]}"

@@ -132,7 +132,7 @@ class RecordedPrompt:
             return None
         was = held[at].segment
         how = change([one.piece for one in held], self._pieces, at)
-        return PrefixBreak(keep, at, was.kind, was.tokens, how)
+        return PrefixBreak(keep, at, self._pieces[at].kind if how == "added" else was.kind, was.tokens, how)
 
     def _tell_answer(self, step: Step, wire: Wire) -> None:
         """Note how large the answer's pieces are, for the prompts that will hold them."""

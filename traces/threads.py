@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from keepwarm.traces.breaks import change, common, words
 from keepwarm.traces.records import AnswerRecord, RequestRecord
-from keepwarm.traces.steps import Asked, Piece
+from keepwarm.traces.steps import Piece
 
 MOST_THREADS = 4096
 """Conversations that are remembered; of those that nobody went on with, the one idle longest is forgotten first."""
@@ -54,6 +54,7 @@ class _Thread:
     pieces: Sequence[Piece] = ()
     asking: int = 0
     lost: bool = False
+    answer: frozenset[int] = frozenset()
     calls: int = 0
     compacted: bool = False
 
@@ -77,6 +78,7 @@ class Threads:
         self._sessions: dict[str, str] = {}
         self._begun: dict[int, list[_Thread]] = {}
         self._spawning: OrderedDict[int, _Thread] = OrderedDict()
+        self._spoke: OrderedDict[int, _Thread] = OrderedDict()
         self.agents = 0
 
     def recall(self, records: Iterable[RequestRecord | AnswerRecord]) -> None:
@@ -86,7 +88,7 @@ class Threads:
             if isinstance(record, RequestRecord):
                 asked[record.number] = self._recalled(record)
             elif record.number in asked:
-                self.answered(asked[record.number].number, record.tools)
+                self.answered(asked[record.number].number, record)
         for thread in self._threads.values():
             thread.asking = 0
 
@@ -125,7 +127,8 @@ class Threads:
         keep = common(old, pieces)
         broke = None
         if thread.calls and keep < len(thread.pieces) and origin is thread:
-            broke = words(old[keep].kind, keep, change(old, pieces, keep))
+            how = change(old, pieces, keep)
+            broke = words((pieces if how == "added" else old)[keep].kind, keep, keep, how)
         if origin is not None and origin.lost:
             origin, keep = None, 0
         thread.lost = False
@@ -141,16 +144,20 @@ class Threads:
         """A thread's latest prompt could not be written down: what grows from it will be told whole."""
         self._threads[number].lost = True
 
-    def answered(self, number: int, tools: Iterable[Asked]) -> None:
-        """A thread's request was answered, or failed; the answer asked for these tools."""
+    def answered(self, number: int, record: AnswerRecord) -> None:
+        """A thread's request was answered, or failed."""
         thread = self._threads.get(number)
-        if thread is not None:
-            thread.asking -= 1
-            for asked in tools:
-                if asked.prompt_hash is not None:
-                    self._spawning[asked.prompt_hash] = thread
-            while len(self._spawning) > MOST_THREADS:
-                self._spawning.popitem(last=False)
+        if thread is None:
+            return
+        thread.asking -= 1
+        thread.answer = frozenset(piece.hash for piece in record.said) if record.error is None else frozenset()
+        self._spoke |= dict.fromkeys(thread.answer, thread)
+        for asked in record.tools:
+            if asked.prompt_hash is not None:
+                self._spawning[asked.prompt_hash] = thread
+        for known in (self._spawning, self._spoke):
+            while len(known) > MOST_THREADS:
+                known.popitem(last=False)
 
     def _new(self, session: str, agent: str | None, parent: str | None, role: str) -> _Thread:
         number = self._next
@@ -198,12 +205,17 @@ class Threads:
         """The thread that a request without a name goes on with, or a new one."""
         said = _said(pieces)
         begun = self._begun.setdefault(said[0].hash, []) if said else []
-        known = [(common(_said(thread.pieces), said), thread.number, thread) for thread in begun]
-        alike, _, best = max(known, key=lambda item: item[:2], default=(0, 0, None))
+        heard = {piece.hash for piece in said if piece.kind == "answer"}
+        known = [(*_fit(thread, said, heard), thread.number, thread) for thread in begun]
+        spoke = (self._spoke.get(piece.hash) for piece in reversed(said) if piece.hash in heard)
+        known += [(False, 0, 0, thread) for thread in spoke if thread is not None and _shared(thread.pieces, pieces)]
+        best = max(known, key=lambda item: item[:3], default=(False, 0, 0, None))[-1]
         if best is not None and who.compacts:
             best.compacted = True
             return self._new(best.session, None, best.agent, "compaction"), best
-        if best is not None and alike and not best.asking and (best.compacted or _alike(best.pieces, pieces)):
+        free = [one for one in known if not one[-1].asking and _continues(one[-1], said, heard)]
+        if free:
+            best = max(free, key=lambda item: item[:3])[-1]
             return best, best
         spawner = next((self._spawning[p.hash] for p in said[:8] if p.hash in self._spawning), None)
         if spawner is not None:
@@ -233,8 +245,25 @@ def _alike(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
     """Whether a request begins with an earlier one's first message and repeats half of the others, wherever: tool
     results that are cleared are the oldest.
     """
+    return bool(common(_said(old)[:1], _said(new)[:1])) and _shared(old, new)
+
+
+def _shared(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
     one, other = _said(old), _said(new)
-    if not common(one[:1], other[:1]):
-        return False
     shared = Counter(piece.hash for piece in one) & Counter(piece.hash for piece in other)
-    return 2 * shared.total() >= len(one)
+    return 2 * shared.total() >= min(len(one), len(other)) > 0
+
+
+def _fit(thread: _Thread, said: Sequence[Piece], heard: set[int]) -> tuple[bool, int]:
+    """How well a conversation fits a thread: it repeats the last answer, and so many pieces from the beginning."""
+    return bool(thread.answer & heard), common(_said(thread.pieces), said)
+
+
+def _continues(thread: _Thread, said: Sequence[Piece], heard: set[int]) -> bool:
+    """Whether a conversation goes on with a thread's. Asked the same once more after an answer, or with other words in
+    the place of the last ones, it is another one's: a shared beginning is no sign.
+    """
+    old = _said(thread.pieces)
+    if thread.compacted and common(old[:1], said[:1]):
+        return True
+    return _shared(old, said) and (not thread.answer or bool(thread.answer & heard) or len(old) < len(said))

@@ -1,0 +1,65 @@
+"""Whose a recorded call is where no client says it: by what its prompt repeats, in cases that are easily mistaken."""
+
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from dialects import DIALECTS, Said, Tokens, Turn, assistant, request, user
+from recording import Asked, Reply, Talk, recording, says
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_runs_of_one_prompt_are_told_apart_by_their_answers(dialect: str, at_once: bool, tmp_path: Path) -> None:
+    """Without names: conversations begun alike, in turns or all at once, go on with the answers that they got."""
+    runs, lock = 4, threading.Lock()
+    answers = iter(range(1, 100))
+
+    def script(asked: Asked) -> Reply:
+        with lock:
+            number = next(answers)
+        return says(dialect, Said((f"Answer {number}.",), Tokens(len(asked.body), number), id=f"id{number}"))
+
+    with recording(tmp_path, script) as made:
+        said: list[list[Turn]] = [[user("Do it.")] for _ in range(runs)]
+
+        def ask(run: int) -> int:
+            told = made.ask(dialect, request(dialect, said[run]))
+            number = int(re.search(rb"Answer (\d+)", told.content)[1])  # type: ignore[index]
+            said[run] += [assistant(f"Answer {number}."), user(f"And {number}?")]
+            return number
+
+        with ThreadPoolExecutor(runs) as pool:
+            asked = [list((pool.map if at_once else map)(ask, range(runs))) for _ in range(3)]
+    agents = {call.output: call.agent for call in made.calls}
+    assert [len({agents[number] for number in run}) for run in zip(*asked, strict=True)] == [1] * runs
+    assert len(set(agents.values())) == runs
+    assert {call.prefix_break for call in made.calls} == {None}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_questions_that_share_their_examples_are_no_conversation(dialect: str, tmp_path: Path) -> None:
+    """The same question asked again, and others after the same examples, are sessions of their own."""
+    talk = Talk(dialect)
+    examples = [user("2+2?"), assistant("4"), user("3+3?"), assistant("6")]
+    with recording(tmp_path, talk.script) as made:
+        for question in ("4+4?", "5+5?", "5+5?"):
+            talk.ask(made, [*examples, user(question)])
+    assert [call.turn for call in made.calls] == [0, 0, 0]
+    assert len({call.session for call in made.calls}) == 3
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_window_that_slides_is_one_conversation_whose_prefix_breaks(dialect: str, tmp_path: Path) -> None:
+    """A client that drops its oldest messages goes on with its conversation."""
+    talk = Talk(dialect)
+    said = [turn for at in range(8) for turn in (user(f"Question {at}."), assistant(f"It is {at}."))]
+    with recording(tmp_path, talk.script) as made:
+        for at in range(5):
+            talk.ask(made, said[max(0, 2 * at - 4) : 2 * at + 1], f"It is {at}.")
+    assert {call.agent for call in made.calls} == {made.calls[0].agent}
+    assert [call.prefix_break is None for call in made.calls] == [True, True, True, False, False]
