@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Container
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import pyarrow as pa
 
 from keepwarm.harness.bodies import Pieces, item, said
 from keepwarm.replayers import chat, messages, responses
-from keepwarm.replayers.sse import Events, Heard, failure, fault, part, string
+from keepwarm.replayers.sse import Events, failure, fault, part, string
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
 from keepwarm.traces.records import AnswerRecord
@@ -22,20 +22,6 @@ from keepwarm.traces.steps import Asked, Usage
 
 Said = list[tuple[Any, int]]
 """What an answer said: its blocks, each with the time when it was whole."""
-
-
-class Reader(Protocol):
-    """An answer in the making. ``ident`` is the provider's own id of it, ``miss`` its word on a cache miss."""
-
-    heard: Heard
-    ident: str | None
-    miss: str | None
-
-    def event(self, data: bytes, now_ns: int) -> None: ...
-
-    def whole(self, data: bytes) -> None: ...
-
-    def said(self, now_ns: int) -> Said: ...
 
 
 class _Message(messages.Reader):
@@ -62,11 +48,10 @@ class _Message(messages.Reader):
         elif kind == "message_start":
             self._about(event["message"])
 
-    def whole(self, data: bytes) -> None:
-        super().whole(data)
-        message = orjson.loads(data)
-        self._about(message)
-        self._blocks = dict(enumerate(message.get("content") or ()))
+    def take_whole(self, body: dict[str, Any]) -> None:
+        super().take_whole(body)
+        self._about(body)
+        self._blocks = dict(enumerate(body.get("content") or ()))
 
     def _about(self, message: dict[str, Any]) -> None:
         self.ident = string(message.get("id"))
@@ -95,11 +80,10 @@ class _Completion(chat.Reader):
         for choice in event.get("choices") or ():
             self._add(choice.get("delta") or {})
 
-    def whole(self, data: bytes) -> None:
-        super().whole(data)
-        completion = orjson.loads(data)
-        self.ident = string(completion.get("id"))
-        for choice in completion.get("choices") or ():
+    def take_whole(self, body: dict[str, Any]) -> None:
+        super().take_whole(body)
+        self.ident = string(body.get("id"))
+        for choice in body.get("choices") or ():
             self._add(choice.get("message") or {})
 
     def _add(self, delta: dict[str, Any]) -> None:
@@ -132,16 +116,17 @@ class _Response(responses.Reader):
         if event.get("type") == "response.output_item.done":
             self._items.append((event["item"], now_ns))
 
-    def whole(self, data: bytes) -> None:
-        super().whole(data)
-        response = orjson.loads(data)
-        self.ident = string(response.get("id"))
-        self._items = [(one, 0) for one in response.get("output") or ()]
+    def take_whole(self, body: dict[str, Any]) -> None:
+        super().take_whole(body)
+        self.ident = string(body.get("id"))
+        self._items = self._items or [(one, 0) for one in body.get("output") or ()]
 
     def said(self, now_ns: int) -> Said:
         return [(block, at_ns or now_ns) for one, at_ns in self._items for _, block in item(one)]
 
 
+Reader = _Message | _Completion | _Response
+"""An answer in the making. ``ident`` is the provider's own id of it, ``miss`` its word on a cache miss."""
 READERS: dict[str, Callable[[], Reader]] = {"messages": _Message, "chat": _Completion, "responses": _Response}
 USAGE = {"messages": messages.usage, "chat": chat.usage, "responses": responses.usage}
 
@@ -196,8 +181,8 @@ class Answer:
         try:
             body = decoded(b"".join(data for _, data in self._kept), self._encoding, self._most)
             if self._events is not None:
-                if self._kept:
-                    self._late(body)
+                for event in self._events.feed(body):  # it could not be read as it came: all of it came at first
+                    self.reader.event(event, self._kept[0][0])
             elif self.status < 300:
                 self.reader.whole(body)
             elif body:
@@ -209,12 +194,6 @@ class Answer:
             self.error = failure(self.status, *(heard.fault or ("", "")))
         elif self._events is not None and not heard.finished:
             self.error = self.error or "reset"
-
-    def _late(self, body: bytes) -> None:
-        """A stream in an encoding that could not be read as it came: all of it came when its first piece did."""
-        assert self._events is not None
-        for event in self._events.feed(body):
-            self.reader.event(event, self._kept[0][0])
 
     def usage(self) -> tuple[Usage | None, dict[str, Any]]:
         """The account, and what else it tells, in trace columns."""

@@ -20,7 +20,6 @@ from keepwarm.traces.thread import (
     USER_WEIGHT,
 )
 
-SYSTEM_WEIGHT, TOOLS_WEIGHT = 0.25, 0.25
 TTL_5M, TTL_1H = 300, 3600
 NEWS = ("<task-notification>", "<subagent_notification>")
 NEWS_OF = re.compile(r'(?:<task-id>|"agent_path": ?")([\w/-]+)')
@@ -42,7 +41,7 @@ _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _UNSEEN = ("id", "status", "internal_chat_message_metadata_passthrough")
 _CLIENTS = dict.fromkeys(("agent_message", "compaction_trigger", "compaction"), "user")
 _SHAPED = ("system", "user")
-_WEIGHTS = {"tools": TOOLS_WEIGHT, "system": SYSTEM_WEIGHT, "user": USER_WEIGHT, "answer": ASSISTANT_WEIGHT}
+_WEIGHTS = {"tools": 0.25, "system": 0.25, "user": USER_WEIGHT, "answer": ASSISTANT_WEIGHT}
 _WEIGHTS["tool_result"] = RESULT_WEIGHT
 _MORE = {"tool_result": TOOL_RESULT_TOKENS, "tool_use": TOOL_USE_TOKENS}
 _PICTURES = ("image", "input_image", "image_url", "document")

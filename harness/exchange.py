@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from keepwarm.harness.recorder import Passing
-from keepwarm.harness.routes import Route, target
+from keepwarm.harness.routes import Route
 
 if TYPE_CHECKING:
     from keepwarm.harness.upstream import Upstream
@@ -56,7 +56,9 @@ def refusal(status: int, reason: str, told: str, kind: str = "api_error") -> byt
 
 def head(exchange: Exchange, version: str, chosen: Route, path: str) -> bytes:
     """The request's head as the upstream gets it."""
-    lines = [f"{exchange.method} {target(chosen, path)} HTTP/{version}".encode("latin-1")]
+    target = chosen.path + path[len(chosen.prefix) :]
+    slash = "" if target.startswith("/") else "/"
+    lines = [f"{exchange.method} {slash}{target} HTTP/{version}".encode("latin-1")]
     for name, value in exchange.headers:
         lower = name.lower()
         if lower == b"host":

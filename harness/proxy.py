@@ -123,7 +123,7 @@ class Client(asyncio.Protocol):
         exchange.refused = refusal(400, "Bad Request", "not an HTTP request", "invalid_request_error")
         self.exchanges.append(exchange)
         self.transport.pause_reading()
-        self._go_on()
+        self.go_on()
 
     # What the parser tells.
 
@@ -170,7 +170,7 @@ class Client(asyncio.Protocol):
             exchange.route = chosen
             exchange.passing = self.proxy.recorder.passing(dialect, headers) if dialect else None
             self._pass(exchange, head(exchange, self._parser.get_http_version(), chosen, path))
-        self._go_on()
+        self.go_on()
 
     def on_body(self, data: bytes) -> None:
         exchange = self._coming
@@ -189,7 +189,7 @@ class Client(asyncio.Protocol):
             exchange.passing.asked()
         if exchange.refused is not None:
             exchange.ended("reset")
-            self._go_on()
+            self.go_on()
         elif exchange.answered:
             self._next()
 
@@ -215,7 +215,7 @@ class Client(asyncio.Protocol):
         if self._held > WAITING_BYTES:
             self.transport.pause_reading()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """Do what can be done for the first exchange: refuse it, or write what has waited."""
         exchange = self.exchanges[0] if self.exchanges else None
         if exchange is None:
@@ -239,10 +239,6 @@ class Client(asyncio.Protocol):
         self._held -= sum(map(len, waited))
         return waited
 
-    def connected(self) -> None:
-        """An upstream is there."""
-        self._go_on()
-
     def resume(self) -> None:
         """Take more from the client, unless it is ahead of its answers, or of its upstream."""
         upstream = self.exchanges[0].upstream if self.exchanges else None
@@ -260,7 +256,7 @@ class Client(asyncio.Protocol):
         self.exchanges.popleft()
         if self._raw:  # an upgrade that was not taken
             self._raw, self._parser = False, httptools.HttpRequestParser(self)
-        self._go_on()
+        self.go_on()
         self.resume()
 
     def unasked(self, upstream: Upstream, data: bytes) -> None:
@@ -280,7 +276,7 @@ class Client(asyncio.Protocol):
             self._waited(exchange)
             if exchange.whole or exchange.hasty:
                 exchange.ended("reset")
-            self._go_on()
+            self.go_on()
             self.resume()
 
     def failed(self, upstream: Upstream, exc: Exception | None) -> None:

@@ -20,7 +20,7 @@ import click
 
 from keepwarm.harness.proxy import Proxy
 from keepwarm.harness.recorder import Recorder
-from keepwarm.harness.routes import Route, route
+from keepwarm.harness.routes import Route, all_routes
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
@@ -91,7 +91,7 @@ def record(
         raise click.UsageError(f"--upstream is needed: there is no {journal} to close")
     code, held = 0, None
     if upstream:
-        routes, address, token = _routes(upstream), _address(listen), _token(token_env, listen)
+        routes, address, token = all_routes(upstream), _address(listen), _token(token_env, listen)
         bases = _bases(routes) if command else {}
         tls, salt = _tls(ca_file), salt_from_file(salt_file) if salt_file else new_salt()
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
@@ -110,13 +110,6 @@ def _tls(ca_file: str | None) -> ssl.SSLContext:
         except OSError as error:
             raise InputError(f"{ca_file}: holds no certificates: {error.strerror}") from error
     return tls
-
-
-def _routes(upstream: Sequence[str]) -> list[Route]:
-    routes = [route(told) for told in upstream]
-    if len({(one.prefix, one.header, one.value) for one in routes}) < len(routes):
-        raise InputError("--upstream: two take the same requests: give one of them a /prefix= or header:value=")
-    return routes
 
 
 def _bases(routes: Sequence[Route]) -> dict[str, str]:
@@ -188,14 +181,14 @@ def _token(name: str | None, listen: str) -> str | None:
 async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...], bases: dict[str, str]) -> int:
     """Serve until a signal, or the command's end; the exit code."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    if any(one.port == port and one.host in (host, "localhost") for one in proxy.routes):
+        raise InputError(f"upstream {host}:{port}: is this recorder itself")
     try:
         server = await loop.create_server(proxy.client, host, port, backlog=1024)
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host}:{port}: {error}") from error
     bound = server.sockets[0].getsockname()[1]
     shown = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
-    if any(one.port == bound and one.host in (host, "localhost") for one in proxy.routes):
-        raise InputError(f"upstream {shown}: is this recorder itself")
     click.echo(f"keepwarm record: listening on {shown}", err=True)
     live = loop.create_task(_live(proxy.recorder)) if sys.stderr.isatty() and not command else None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -247,17 +240,12 @@ async def _run(command: tuple[str, ...], bases: dict[str, str], stop: asyncio.Ev
 
 async def _drained(proxy: Proxy, stop: asyncio.Event) -> None:
     """Wait for answers under way, some time, or until asked again."""
-
-    async def idle() -> None:
-        while any(client.exchanges for client in proxy.clients):
-            await asyncio.sleep(0.02)
-
+    loop = asyncio.get_running_loop()
+    until = loop.time() + GRACE_S
     if any(client.exchanges for client in proxy.clients):
         click.echo("finishing answers under way; once more to stop at once", err=True)
-    waits = [asyncio.ensure_future(idle()), asyncio.ensure_future(stop.wait())]
-    await asyncio.wait(waits, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
+    while any(client.exchanges for client in proxy.clients) and not stop.is_set() and loop.time() < until:
+        await asyncio.sleep(0.02)
 
 
 async def _live(recorder: Recorder) -> None:

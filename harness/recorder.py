@@ -43,8 +43,9 @@ def dialect_of(method: str, path: str) -> str | None:
 
 
 class Recorder:
-    """Keeps what passes by in a journal; counts it for the live line. ``lost`` calls could not be written; ``read`` and
-    ``prompt`` are tokens of the calls that were not their agent's first.
+    """Keeps what passes by in a journal, and counts it: ``lost`` calls could not be written, ``read`` and ``prompt``
+    are tokens of calls that were not their agent's first. ``stored`` are conversations up to answers that the provider
+    may keep, for requests that name them.
     """
 
     def __init__(self, journal: Path, salt: bytes, *, keep_text: bool = False, flow: str | None = None) -> None:
@@ -79,12 +80,6 @@ class Recorder:
             self.why_lost = error.strerror or str(error)
             return False
         return True
-
-    def store(self, ident: str, pieces: Sequence[Piece]) -> None:
-        """Remember a conversation up to an answer that its provider may keep, for requests that name it."""
-        self.stored[ident] = pieces
-        if len(self.stored) > MOST_STORED:
-            self.stored.popitem(last=False)
 
     def close(self) -> None:
         """No more calls."""
@@ -206,7 +201,9 @@ class Passing:
         else:
             record = self._told(self._answer, end_ns, error)
             if self._dialect == "responses" and self._answer.reader.ident:
-                recorder.store(self._answer.reader.ident, (*self._pieces, *record.said))
+                recorder.stored[self._answer.reader.ident] = (*self._pieces, *record.said)
+                if len(recorder.stored) > MOST_STORED:
+                    recorder.stored.popitem(last=False)
         recorder.threads.answered(self._placed.thread, record)
         if self._number < 0 or not recorder.write(record):
             return

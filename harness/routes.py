@@ -52,10 +52,12 @@ def route(told: str) -> Route:
     )
 
 
-def target(chosen: Route, path: str) -> str:
-    """A request's path at its upstream."""
-    rest = chosen.path + path[len(chosen.prefix) :]
-    return rest if rest.startswith("/") else "/" + rest
+def all_routes(told: Sequence[str]) -> list[Route]:
+    """All routes; InputError where two are for the same requests."""
+    routes = [route(one) for one in told]
+    if len({one[:3] for one in routes}) < len(routes):
+        raise InputError("--upstream: two take the same requests: give one of them a /prefix= or header:value=")
+    return routes
 
 
 def choose(routes: Sequence[Route], path: str, headers: dict[str, str]) -> Route | None:
@@ -63,6 +65,6 @@ def choose(routes: Sequence[Route], path: str, headers: dict[str, str]) -> Route
     for one in routes:
         if one.header and headers.get(one.header) == one.value:
             return one
-    fitting = [one for one in routes if not one.header and (path + "/").startswith(one.prefix + "/")]
-    fitting += [one for one in routes if not one.header and path.startswith(one.prefix + "?")]
+    bare = path.partition("?")[0] + "/"
+    fitting = [one for one in routes if not one.header and bare.startswith(one.prefix + "/")]
     return max(fitting, key=lambda one: len(one.prefix), default=None)

@@ -62,7 +62,7 @@ class Upstream(asyncio.Protocol):
         self.ready = True
         if self._client.slow:
             self.pause()
-        self._client.connected()
+        self._client.go_on()
 
     def write(self, data: bytes) -> None:
         """Send to the upstream."""

@@ -76,8 +76,6 @@ def who(told: Client, identity: Identity, *, compacts: bool) -> Who:
 def flow(headers: Headers) -> str | None:
     """Who waits, by the entrypoint that Claude Code and Codex name in their user agent."""
     agent = headers.get("user-agent", "").lower()
-    if agent.startswith("claude-cli/"):
-        return "background" if "sdk" in agent else "interactive"
-    if agent.startswith("codex_"):
-        return "background" if agent.startswith("codex_exec") else "interactive"
-    return None
+    if not agent.startswith(("claude-cli/", "codex_")):
+        return None
+    return "background" if "sdk" in agent or agent.startswith("codex_exec") else "interactive"

@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
+from keepwarm.replayers import sse
 from keepwarm.replayers.endpoint import Request
-from keepwarm.replayers.sse import Heard, count, fault, part, string
+from keepwarm.replayers.sse import count, fault, part, string
 from keepwarm.replayers.text import PromptText, roles
 
 PATH = "/v1/chat/completions"
@@ -76,20 +77,8 @@ def openai_account(told: Mapping[str, Any] | None, prompt_name: str, output_name
 _SAID = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal")
 
 
-class Reader:
-    """Takes in an answer: the events of a stream as they come, or the whole of it."""
-
-    def __init__(self) -> None:
-        self.heard = Heard()
-
-    def event(self, data: bytes, now_ns: int) -> None:
-        """One event's data."""
-        if data == b"[DONE]":
-            self.heard.finished = True
-            return
-        event = orjson.loads(data)
-        if isinstance(event, dict):
-            self.take(event, now_ns)
+class Reader(sse.Reader):
+    """Takes in an answer of the chat completions API."""
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
         """One event. A first one that names the role and says nothing is no token."""
@@ -102,13 +91,10 @@ class Reader:
             self.heard.token_ns.append(now_ns)
         self.heard.stop_reason = string(choice.get("finish_reason")) or self.heard.stop_reason
 
-    def whole(self, data: bytes) -> None:
-        """The body of an answer that was not streamed."""
-        completion = orjson.loads(data)
-        if not isinstance(completion, dict):
-            return
-        choice = _choice(completion)
-        self.heard.usage = part(completion, "usage") or None
+    def take_whole(self, body: dict[str, Any]) -> None:
+        """The whole of it."""
+        choice = _choice(body)
+        self.heard.usage = part(body, "usage") or None
         self.heard.stop_reason = string(choice.get("finish_reason"))
         self.heard.finished = bool(choice)
 

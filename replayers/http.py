@@ -11,27 +11,19 @@ import os
 import ssl
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import httpx
 import orjson
 
 from keepwarm.replayers import chat, messages
 from keepwarm.replayers.endpoint import Answer, Request
-from keepwarm.replayers.sse import Events, Heard, failure, fault, part, string
+from keepwarm.replayers.sse import Events, Heard, Reader, failure, fault, part, string
 from keepwarm.replayers.text import PromptText
 from keepwarm.traces.errors import InputError
 
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
-
-
-class _Reader(Protocol):
-    heard: Heard
-
-    def event(self, data: bytes, now_ns: int) -> None: ...
-
-    def whole(self, data: bytes) -> None: ...
 
 
 class Dialect(NamedTuple):
@@ -42,7 +34,7 @@ class Dialect(NamedTuple):
     headers: Callable[[str | None], dict[str, str]]
     body: Callable[..., bytes]
     usage: Callable[[Mapping[str, Any] | None], dict[str, Any]]
-    reader: Callable[[], _Reader]
+    reader: Callable[[], Reader]
 
 
 DIALECTS = {
@@ -154,7 +146,7 @@ class HttpEndpoint:
         return self._dialect.body(request, text=self._text, model=self._model, stream=self._stream, extra=extra)
 
     async def _exchange(
-        self, transport: httpx.AsyncBaseTransport, request: httpx.Request, reader: _Reader, seen: _Seen
+        self, transport: httpx.AsyncBaseTransport, request: httpx.Request, reader: Reader, seen: _Seen
     ) -> str | None:
         """One request and its answer; the error's class if there was one."""
         response = await transport.handle_async_request(request)
@@ -175,7 +167,7 @@ class HttpEndpoint:
             return failure(200, *reader.heard.fault)
         return None if reader.heard.finished else "reset"
 
-    async def _whole(self, response: httpx.Response, reader: _Reader, seen: _Seen) -> str | None:
+    async def _whole(self, response: httpx.Response, reader: Reader, seen: _Seen) -> str | None:
         chunks = []
         async for chunk in response.stream:  # type: ignore[union-attr]
             if seen.first_byte_ns is None:

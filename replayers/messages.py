@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
+from keepwarm.replayers import sse
 from keepwarm.replayers.endpoint import Piece, Request
-from keepwarm.replayers.sse import Heard, count, fault, part, string
+from keepwarm.replayers.sse import count, fault, part, string
 from keepwarm.replayers.text import PromptText, roles
 from keepwarm.traces.model import Breakpoint
 
@@ -98,18 +99,12 @@ def usage(told: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-class Reader:
-    """Takes in an answer: the events of a stream as they come, or the whole of it."""
+class Reader(sse.Reader):
+    """Takes in an answer of the Messages API."""
 
     def __init__(self) -> None:
-        self.heard = Heard()
+        super().__init__()
         self._started: dict[str, Any] = {}
-
-    def event(self, data: bytes, now_ns: int) -> None:
-        """One event's data."""
-        event = orjson.loads(data)
-        if isinstance(event, dict):
-            self.take(event, now_ns)
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
         """One event. ``message_start`` holds an estimate, which is no usage unless the final event comes."""
@@ -128,11 +123,8 @@ class Reader:
         elif kind == "error":
             self.heard.fault = fault(event)
 
-    def whole(self, data: bytes) -> None:
-        """The body of an answer that was not streamed."""
-        message = orjson.loads(data)
-        if not isinstance(message, dict):
-            return
-        self.heard.usage = part(message, "usage") or None
-        self.heard.stop_reason = string(message.get("stop_reason"))
-        self.heard.finished = message.get("type") == "message"
+    def take_whole(self, body: dict[str, Any]) -> None:
+        """The whole of it."""
+        self.heard.usage = part(body, "usage") or None
+        self.heard.stop_reason = string(body.get("stop_reason"))
+        self.heard.finished = body.get("type") == "message"

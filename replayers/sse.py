@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
+
 MOST_TOKENS = 1 << 28
 """No call has more: a larger count is a slip of who tells it, and its sums would not fit a trace."""
 
@@ -45,6 +47,31 @@ class Heard:
         self.stop_reason: str | None = None
         self.fault: tuple[str, str] | None = None
         self.finished = False
+
+
+class Reader:
+    """Takes in an answer: the events of a stream as they come, or the whole of it. What they mean is its dialect's."""
+
+    def __init__(self) -> None:
+        self.heard = Heard()
+
+    def event(self, data: bytes, now_ns: int) -> None:
+        """One event's data."""
+        if data == b"[DONE]":
+            self.heard.finished = True
+        elif isinstance(event := orjson.loads(data), dict):
+            self.take(event, now_ns)
+
+    def whole(self, data: bytes) -> None:
+        """The body of an answer that was not streamed."""
+        if isinstance(body := orjson.loads(data), dict):
+            self.take_whole(body)
+
+    def take(self, event: dict[str, Any], now_ns: int) -> None:
+        """One event."""
+
+    def take_whole(self, body: dict[str, Any]) -> None:
+        """The whole of it."""
 
 
 def part(value: Any, name: str) -> dict[str, Any]:

@@ -29,7 +29,6 @@ TIMES = {
 """Name to nanoseconds of each time a call has; failed calls have none."""
 
 NAMES = (*TIMES, "itl")
-FINEST_US = 2048
 LONGEST_US = 2**40
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from keepwarm.traces.steps import Piece
@@ -26,7 +25,7 @@ def change(old: Sequence[Piece], new: Sequence[Piece], at: int) -> str:
     was, now = old[at], new[at]
     if now.kind == was.kind and now.shape == was.shape:
         return "numbers"
-    if was.kind == "tools" and _part(old, "tools").keys() == _part(new, "tools").keys():
+    if was.kind == "tools" and tool_hashes(old) == tool_hashes(new):
         return "reordered"
     if _same(now, old, at + 1):
         return "removed"
@@ -37,8 +36,9 @@ def change(old: Sequence[Piece], new: Sequence[Piece], at: int) -> str:
     return "cleared" if was.kind == "tool_result" == now.kind and now.weight < was.weight * CLEARED else "changed"
 
 
-def _part(pieces: Sequence[Piece], kind: str) -> Counter[int]:
-    return Counter(piece.hash for piece in pieces if piece.kind == kind)
+def tool_hashes(pieces: Sequence[Piece]) -> set[int]:
+    """The identities of the tools that a prompt offers."""
+    return {piece.hash for piece in pieces if piece.kind == "tools"}
 
 
 def _same(piece: Piece, others: Sequence[Piece], at: int) -> bool:

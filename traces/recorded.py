@@ -26,7 +26,6 @@ class Closed(NamedTuple):
     sessions: int
     calls: int
     unanswered: int
-    digest: str
 
 
 class _Asked(NamedTuple):
@@ -207,9 +206,8 @@ def close_journal(journal: Path, out: str, *, version: str, flow: str | None = N
     fold.answers(read_records(journal))
     unanswered = fold.requests(read_records(journal))
     prompts = RecordedPrompts(identity)
-    with TraceWriter(
-        out, producer="record", version=version, tokens="reported", notes={"prefix_breaks": None}
-    ) as writer:
+    notes = {"prefix_breaks": None}
+    with TraceWriter(out, producer="record", version=version, tokens="reported", notes=notes) as writer:
         sessions, first_ns = 0, None
         for start_ns, session, streams in fold.streams():
             first_ns = start_ns if first_ns is None else first_ns
@@ -217,4 +215,4 @@ def close_journal(journal: Path, out: str, *, version: str, flow: str | None = N
             for call in builder.build(streams, start_ns - first_ns).calls:
                 writer.add(call)
             sessions += 1
-    return Closed(sessions, writer.calls, unanswered, writer.digest)
+    return Closed(sessions, writer.calls, unanswered)

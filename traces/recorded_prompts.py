@@ -82,8 +82,9 @@ class RecordedPrompt:
         turn = Turn(step, start_ns, end_ns, growth, parent, cause, _marks(step, wire, self_held), broke)
         model = step.model or (self._last.model if self._last else "")
         self._last = self._seen[model] = _Seen(step.id, model, self_held)
-        for given, tokens in zip(_uses(step), _results(self_held[at:]), strict=False):
-            self.given[given] = tokens
+        results = [one.segment.tokens for one in self_held[at:] if one.piece.kind == "tool_result"]
+        uses = [given.tool_use for given in step.inputs if given.tool_use is not None]
+        self.given |= dict(zip(uses, results, strict=False))
         return turn
 
     def _parent(self, step: Step) -> tuple[str | None, list[_Held], bool]:
@@ -169,11 +170,3 @@ def _marks(step: Step, wire: Wire, held: Sequence[_Held]) -> tuple[Breakpoint, .
         at = at if most is None else min(at, most)
         marks[at] = max(ttl_s, marks.get(at, 0))
     return tuple(Breakpoint(at, ttl_s) for at, ttl_s in sorted(marks.items()) if at)
-
-
-def _uses(step: Step) -> list[str]:
-    return [given.tool_use for given in step.inputs if given.tool_use is not None]
-
-
-def _results(held: Sequence[_Held]) -> list[int]:
-    return [one.segment.tokens for one in held if one.piece.kind == "tool_result"]

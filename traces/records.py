@@ -97,7 +97,7 @@ class RecordJournal:
         if os.fstat(self._file).st_size:
             self.salt = journal_salt(path)
             self.found = list(read_records(path))
-            os.truncate(path, _whole_bytes(path))
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         else:
             self._begin({"keepwarm.journal": JOURNAL_VERSION, "salt": salt.hex()})
 
@@ -122,11 +122,6 @@ class RecordJournal:
     def close(self) -> None:
         """Let others have it."""
         os.close(self._file)
-
-
-def _whole_bytes(path: Path) -> int:
-    """Bytes of the file up to the end of its last whole line."""
-    return path.read_bytes().rfind(b"\n") + 1
 
 
 def journal_salt(path: Path) -> bytes:

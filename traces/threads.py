@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from keepwarm.traces.breaks import change, common, words
+from keepwarm.traces.breaks import change, common, tool_hashes, words
 from keepwarm.traces.records import AnswerRecord, RequestRecord
 from keepwarm.traces.steps import Piece
 
@@ -206,7 +206,7 @@ class Threads:
         said = _said(pieces)
         begun = self._begun.setdefault(said[0].hash, []) if said else []
         heard = {piece.hash for piece in said if piece.kind == "answer"}
-        known = [(*_fit(thread, said, heard), thread.number, thread) for thread in begun]
+        known = [(bool(t.answer & heard), common(_said(t.pieces), said), t.number, t) for t in begun]
         spoke = (self._spoke.get(piece.hash) for piece in reversed(said) if piece.hash in heard)
         known += [(False, 0, 0, thread) for thread in spoke if thread is not None and _shared(thread.pieces, pieces)]
         best = max(known, key=lambda item: item[:3], default=(False, 0, 0, None))[-1]
@@ -235,7 +235,7 @@ def _goes_on(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
     """Whether a request is of the same conversation as an earlier one, and no call beside it: it offers about the same
     tools, or repeats a message at its place.
     """
-    tools = [{piece.hash for piece in pieces if piece.kind == "tools"} for pieces in (old, new)]
+    tools = [tool_hashes(old), tool_hashes(new)]
     if tools[0] or tools[1]:
         return 2 * len(tools[0] & tools[1]) >= min(map(len, tools)) > 0 or _alike(old, new)
     return _alike(old, new)
@@ -252,11 +252,6 @@ def _shared(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
     one, other = _said(old), _said(new)
     shared = Counter(piece.hash for piece in one) & Counter(piece.hash for piece in other)
     return 2 * shared.total() >= min(len(one), len(other)) > 0
-
-
-def _fit(thread: _Thread, said: Sequence[Piece], heard: set[int]) -> tuple[bool, int]:
-    """How well a conversation fits a thread: it repeats the last answer, and so many pieces from the beginning."""
-    return bool(thread.answer & heard), common(_said(thread.pieces), said)
 
 
 def _continues(thread: _Thread, said: Sequence[Piece], heard: set[int]) -> bool:
