@@ -108,7 +108,7 @@ class Pieces:
             self._recent.appendleft((tools, made))
         for tool, piece in zip(tools, made, strict=True):
             self.pieces.append(piece)
-            self.mark(tool.get("cache_control"))
+            self.mark(tool.get("cache_control") if isinstance(tool, dict) else None)
 
     def piece(self, kind: str, block: Any) -> Piece:
         """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""

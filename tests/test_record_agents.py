@@ -317,3 +317,15 @@ def test_agents_whose_parent_was_not_seen_are_one_session(client: str, tmp_path:
     assert len({call.session for call in made.calls}) == 1
     assert [call.turn for call in made.calls] == [0, 0, 1]
     assert made.calls[0].agent == made.calls[2].agent != made.calls[1].agent
+
+
+@EVERY
+def test_a_title_asked_of_the_first_message_is_a_side_call(dialect: str, tmp_path: Path) -> None:
+    """A call without tools that repeats the conversation's first message, and no more of it, is beside it."""
+    talk, named = Talk(dialect), {"x-session-id": "s"}
+    said = [user("Do it."), assistant("Done."), user("More."), assistant("Done."), user("And more.")]
+    with recording(tmp_path, talk.script) as made:
+        for turns, tools in ((said[:1], TOOLS), (said[:3], TOOLS), (said[:1], ()), (said, TOOLS)):
+            talk.ask(made, turns, tools=tools, headers=named)
+    assert [call.role for call in made.calls] == ["main", "main", "side", "main"]
+    assert {call.prefix_break for call in made.calls} == {None}

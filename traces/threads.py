@@ -251,7 +251,7 @@ def _alike(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
 def _shared(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
     one, other = _said(old), _said(new)
     shared = Counter(piece.hash for piece in one) & Counter(piece.hash for piece in other)
-    return 2 * shared.total() >= min(len(one), len(other)) > 0
+    return 2 * shared.total() >= len(one) > 0
 
 
 def _continues(thread: _Thread, said: Sequence[Piece], heard: set[int]) -> bool:
