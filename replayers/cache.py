@@ -1,191 +1,365 @@
-"""PrefixCache is a run-length radix tree of cached prompt prefixes: block-granular, exact LRU, TTL, capacity.
+"""BlockCache is what one engine keeps of prompts: full blocks in a chain of hashes, least recently used out first.
 
-A node is a run of tokens of one segment that share their last use. Prompts with the same pieces share nodes; where a
-prompt leaves a run in its middle, the run is split. Blocks are counted as an engine that hashes full blocks in a chain
-counts them: a node owns the blocks that end inside it, so a block over a fork belongs to each branch.
+The rules are vLLM's: a block is found by all tokens up to its end; what a running call uses is not evicted; when a call
+ends its blocks become evictable tail first, but for one that is not full, which is free at once; a block that nobody
+will ask for (a generated one, or one computed twice) takes room until its turn to be evicted comes. A node of the tree
+owns the blocks that end inside its run, so a block over a fork belongs to each branch.
+
+Only the end of what a call used is marked when the call ends: its prefix was used no earlier, and is known to be idle
+when the last thing that goes on from it is evicted. So a call costs what is new in its prompt.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import deque
+from heapq import heappop, heappush
 
-from keepwarm.replayers.endpoint import Piece
+from keepwarm.replayers.tree import Node, PromptTree
 
 NEVER = 1 << 60
 """A time that does not come, ns: 36 years."""
+_PINNED = 1 << 40
+"""A level above all others."""
 
 
-class Write(NamedTuple):
-    """The prompt's tokens up to ``upto`` are to be cached for ``ttl_ns``, past those that an earlier Write covers."""
+class _Held:
+    """What is kept of a node: the prompt up to token ``upto``, all before its run included. ``level`` and ``last`` (the
+    count of the release and its time) tell when it is evicted; ``kids`` are kept nodes that go on from it, ``pins``
+    leases that end here, ``busy`` those and the kids that are busy.
+    """
 
-    upto: int
-    ttl_ns: int = NEVER
+    __slots__ = ("above", "busy", "keep_ns", "kids", "last", "last_ns", "level", "node", "pins", "upto")
 
-
-class _Node:
-    __slots__ = ("children", "expires", "key", "length", "parent", "refs", "start", "ttl_ns", "writer")
-
-    def __init__(self, parent: _Node | None, key: tuple[int, int], start: int, length: int, ttl_ns: int) -> None:
-        self.parent = parent if parent is not None else self
-        self.key = key
-        self.start = start
-        self.length = length
-        self.ttl_ns = ttl_ns
-        self.expires = NEVER
-        self.refs = 0
-        self.writer: Lease | None = None
-        self.children: dict[tuple[int, int], _Node] = {}
+    def __init__(self, node: Node, above: _Held | None, upto: int) -> None:
+        self.node = node
+        self.above = self if above is None else above
+        self.upto = upto
+        self.pins = self.busy = self.kids = self.last = self.last_ns = self.level = self.keep_ns = 0
 
 
 class Lease:
-    """A running call's hold on the nodes it uses, neither evicted nor expired until it is released: down to ``node``,
-    which ends at ``tokens`` of the prompt, in the piece ``index`` at ``offset``.
+    """A running call's hold on its prefix, which is pinned at its end. It has blocks for ``room`` tokens; ``own`` are
+    those that nobody finds: not full yet, or computed twice.
     """
 
-    __slots__ = ("index", "node", "offset", "tokens")
+    __slots__ = ("held", "own", "room")
 
-    def __init__(self, node: _Node) -> None:
-        self.node = node
-        self.index = self.offset = self.tokens = 0
+    def __init__(self, held: _Held, room: int) -> None:
+        self.held = held
+        self.room = room
+        self.own = 0
 
 
-class PrefixCache:
-    """What one worker remembers of prompts. Times are ns and passed in; they must not run back.
-
-    ``capacity`` is in blocks, None for endless. With ``refresh`` a read renews the TTL of what it read.
+class BlockCache:
+    """``capacity`` is in blocks, None for endless. ``ttl_ns`` after its last use a prefix is gone, whatever room there
+    is; None for no such rule. Times are ns, passed in, and must not run back.
     """
 
-    def __init__(self, *, block: int = 1, capacity: int | None = None, refresh: bool = True) -> None:
+    def __init__(
+        self, tree: PromptTree, *, block: int = 16, capacity: int | None = None, ttl_ns: int | None = None
+    ) -> None:
         if block < 1 or (capacity is not None and capacity < 0):
             raise ValueError("block must be at least 1 token and capacity at least 0 blocks")
         self.block = block
         self.capacity = capacity
-        self.refresh = refresh
+        self.ttl_ns = ttl_ns
         self.blocks = 0
+        """All that takes room: in the tree, running calls' own, and blocks that nobody will find."""
+        self.counts_use = False
+        self.in_use = 0
+        """Those of them that running calls hold, what they share counted once; only where ``counts_use``, from before
+        the first call on.
+        """
         self.evicted = 0
-        self._root = _Node(None, (0, 0), 0, 0, NEVER)
-        self._root.refs = 1
-        self._idle: OrderedDict[_Node, None] = OrderedDict()
+        self.tree = tree
+        self._slot = tree.join(self)
+        self._root = tree.root.held[self._slot] = _Held(tree.root, None, 0)
+        self._root.pins = self._root.busy = 1
+        self._count = 0
+        self._idle: list[tuple[int, int, int, _Held]] = []
+        self._aging: list[tuple[int, int, _Held]] = []
+        self._kept: list[tuple[int, int, _Held]] = []
+        self._waste: deque[tuple[int, int]] = deque()
 
-    def acquire(self, prompt: Sequence[Piece], now_ns: int) -> Lease:
-        """Hold what is cached of a prompt: its first ``tokens`` tokens, not yet cut to whole blocks."""
-        lease = Lease(self._root)
-        self._walk(lease, prompt, now_ns)
-        return lease
+    def match(self, node: Node) -> int:
+        """How many of a prompt's tokens a call with it would read: full blocks, and never the last token."""
+        return min(self._find(node).upto, max(node.end - 1, 0)) // self.block * self.block
 
-    def store(self, lease: Lease, prompt: Sequence[Piece], writes: Sequence[Write], now_ns: int) -> None:
-        """Cache a prompt as the writes say and extend the lease over it. Where running calls hold all of a full cache,
-        the prompt's rest stays uncached.
+    def kept(self, node: Node) -> tuple[int, int]:
+        """How many of a prompt's tokens are in full blocks here, and in those that running calls hold."""
+        held = self._find(node)
+        kept = held.upto
+        while not held.busy:
+            held = held.above
+        return kept // self.block * self.block, held.upto // self.block * self.block
+
+    def acquire(self, node: Node, now_ns: int) -> Lease:
+        """Hold what is kept of a prompt; the lease's ``room`` are the tokens that are read."""
+        self.expire(now_ns)
+        held = self._find(node)
+        self._pin(held)
+        return Lease(held, min(held.upto, max(node.end - 1, 0)) // self.block * self.block)
+
+    def grow(self, lease: Lease, node: Node, upto: int) -> bool:
+        """A call computes its prompt ``node`` up to a token: that is found from now on. False, and nothing is changed,
+        where running calls leave no room for it.
         """
-        self._walk(lease, prompt, now_ns)
-        for write in sorted(writes):
-            while lease.tokens < write.upto and lease.index < len(prompt):
-                part = prompt[lease.index]
-                wanted = min(part.tokens - lease.offset, write.upto - lease.tokens)
-                fits = self._room(lease.tokens, wanted)
-                if fits:
-                    self._grow(lease, part, fits, write.ttl_ns)
-                if fits < wanted:
-                    return
+        if not self.spend(lease, upto):
+            return False
+        lease.own -= self._keep(lease, node, upto)
+        return True
 
-    def release(self, lease: Lease, now_ns: int) -> None:
-        """End a call's hold: now is the last use of all that it held, its tail to be evicted first. Each token lives on
-        for the TTL that it was written with; without refresh, from the end of the call that wrote it.
-        """
-        node = lease.node
-        while node is not self._root:
-            node.refs -= 1
-            if self.refresh or node.writer is lease:
-                node.expires, node.writer = now_ns + node.ttl_ns, None
-            if not node.refs:
-                self._idle[node] = None
+    def _keep(self, lease: Lease, node: Node, upto: int) -> int:
+        """Put a prompt's tokens into the tree and move the lease's hold to their end; how many blocks that is more."""
+        slot, block = self._slot, self.block
+        path: list[Node] = []
+        while node.held[slot] is None:
+            path.append(node)
+            assert node.parent is not None
             node = node.parent
-        lease.node = self._root
-
-    def _walk(self, lease: Lease, prompt: Sequence[Piece], now_ns: int) -> None:
-        """Take a lease as far down its prompt as what is cached and alive reaches, and hold it. Only blocks expire: the
-        tokens of a block that ends in another node live as long as that one.
-        """
-        node, index, offset, tokens = lease.node, lease.index, lease.offset, lease.tokens
-        while index < len(prompt):
-            part = prompt[index]
-            child = node.children.get((part.ident, offset))
-            if child is None:
+        held: _Held = node.held[slot]
+        new = 0
+        while True:
+            end = min(upto, held.node.end)
+            if end > held.upto:
+                grown = end // block - held.upto // block
+                new += grown
+                self.in_use += grown if held.busy else 0
+                held.upto = end
+            if not path or held.upto >= upto:
                 break
-            left = part.tokens - offset
-            if child.expires <= now_ns and not child.refs and self._owned(tokens, min(child.length, left)):
-                self._drop(child)
-                break
-            if child.length > left:
-                child = self._split(child, left)
-            if not child.refs:
-                del self._idle[child]
-            child.refs += 1
-            node, tokens = child, tokens + child.length
-            index, offset = (index + 1, 0) if child.length == left else (index, offset + child.length)
-        lease.node, lease.index, lease.offset, lease.tokens = node, index, offset, tokens
+            node = path.pop()
+            held.kids += 1
+            held = node.held[slot] = _Held(node, held, held.upto)
+        if held is not lease.held:
+            self._pin(held)
+            self._unpin(lease.held)
+            lease.held = held
+        self.in_use -= new
+        return new
 
-    def _owned(self, start: int, length: int) -> int:
-        return (start + length) // self.block - start // self.block
-
-    def _split(self, node: _Node, length: int) -> _Node:
-        """Cut a node in two and return the upper half; whoever holds the node object holds its lower half."""
-        upper = _Node(node.parent, node.key, node.start, length, node.ttl_ns)
-        upper.expires, upper.refs, upper.writer = node.expires, node.refs, node.writer
-        node.parent.children[node.key] = upper
-        node.key = (node.key[0], node.key[1] + length)
-        node.start += length
-        node.length -= length
-        node.parent = upper
-        upper.children[node.key] = node
-        if not node.refs:
-            self._idle[upper] = None  # its place does not matter: whoever splits a run holds its upper half at once
-        return upper
-
-    def _grow(self, lease: Lease, part: Piece, tokens: int, ttl_ns: int) -> None:
-        """Add a node for the next tokens of a piece under a lease, and hold it."""
-        key = (part.ident, lease.offset)
-        node = _Node(lease.node, key, lease.tokens, tokens, ttl_ns)
-        node.refs, node.writer = 1, lease
-        lease.node.children[key] = lease.node = node
-        self.blocks += self._owned(lease.tokens, tokens)
-        lease.tokens += tokens
-        lease.offset += tokens
-        if lease.offset == part.tokens:
-            lease.index, lease.offset = lease.index + 1, 0
-
-    def _room(self, start: int, length: int) -> int:
-        """How many of ``length`` tokens from ``start`` there is room for, after evicting what may be evicted."""
+    def _make_room(self, blocks: int) -> bool:
+        """Evict for so many more blocks; False where running calls hold too much."""
         if self.capacity is None:
-            return length
-        need = self.blocks + self._owned(start, length) - self.capacity
-        while need > 0 and self._idle:
-            need -= self._evict(next(iter(self._idle)), need)
-        if need <= 0:
-            return length
-        return max(0, ((start + length) // self.block - need) * self.block + self.block - 1 - start)
+            return True
+        need = self.blocks + blocks - self.capacity
+        return need <= 0 or self._evict(need) == need
 
-    def _evict(self, leaf: _Node, need: int) -> int:
-        """Take up to ``need`` blocks from the tail of the least recently used leaf; how many it gave."""
-        owned = self._owned(leaf.start, leaf.length)
-        if owned <= need:
-            self._drop(leaf)
-            self.evicted += owned
-            return owned
-        end = ((leaf.start + leaf.length) // self.block - need) * self.block
-        leaf.length = end - leaf.start
-        self.blocks -= need
-        self.evicted += need
-        return need
+    def spend(self, lease: Lease, upto: int) -> bool:
+        """A running call's tokens need room that is its own; False, and nothing is changed, where there is none."""
+        need = -(upto // -self.block) - -(lease.room // -self.block)
+        if need > 0 and not self._make_room(need):
+            return False
+        lease.own += need
+        lease.room = upto
+        self.blocks += need
+        self.in_use += need
+        return True
 
-    def _drop(self, node: _Node) -> None:
-        """Forget a node and all below it; nothing of it is in use."""
-        del node.parent.children[node.key]
-        stack = [node]
-        while stack:
-            gone = stack.pop()
-            self.blocks -= self._owned(gone.start, gone.length)
-            self._idle.pop(gone, None)
-            stack.extend(gone.children.values())
+    def draw(self, blocks: int) -> bool:
+        """Decoding calls need so many blocks more, whose each is told by ``settle``; False where there is no room."""
+        if blocks and not self._make_room(blocks):
+            return False
+        self.blocks += blocks
+        self.in_use += blocks
+        return True
+
+    def settle(self, lease: Lease, upto: int) -> None:
+        """A call's tokens up to there are in blocks that were drawn before."""
+        lease.own += -(upto // -self.block) - -(lease.room // -self.block)
+        lease.room = upto
+
+    def answered(self, lease: Lease, node: Node, upto: int) -> None:
+        """A call has room for its prompt and answer ``node`` up to a token: that is found from now on."""
+        lease.own -= self._keep(lease, node, min(upto, lease.room))
+
+    def remember(self, node: Node, upto: int, now_ns: int) -> None:
+        """Take in a prompt up to a token at once, as far as there is room, without a call that holds it."""
+        lease = self.acquire(node, now_ns)
+        self.grow_most(lease, node, upto)
+        self.release(lease, now_ns)
+
+    def grow_most(self, lease: Lease, node: Node, upto: int) -> None:
+        """Compute a prompt up to a token, or what of it there is room for in full blocks."""
+        if upto > lease.room and not self.grow(lease, node, upto):
+            assert self.capacity is not None
+            room = (lease.room // self.block + self.capacity - self.blocks) * self.block
+            if room > lease.room:
+                self.grow(lease, node, min(upto, room))
+
+    def give_up(self, lease: Lease) -> None:
+        """End the hold of a call that did not run: it was no use."""
+        self._unpin(lease.held)
+
+    def release(self, lease: Lease, now_ns: int, *, level: int = 0, keep_ns: int = 0) -> None:
+        """End a call's hold: now is the last use of all that it held. What has a higher ``level`` is evicted later;
+        for ``keep_ns`` it is evicted only when nothing else can be.
+        """
+        held = lease.held
+        self._count += 1
+        held.last, held.last_ns = self._count, now_ns
+        held.level = max(held.level, level)
+        if keep_ns and held is not self._root:
+            held.level |= _PINNED
+            held.keep_ns = max(held.keep_ns, now_ns + keep_ns)
+            heappush(self._kept, (held.keep_ns, self._count, held))
+        part = 1 if lease.room % self.block else 0
+        self.blocks -= part
+        self.in_use -= lease.own
+        if lease.own > part:
+            self._waste.append((self._count, lease.own - part))
+        self._unpin(held)
+
+    def expire(self, now_ns: int) -> None:
+        """Forget what has outlived its TTL, and what is no longer to be kept."""
+        while self._kept and self._kept[0][0] <= now_ns:
+            _, _, held = heappop(self._kept)
+            if held.keep_ns <= now_ns:
+                held.level &= ~_PINNED
+                self._rest(held)
+        if self.ttl_ns is None:
+            return
+        while self._aging and self._aging[0][2].last_ns + self.ttl_ns <= now_ns:
+            last, _, held = heappop(self._aging)
+            if held.last == last and self._is_idle(held):
+                self.blocks -= self._owned(held)
+                self._rest(self._drop(held))
+
+    def clear(self) -> None:
+        """Forget all that no running call holds."""
+        nodes = [self.tree.root]
+        for node in nodes:
+            nodes += [child for child in node.children.values() if child.held[self._slot] is not None]
+        for node in reversed(nodes[1:]):
+            held = node.held[self._slot]
+            if self._is_idle(held):
+                self.blocks -= self._owned(held)
+                self._rest(self._drop(held))
+        self.blocks -= sum(blocks for _, blocks in self._waste)
+        self._waste.clear()
+
+    def split(self, upper: Node, lower: Node) -> None:
+        """A node was cut in two; leases go on holding what they hold."""
+        held: _Held = lower.held[self._slot]
+        if held.upto <= upper.end:
+            lower.held[self._slot] = None
+            upper.held[self._slot] = held
+            held.node = upper
+            return
+        above = upper.held[self._slot] = _Held(upper, held.above, upper.end)
+        above.kids, above.busy, above.level = 1, 1 if held.busy else 0, held.level
+        above.last, above.last_ns = held.last, held.last_ns
+        held.above = above
+
+    def _find(self, node: Node) -> _Held:
+        slot = self._slot
+        while (held := node.held[slot]) is None:
+            assert node.parent is not None
+            node = node.parent
+        found: _Held = held
+        return found
+
+    def _owned(self, held: _Held) -> int:
+        return held.upto // self.block - held.node.start // self.block
+
+    def _pin(self, held: _Held) -> None:
+        held.pins += 1
+        if not self.counts_use:
+            return
+        free = held
+        while not free.busy:
+            free.busy = 1
+            free = free.above
+        if free is held:
+            held.busy += 1
+        else:
+            free.busy += 1
+            self.in_use += held.upto // self.block - free.upto // self.block
+
+    def _unpin(self, held: _Held) -> None:
+        held.pins -= 1
+        if self.counts_use:
+            held.busy -= 1
+            free = held
+            while not free.busy:
+                free = free.above
+                free.busy -= 1
+            if free is not held:
+                self.in_use -= held.upto // self.block - free.upto // self.block
+        self._rest(held)
+
+    def _is_idle(self, held: _Held) -> bool:
+        return not held.pins and not held.kids and held.node.held[self._slot] is held
+
+    def _rest(self, held: _Held) -> None:
+        """Line up what is used no more."""
+        if held.pins or held.kids or held is self._root:
+            return
+        self._count += 1
+        if self.capacity is not None:
+            heappush(self._idle, (held.level, held.last, self._count, held))
+        if self.ttl_ns is not None:
+            heappush(self._aging, (held.last, self._count, held))
+
+    def _evict(self, need: int) -> int:
+        """Free so many blocks of what was used longest ago; how many, fewer where the rest is in use."""
+        freed = 0
+        while freed < need:
+            oldest = self._oldest()
+            if self._waste and (oldest is None or self._waste[0][0] <= oldest.last or oldest.level > 0):
+                freed += self._dump(need - freed)
+            elif oldest is None:
+                break
+            else:
+                heappop(self._idle)
+                freed += self._take(oldest, need - freed)
+        self.blocks -= freed
+        return freed
+
+    def _oldest(self) -> _Held | None:
+        """The leaf to be evicted next."""
+        idle = self._idle
+        while idle:
+            level, last, _, held = idle[0]
+            if held.last == last and held.level == level and self._is_idle(held):
+                return held
+            heappop(idle)
+        return None
+
+    def _dump(self, need: int) -> int:
+        last, blocks = self._waste.popleft()
+        if blocks > need:
+            self._waste.appendleft((last, blocks - need))
+        return min(blocks, need)
+
+    def _take(self, held: _Held, need: int) -> int:
+        """Evict up to so many blocks from a leaf's tail, and go on with what it went on from while that is next."""
+        block, freed = self.block, 0
+        while True:
+            start = held.node.start // block
+            owned = held.upto // block - start
+            if owned > need - freed:
+                held.upto = (start + owned - (need - freed)) * block
+                freed = need
+                self._rest(held)
+                break
+            freed += owned
+            above = self._drop(held)
+            if freed == need or above.last != held.last or above.level or not self._is_idle(above) or self._waste:
+                self._rest(above)
+                break
+            held = above
+        self.evicted += freed
+        return freed
+
+    def _drop(self, held: _Held) -> _Held:
+        """Forget a leaf. What it went on from, which is returned, was last used no earlier than it."""
+        node = held.node
+        node.held[self._slot] = None
+        above = held.above
+        above.kids -= 1
+        if held.last > above.last:
+            above.last, above.last_ns = held.last, held.last_ns
+        above.level = max(above.level, held.level & ~_PINNED)
+        self.tree.prune(node)
+        return above

@@ -9,19 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-from keepwarm.replayers.endpoint import Request
-from keepwarm.replayers.prompts import SessionPrompts
+from keepwarm.replayers.endpoint import Piece
+from keepwarm.replayers.prompts import Grow, P, SessionPrompts, as_pieces
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import TRIGGERS, After, Call
 
 
-class Planned(NamedTuple):
-    """A call that may be sent at ``due_ns``."""
+class Planned(NamedTuple, Generic[P]):
+    """A call that may be sent at ``due_ns``, with its prompt and the pieces in which later ones repeat its answer.
+
+    ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None.
+    """
 
     due_ns: int
-    request: Request
+    call: Call
+    prompt: P
+    answer: tuple[Piece, ...] = ()
+    output: int | None = None
+    copy: int = 0
 
 
 @dataclass(slots=True)
@@ -33,11 +40,11 @@ class _Waiting:
     due_ns: int
 
 
-class _Session:
+class _Session(Generic[P]):
     """A running session: its calls that wait for others, and what each call lets go."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self.prompts = SessionPrompts(calls)
+    def __init__(self, calls: Sequence[Call], grow: Grow[P]) -> None:
+        self.prompts = SessionPrompts(calls, grow)
         self.left = len(calls)
         self.waiting: dict[str, _Waiting] = {}
         self.next: dict[tuple[str, str], list[tuple[str, After]]] = {}
@@ -65,8 +72,8 @@ def _check(call: Call, known: Set[str]) -> None:
             raise InputError(f"call {call.call}: field after has trigger {edge.trigger!r}, expected start or end")
 
 
-class Schedule:
-    """The calls of a trace in the order in which they come due.
+class Schedule(Generic[P]):
+    """The calls of a trace in the order in which they come due. ``grow`` makes their prompts.
 
     ``speed`` X divides every gap, ``gap_cap_ns`` cuts gaps first. Sessions start when they were recorded to, or, with
     ``at_once``, in their order with so many running at a time. Sessions are read as they are needed.
@@ -79,6 +86,7 @@ class Schedule:
         speed: float = 1.0,
         gap_cap_ns: int | None = None,
         at_once: int | None = None,
+        grow: Grow[P] = as_pieces,  # type: ignore[assignment]
     ) -> None:
         if speed <= 0 or (at_once is not None and at_once < 1):
             raise ValueError("speed must be above 0 and at least one session must run at once")
@@ -86,8 +94,9 @@ class Schedule:
         self._speed = speed
         self._gap_cap_ns = gap_cap_ns
         self._at_once = at_once
-        self._running: dict[str, _Session] = {}
-        self._due: list[tuple[int, int, _Session, Call]] = []
+        self._grow = grow
+        self._running: dict[str, _Session[P]] = {}
+        self._due: list[tuple[int, int, _Session[P], Call]] = []
         self._count = 0
         self._peeked: list[Call] | None = None
         self._origin: int | None = None
@@ -98,10 +107,11 @@ class Schedule:
         self._admit(now_ns)
         return self._due[0][0] if self._due else None
 
-    def pop(self) -> Planned:
+    def pop(self) -> Planned[P]:
         """Take the next due call."""
         due_ns, _, session, call = heappop(self._due)
-        return Planned(due_ns, session.prompts.request(call))
+        output = call.output if call.output is not None else call.output_est
+        return Planned(due_ns, call, session.prompts.prompt(call), session.prompts.answer(call), output)
 
     def started(self, call: Call, now_ns: int) -> None:
         """A call was sent."""
@@ -166,12 +176,12 @@ class Schedule:
         name = calls[0].session
         if name in self._running:
             raise InputError(f"session {name}: expected its calls once and in one file")
-        session = self._running[name] = _Session(calls)
+        session = self._running[name] = _Session(calls, self._grow)
         for call in calls:
             if not call.after:
                 self._push(session, session.waiting.pop(call.call), start_ns)
 
-    def _push(self, session: _Session, waiting: _Waiting, due_ns: int) -> None:
+    def _push(self, session: _Session[P], waiting: _Waiting, due_ns: int) -> None:
         self._count += 1
         heappush(self._due, (due_ns, self._count, session, waiting.call))
 

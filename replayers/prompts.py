@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
-from keepwarm.replayers.endpoint import Piece, Request
+from keepwarm.replayers.endpoint import Piece
+from keepwarm.replayers.tree import Node, PromptTree
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call, Segment
+
+P = TypeVar("P")
+Grow = Callable[[P | None, int, list[Piece]], P]
+"""Makes a prompt of another one's first tokens, or of none's, and more pieces."""
 
 
 def piece(segment: Segment) -> Piece:
@@ -27,13 +33,28 @@ def cut(pieces: Sequence[Piece], tokens: int) -> list[Piece]:
     return kept
 
 
-class SessionPrompts:
+def as_pieces(parent: tuple[Piece, ...] | None, keep: int, pieces: list[Piece]) -> tuple[Piece, ...]:
+    """A prompt as its pieces."""
+    return tuple(cut(parent or (), keep) + pieces)
+
+
+def in_tree(tree: PromptTree) -> Grow[Node]:
+    """Prompts as places in a tree."""
+
+    def grow(parent: Node | None, keep: int, pieces: list[Piece]) -> Node:
+        return tree.extend(tree.root if parent is None else tree.at(parent, keep), pieces)
+
+    return grow
+
+
+class SessionPrompts(Generic[P]):
     """The prompts of one session; each is let go once it was asked for and all prompts that grow from it are made."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], grow: Grow[P]) -> None:
+        self._grow = grow
         self._uses = Counter(call.call for call in calls)
         self._uses.update(call.prompt_parent for call in calls if call.prompt_parent is not None)
-        self._prompts: dict[str, tuple[Piece, ...]] = {}
+        self._prompts: dict[str, tuple[P, int]] = {}
         self._waiting = {call.call: call for call in calls}
         self._answers: dict[str, list[Piece]] = {}
         for call in calls:
@@ -41,32 +62,34 @@ class SessionPrompts:
                 if segment.answer_of is not None and segment.tokens:
                     self._answers.setdefault(segment.answer_of, []).append(piece(segment))
 
-    def request(self, call: Call) -> Request:
-        """The request for a call; the prompts it grew from are resolved on the way."""
-        pieces = self._resolve(call)
-        output = call.output if call.output is not None else call.output_est
-        return Request(call, pieces, output, tuple(self._answers.get(call.call, ())))
+    def answer(self, call: Call) -> tuple[Piece, ...]:
+        """The pieces in which later prompts repeat a call's answer."""
+        return tuple(self._answers.get(call.call, ()))
 
-    def _resolve(self, call: Call) -> tuple[Piece, ...]:
+    def prompt(self, call: Call) -> P:
+        """A call's prompt; those it grew from are made on the way."""
+        if call.prompt_parent is None or call.prompt_parent in self._prompts:
+            self._make(call)
+            return self._used(call.call)[0]
         chain = [call]
         while (parent := chain[-1].prompt_parent) is not None and parent not in self._prompts:
             chain.append(self._waiting[parent])
         for link in reversed(chain):
-            if link.call not in self._prompts:
-                self._prompts[link.call] = self._grown(link)
-        return self._used(call.call)
+            self._make(link)
+        return self._used(call.call)[0]
 
-    def _grown(self, call: Call) -> tuple[Piece, ...]:
+    def _make(self, call: Call) -> None:
+        if call.call in self._prompts:
+            return
         appended = [piece(segment) for segment in call.append if segment.tokens]
-        kept = [] if call.prompt_parent is None else cut(self._used(call.prompt_parent), call.keep)
-        if sum(part.tokens for part in kept) != call.keep:
-            most = (
-                "0 without a prompt_parent" if call.prompt_parent is None else "at most the tokens of its prompt_parent"
-            )
-            raise InputError(f"call {call.call}: field keep is {call.keep}, expected {most}")
-        return tuple(kept + appended)
+        parent, most = (None, 0) if call.prompt_parent is None else self._used(call.prompt_parent)
+        if call.keep > most or call.keep < 0:
+            told = "0 without a prompt_parent" if parent is None else "at most the tokens of its prompt_parent"
+            raise InputError(f"call {call.call}: field keep is {call.keep}, expected {told}")
+        tokens = call.keep + sum(part.tokens for part in appended)
+        self._prompts[call.call] = (self._grow(parent, call.keep, appended), tokens)
 
-    def _used(self, name: str) -> tuple[Piece, ...]:
-        """A prompt, one of whose uses is over."""
+    def _used(self, name: str) -> tuple[P, int]:
+        """A prompt and its tokens, one of whose uses is over."""
         self._uses[name] -= 1
         return self._prompts[name] if self._uses[name] else self._prompts.pop(name)

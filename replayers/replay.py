@@ -8,11 +8,12 @@ from contextlib import suppress
 
 from asyncio_throttle.throttler import Throttler
 
-from keepwarm.replayers.endpoint import Answer, Endpoint
+from keepwarm.replayers.endpoint import Answer, Endpoint, Piece, Request
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.traces.model import NOT_ANSWERED, Attempt, Outcome
 
 NOT_SENT, CUT_OFF = NOT_ANSWERED
+Prompt = tuple[Piece, ...]
 
 
 class Replay:
@@ -24,7 +25,7 @@ class Replay:
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule[Prompt],
         endpoint: Endpoint,
         emit: Callable[[Outcome], None],
         *,
@@ -38,7 +39,7 @@ class Replay:
         self._clock = clock
         self._name = name
         self._throttle = Throttler(rate_limit=max_rate, period=1.0) if max_rate else None
-        self._running: dict[str, Planned] = {}
+        self._running: dict[str, Planned[Prompt]] = {}
         self._sent: dict[str, int] = {}
         self._wake = asyncio.Event()
 
@@ -52,7 +53,7 @@ class Replay:
                             if not await self._until_due():
                                 break
                     planned = self._schedule.pop()
-                    self._running[planned.request.call.call] = planned
+                    self._running[planned.call.call] = planned
                     group.create_task(self._send(planned))
         except BaseException as error:
             for outcome in self._cut_off():
@@ -77,12 +78,12 @@ class Replay:
             if timer is not None:
                 timer.cancel()
 
-    async def _send(self, planned: Planned) -> None:
-        call = planned.request.call
+    async def _send(self, planned: Planned[Prompt]) -> None:
+        call = planned.call
         self._sent[call.call] = self._clock()
         self._schedule.started(call, self._sent[call.call])
         self._wake.set()
-        answer = await self._endpoint.send(planned.request)
+        answer = await self._endpoint.send(Request(call, planned.prompt, planned.output, planned.answer, planned.copy))
         del self._running[call.call], self._sent[call.call]
         self._emit(self._answered(planned, answer))
         if answer.error is None and answer.status is not None and answer.status < 300:
@@ -92,19 +93,16 @@ class Replay:
                 self._emit(Outcome(skipped, endpoint=self._name, error=NOT_SENT))
         self._wake.set()
 
-    def _answered(self, planned: Planned, answer: Answer) -> Outcome:
-        request = planned.request
+    def _answered(self, planned: Planned[Prompt], answer: Answer) -> Outcome:
         told = answer._asdict()
         told["attempts"] = answer.attempts or (Attempt(answer.sent_ns, answer.done_ns, answer.status, answer.error),)
-        return Outcome(request.call, copy=request.copy, due_ns=planned.due_ns, endpoint=self._name, **told)
+        return Outcome(planned.call, copy=planned.copy, due_ns=planned.due_ns, endpoint=self._name, **told)
 
     def _cut_off(self) -> Iterator[Outcome]:
         for name, planned in self._running.items():
             sent_ns = self._sent.get(name)
             error = NOT_SENT if sent_ns is None else CUT_OFF
-            yield Outcome(
-                planned.request.call, due_ns=planned.due_ns, sent_ns=sent_ns, endpoint=self._name, error=error
-            )
+            yield Outcome(planned.call, due_ns=planned.due_ns, sent_ns=sent_ns, endpoint=self._name, error=error)
         for call in self._schedule.rest():
             yield Outcome(call, endpoint=self._name, error=NOT_SENT)
 

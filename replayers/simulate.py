@@ -1,91 +1,100 @@
-"""Replay in virtual time against a simulated worker: the same plan as over the wire, no sockets, no waiting."""
+"""Replay in virtual time against the simulated cluster: the same plan as over the wire, no sockets, no waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from heapq import heappop, heappush
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from keepwarm.replayers.endpoint import Request
+from keepwarm.replayers.cluster import Cluster
+from keepwarm.replayers.job import FIRST_TOKEN, Job, Running, account
 from keepwarm.replayers.plan import Planned, Schedule
-from keepwarm.replayers.worker import Service, Worker, account
-from keepwarm.traces.model import Outcome
+from keepwarm.replayers.tree import Node
+from keepwarm.traces.model import NOT_ANSWERED, Outcome
 
-_FIRST_TOKEN, _END = 0, 1
-"""At one instant first tokens come before calls end (an answer may be one token), and both before new calls begin."""
+NOT_SENT = NOT_ANSWERED[0]
 
 
 class Simulated(NamedTuple):
-    """A call's outcome, and what it could have read from each of the shadows' caches at the same times."""
+    """A call's outcome, and what it could have read from each of the cluster's shadows at the same times."""
 
     outcome: Outcome
     bounds: dict[str, int]
 
 
-class _Running(NamedTuple):
-    planned: Planned
-    sent_ns: int
-    service: Service
-    shadows: dict[str, Service]
-
-
-def simulate(schedule: Schedule, worker: Worker, *, shadows: Mapping[str, Worker] | None = None) -> Iterator[Simulated]:
+def simulate(schedule: Schedule[Node], cluster: Cluster) -> Iterator[Simulated]:
     """Every planned call's outcome, in the order in which they end. Virtual time never runs back.
 
-    ``shadows`` are workers with other caches that see the same calls at the same times, to tell what was attainable.
+    The schedule makes its prompts in the cluster's tree.
     """
-    shadows = shadows or {}
-    events: list[tuple[int, int, int, _Running]] = []
-    now_ns = count = 0
+    running: dict[Running, Planned[Node]] = {}
+    now_ns = 0
     while True:
         due_ns = schedule.next_due(now_ns)
-        if events and (due_ns is None or events[0][0] <= due_ns):
-            now_ns, kind, _, running = heappop(events)
-            if kind == _FIRST_TOKEN:
-                worker.first_token(running.service, now_ns)
-                for name, service in running.shadows.items():
-                    shadows[name].first_token(service, now_ns)
-                continue
-            worker.end(running.service, now_ns)
-            for name, service in running.shadows.items():
-                shadows[name].end(service, now_ns)
-            schedule.ended(running.planned.request.call, now_ns)
-            bounds = {name: service.read for name, service in running.shadows.items()}
-            yield Simulated(_outcome(running), bounds)
+        next_ns = cluster.next_ns()
+        if next_ns is not None and (due_ns is None or next_ns <= due_ns):
+            now_ns = next_ns
+            for event in cluster.advance(now_ns):
+                if event.kind != FIRST_TOKEN:
+                    yield from _ended(schedule, event.running, running.pop(event.running))
         elif due_ns is not None:
             now_ns = max(now_ns, due_ns)
             planned = schedule.pop()
-            schedule.started(planned.request.call, now_ns)
-            service = _begin(worker, planned.request, now_ns)
-            others = {name: _begin(shadow, planned.request, now_ns) for name, shadow in shadows.items()}
-            count += 1
-            running = _Running(planned, now_ns, service, others)
-            heappush(events, (service.first_token_ns, _FIRST_TOKEN, count, running))
-            heappush(events, (service.done_ns, _END, count, running))
+            schedule.started(planned.call, now_ns)
+            running[cluster.submit(job(planned), now_ns)] = planned
         else:
             return
 
 
-def _begin(worker: Worker, request: Request, now_ns: int) -> Service:
-    marks = request.call.breakpoints
-    return worker.begin(request.prompt, request.output or 1, now_ns, marks=marks, answer=request.answer)
+def job(planned: Planned[Node]) -> Job:
+    """A planned call as the cluster takes it."""
+    call = planned.call
+    output = max(planned.output or 1, 1)
+    marks, hints = call.breakpoints, call.hints
+    return Job(planned.prompt, output, planned.answer, marks, hints, call.flow, call.session, call.model)
 
 
-def _outcome(running: _Running) -> Outcome:
-    """Nothing fails here, so every session is completed."""
-    planned, service = running.planned, running.service
+def _ended(schedule: Schedule[Node], running: Running, planned: Planned[Node]) -> Iterator[Simulated]:
+    """A call is over; where it failed, so is its session."""
+    assert running.done_ns is not None
+    call = planned.call
+    if running.error is None:
+        schedule.ended(call, running.done_ns)
+        yield Simulated(_outcome(running, planned), running.bounds)
+        return
+    yield Simulated(_failure(running, planned), running.bounds)
+    for skipped in schedule.failed(call):
+        yield Simulated(Outcome(skipped, endpoint="simulated", error=NOT_SENT, completed=False), {})
+
+
+def _outcome(running: Running, planned: Planned[Node]) -> Outcome:
     return Outcome(
-        call=planned.request.call,
-        copy=planned.request.copy,
+        call=planned.call,
+        copy=planned.copy,
         due_ns=planned.due_ns,
-        sent_ns=running.sent_ns,
-        first_byte_ns=service.first_token_ns,
-        first_token_ns=service.first_token_ns,
-        last_token_ns=service.done_ns,
-        done_ns=service.done_ns,
+        sent_ns=running.arrived_ns,
+        first_byte_ns=running.first_token_ns,
+        first_token_ns=running.first_token_ns,
+        last_token_ns=running.done_ns,
+        done_ns=running.done_ns,
         status=200,
         completed=True,
         endpoint="simulated",
-        worker="0",
-        **account(service),
+        worker=running.worker,
+        **account(running),
+    )
+
+
+def _failure(running: Running, planned: Planned[Node]) -> Outcome:
+    """A call that no worker can hold."""
+    return Outcome(
+        call=planned.call,
+        copy=planned.copy,
+        due_ns=planned.due_ns,
+        sent_ns=running.arrived_ns,
+        done_ns=running.done_ns,
+        status=400,
+        error=running.error,
+        completed=False,
+        endpoint="simulated",
+        worker=running.worker,
     )

@@ -1,0 +1,271 @@
+"""Cluster is the simulated endpoint, sans-IO: workers behind a router, jobs in, events out, time passed in.
+
+All workers are alike and answer calls whole, or there are two pools: then a worker of the first computes the prompt,
+its KV is moved, and a worker of the second generates. A prefix that another worker or the host tier has is moved to the
+one chosen where that is faster than computing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from keepwarm.replayers.cache import BlockCache
+from keepwarm.replayers.engine import Engine
+from keepwarm.replayers.job import DONE, FIRST_TOKEN, SECOND, Event, Job, Running
+from keepwarm.replayers.plain import Keeping, Plain
+from keepwarm.replayers.router import Router, View
+from keepwarm.replayers.tree import Node, PromptTree
+
+Worker = Engine | Plain
+
+
+class Link(NamedTuple):
+    """What moving a prefix takes: ``latency_s``, and its tokens at so many a second."""
+
+    tokens_per_s: float
+    latency_s: float = 0.0
+
+    def moving_ns(self, tokens: int) -> int:
+        """The time that so many tokens take."""
+        return round((self.latency_s + tokens / self.tokens_per_s) * SECOND)
+
+
+class Gauge(NamedTuple):
+    """A worker now, and its totals in tokens and calls since it started; ``kv_used`` is None without a capacity."""
+
+    worker: str
+    running: int
+    waiting: int
+    kv_used: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    finished: int
+    preemptions: int
+
+
+class _Worker:
+    """A worker with its place and totals; ``guess`` is what the router thinks it has cached, where it cannot know."""
+
+    def __init__(self, worker: Worker, index: int, guess: BlockCache | None) -> None:
+        self.worker = worker
+        self.index = index
+        self.guess = guess
+        self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.finished = 0
+
+    def cached(self, node: Node) -> int:
+        """What of a prompt a call would find here; managed rules tell only calls."""
+        cache = self.worker.cache
+        return cache.match(node) if isinstance(cache, BlockCache) else 0
+
+    def host(self, node: Node) -> int:
+        """What of a prompt the host tier has."""
+        host = self.worker.host if isinstance(self.worker, Engine) else None
+        return 0 if host is None else host.match(node)
+
+    def view(self, node: Node) -> View:
+        """What the router sees of it."""
+        known = self.worker.cache if self.guess is None else self.guess
+        cached, active = known.kept(node) if isinstance(known, BlockCache) else (0, 0)
+        return View(*self.worker.load(), cached, active, self.host(node))
+
+
+class Cluster:
+    """``workers`` answer calls; of two pools, ``decoders`` generate what workers computed. ``peers``, ``tier`` and
+    ``handover`` are the links between workers, to the host tier and from pool to pool; None where nothing is moved.
+    Background calls have the last ``background`` workers for themselves. ``shadows`` are caches of the same tree that
+    see the same calls at the same times, to tell what could have been read. ``guesses`` are the router's caches, one a
+    worker, where it does not know theirs.
+    """
+
+    def __init__(
+        self,
+        tree: PromptTree,
+        workers: Sequence[Worker],
+        router: Router,
+        *,
+        decoders: Sequence[Worker] = (),
+        decode_router: Router | None = None,
+        peers: Link | None = None,
+        tier: Link | None = None,
+        handover: Link | None = None,
+        background: int = 0,
+        guesses: Sequence[BlockCache] = (),
+        shadows: Mapping[str, Keeping] | None = None,
+    ) -> None:
+        if not 0 <= background < max(len(workers), 1) or (decoders and (decode_router is None or handover is None)):
+            raise ValueError("background workers must be fewer than workers, and decoders need a router and a link")
+        self.tree = tree
+        self._pool = [_Worker(worker, i, guesses[i] if guesses else None) for i, worker in enumerate(workers)]
+        self._decoders = [_Worker(worker, len(workers) + i, None) for i, worker in enumerate(decoders)]
+        self._all = self._pool + self._decoders
+        self._router = router
+        self._decode_router = decode_router
+        self._peers, self._tier, self._handover = peers, tier, handover
+        everyone = range(len(workers))
+        split = len(workers) - background
+        self._among = {"background": everyone[split:] if background else everyone}
+        self._others = everyone[:split]
+        self._shadows = dict(shadows or {})
+        self._seen: dict[Running, dict[str, tuple[Running, object]]] = {}
+        self._where: dict[Running, tuple[_Worker, Running]] = {}
+        self._outer: dict[Running, Running] = {}
+
+    def submit(self, job: Job, now_ns: int) -> Running:
+        """Take a job on."""
+        running = Running(job, now_ns)
+        if self._shadows:
+            self._seen[running] = seen = {}
+            for name, shadow in self._shadows.items():
+                copy = Running(job, now_ns)
+                seen[name] = (copy, shadow.begin(copy, now_ns))
+                running.bounds[name] = copy.read
+        self._start(running, now_ns)
+        return running
+
+    def next_ns(self) -> int | None:
+        """When ``advance`` has something to do next, if nothing more is submitted."""
+        soonest = None
+        for each in self._all:
+            at_ns = each.worker.next_ns()
+            if at_ns is not None and (soonest is None or at_ns < soonest):
+                soonest = at_ns
+        return soonest
+
+    def advance(self, now_ns: int) -> list[Event]:
+        """All that happens up to now, in the order of time."""
+        told: list[Event] = []
+        while (at_ns := self.next_ns()) is not None and at_ns <= now_ns:
+            for each in self._all:
+                for event in each.worker.advance(at_ns):
+                    self._happened(each, event, told)
+        return told
+
+    def produced(self, running: Running, now_ns: int) -> int:
+        """Tokens of a job's answer that are out by now."""
+        if running.done_ns is not None:
+            return running.job.output
+        where, inner = self._where[running]
+        return where.worker.produced(inner, now_ns) if inner is running else 0
+
+    def cancel(self, running: Running, now_ns: int) -> None:
+        """The client left: the job ends as it is."""
+        where, inner = self._where.pop(running)
+        where.worker.cancel(inner, now_ns)
+        self._outer.pop(inner, None)
+        running.error, running.done_ns = inner.error, now_ns
+        self._unseen(running, now_ns)
+
+    def reset_cache(self) -> None:
+        """Forget all that no running call uses."""
+        for each in self._all:
+            each.worker.cache.clear()
+
+    def gauges(self) -> list[Gauge]:
+        """How each worker is doing."""
+        told = []
+        for each in self._all:
+            worker = each.worker
+            used = worker.kv_used() if isinstance(worker, Engine) else None
+            totals = (each.prompt_tokens, each.cached_tokens, each.generated_tokens, each.finished)
+            told.append(Gauge(str(each.index), worker.running, worker.waiting, used, *totals, worker.preemptions))
+        return told
+
+    def _start(self, running: Running, now_ns: int) -> None:
+        """Choose a worker for a job, or for its prompt alone."""
+        job = running.job
+        among = self._among.get(job.flow or "", self._others)
+        views = [each.view(job.prompt) for each in self._pool] if self._router.needs_views and len(among) > 1 else ()
+        chosen = self._pool[self._router.choose(job, views, among) if len(among) > 1 else among[0]]
+        self._send(chosen, running, now_ns)
+
+    def _send(self, chosen: _Worker, running: Running, now_ns: int) -> None:
+        """Give a job to a worker, with what of its prefix is moved there."""
+        job, inner = running.job, running
+        if self._decoders:
+            inner = Running(job._replace(output=1, answer=()), now_ns, silent=True)
+            self._outer[inner] = running
+        upto, took_ns = self._moved(chosen, job.prompt)
+        running.worker = inner.worker = str(chosen.index)
+        inner.overlap = upto or (chosen.cached(job.prompt) if isinstance(chosen.worker, Engine) else 0)
+        if chosen.guess is not None:
+            chosen.guess.remember(job.prompt, job.prompt.end, now_ns)
+        self._where[running] = (chosen, inner)
+        chosen.worker.submit(inner, now_ns, load_upto=upto, load_ns=took_ns)
+
+    def _moved(self, chosen: _Worker, node: Node) -> tuple[int, int]:
+        """Up to which token a prompt's prefix is best fetched from elsewhere, and what that takes; 0 for not at all."""
+        best, upto, took_ns = 0, 0, 0
+        if self._peers is None and self._tier is None:
+            return 0, 0
+        own = chosen.cached(node)
+        sources = [(self._tier, chosen.host(node))]
+        sources += [(self._peers, each.cached(node)) for each in self._pool if each is not chosen]
+        for link, has in sources:
+            if link is not None and has > own:
+                moving_ns = link.moving_ns(has - own)
+                saved = chosen.worker.times.prefill_ns(has - own) - moving_ns
+                if saved > best:
+                    best, upto, took_ns = saved, has, moving_ns
+        return upto, took_ns
+
+    def _happened(self, where: _Worker, event: Event, told: list[Event]) -> None:
+        """Pass a worker's event on, as that of the job the cluster was given."""
+        running = event.running
+        outer = self._outer.get(running)
+        if outer is not None:
+            self._handed(where, event, running, outer, told)
+        elif event.kind == FIRST_TOKEN:
+            self._first(where, running, event.at_ns)
+            if not running.silent:
+                told.append(event)
+        else:
+            self._done(where, running, event.at_ns)
+            if not running.silent:
+                told.append(event)
+
+    def _first(self, where: _Worker, running: Running, now_ns: int) -> None:
+        if not self._decoders:
+            where.prompt_tokens += running.job.prompt.end
+            where.cached_tokens += running.read
+        for name, (copy, lease) in self._seen.get(running, {}).items():
+            self._shadows[name].first_token(copy, lease, now_ns)
+
+    def _done(self, where: _Worker, running: Running, now_ns: int) -> None:
+        self._where.pop(running, None)
+        self._unseen(running, now_ns)
+        if running.error is not None:
+            return
+        job = running.job
+        where.generated_tokens += job.output
+        where.finished += 1
+        if job.hints is not None and job.hints.speculative_prefill and job.answer and not running.silent:
+            warm = Job(self.tree.extend(job.prompt, job.answer), 1, model=job.model, session=job.session)
+            self._send(self._pool[where.index % len(self._pool)], Running(warm, now_ns, silent=True), now_ns)
+
+    def _handed(self, where: _Worker, event: Event, inner: Running, outer: Running, told: list[Event]) -> None:
+        """A prompt is computed: its KV goes to a worker that generates."""
+        if event.kind == FIRST_TOKEN:
+            outer.read, outer.loaded, outer.writes = inner.read, inner.loaded, inner.writes
+            where.prompt_tokens += inner.job.prompt.end
+            where.cached_tokens += inner.read
+            return
+        del self._outer[inner]
+        job = outer.job
+        if inner.error is not None:
+            outer.error, outer.done_ns = inner.error, event.at_ns
+            self._done(where, outer, event.at_ns)
+            told.append(Event(event.at_ns, DONE, outer))
+            return
+        assert self._decode_router is not None and self._handover is not None
+        views = [each.view(job.prompt) for each in self._decoders]
+        chosen = self._decoders[self._decode_router.choose(job, views, range(len(self._decoders)))]
+        missing = job.prompt.end - chosen.cached(job.prompt)
+        self._where[outer] = (chosen, outer)
+        moving_ns = self._handover.moving_ns(missing)
+        chosen.worker.submit(outer, event.at_ns, load_upto=job.prompt.end, load_ns=moving_ns, generated=1)
+
+    def _unseen(self, running: Running, now_ns: int) -> None:
+        for name, (copy, lease) in self._seen.pop(running, {}).items():
+            self._shadows[name].end(copy, lease, now_ns)

@@ -1,0 +1,338 @@
+"""Engine is one simulated worker that batches continuously, sans-IO: jobs in, events out, time passed in.
+
+It goes on in steps as vLLM's scheduler does. A step gives every decoding call one token and spends what is left of the
+token budget on prompts, those under way first, then waiting calls in the order of their queue, each only if its whole
+prompt fits. What is scheduled is found by others at once. Where a running call finds no room the one admitted last is
+preempted: it lets go of its blocks and waits at the front. Steps in which nothing but decoding happens are one event.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from keepwarm.replayers.cache import BlockCache, Lease
+from keepwarm.replayers.decoding import Decoding
+from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, OVERFLOW, Event, Running
+from keepwarm.replayers.queues import QUEUES
+from keepwarm.replayers.times import SECOND, StepTimes
+
+MAX_SEQS, MAX_BATCHED = 256, 8192
+
+
+class _Work:
+    """A job here: ``computed`` of its ``target`` tokens (the prompt, and after a preemption what it had generated) are
+    in the cache; it decodes since the count ``base``, at which it had ``generated`` tokens out.
+    """
+
+    __slots__ = ("base", "computed", "fresh", "generated", "lease", "load_upto", "running", "target")
+
+    def __init__(self, running: Running, load_upto: int, generated: int) -> None:
+        self.running = running
+        self.target = running.job.prompt.end
+        self.load_upto = load_upto
+        self.generated = generated
+        self.computed = self.base = 0
+        self.lease: Lease | None = None
+        self.fresh = not generated
+
+
+class _Step:
+    """A step under way, or ``steps`` of decoding alone; ``chunks`` are the prompt tokens it computes."""
+
+    __slots__ = ("begun_ns", "chunks", "end_ns", "kv", "steps")
+
+    def __init__(self, begun_ns: int, end_ns: int, steps: int, kv: int, chunks: list[tuple[_Work, int]]) -> None:
+        self.begun_ns = begun_ns
+        self.end_ns = end_ns
+        self.steps = steps
+        self.kv = kv
+        self.chunks = chunks
+
+
+class Engine:
+    """``priorities`` makes a hint's priority protect what its call leaves in the cache; ``host`` is a tier below that
+    remembers what calls leave. A preempted call that had begun to answer computes its answer so far again.
+    """
+
+    def __init__(
+        self,
+        cache: BlockCache,
+        *,
+        times: StepTimes,
+        max_seqs: int = MAX_SEQS,
+        max_batched: int = MAX_BATCHED,
+        queue: str = "fcfs",
+        priorities: bool = False,
+        host: BlockCache | None = None,
+    ) -> None:
+        if max_seqs < 1 or max_batched < 1:
+            raise ValueError("a step must take at least one call and one token")
+        self.cache = cache
+        cache.counts_use = True
+        self.times = times
+        self.host = host
+        self.preemptions = 0
+        self._max_seqs = max_seqs
+        self._max_batched = max_batched
+        self._order = QUEUES[queue]
+        self._priorities = priorities
+        self._count = 0
+        self._front = 0
+        self._arriving: list[tuple[int, int, _Work]] = []
+        self._waiting: list[tuple[tuple[int, ...], int, _Work]] = []
+        self._admitted: dict[_Work, None] = {}
+        self._prefilling: list[_Work] = []
+        self._decoding: Decoding[_Work] = Decoding(cache.block)
+        self._blocked = False
+        self._step: _Step | None = None
+        self._events: list[Event] = []
+
+    @property
+    def running(self) -> int:
+        """Calls in the batch."""
+        return len(self._admitted)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait to be in it."""
+        return len(self._waiting) + len(self._arriving)
+
+    def load(self) -> tuple[int, int]:
+        """Prompt tokens of calls without a first token that were not cached, and blocks of all calls here."""
+        queued = [work for *_, work in self._waiting] + [work for *_, work in self._arriving]
+        tokens = sum(work.target - work.running.read for work in self._prefilling)
+        tokens += sum(work.target - work.running.overlap for work in queued)
+        return tokens, self.cache.in_use + sum(work.target // self.cache.block for work in queued)
+
+    def submit(
+        self, running: Running, now_ns: int, *, load_upto: int = 0, load_ns: int = 0, generated: int = 0
+    ) -> None:
+        """A job arrives; it can be scheduled once its prompt up to ``load_upto`` is loaded from elsewhere, which takes
+        ``load_ns``. Of its answer so many tokens were ``generated`` elsewhere.
+        """
+        work = running.state = _Work(running, load_upto, generated)
+        self._count += 1
+        ready_ns = now_ns + load_ns + round(self.times.call_s * SECOND)
+        heappush(self._arriving, (ready_ns, self._count, work))
+        step = self._step
+        if step is not None and not step.chunks and ready_ns < step.end_ns:
+            most = step.steps
+            step.steps = self.times.steps_within(ready_ns - step.begun_ns, len(self._decoding), step.kv, most)
+            step.end_ns = step.begun_ns + self.times.steps_ns(step.steps, len(self._decoding), step.kv)
+
+    def next_ns(self) -> int | None:
+        """When something happens next, if nothing more arrives."""
+        if self._step is not None:
+            return self._step.end_ns
+        return self._arriving[0][0] if self._arriving else None
+
+    def advance(self, now_ns: int) -> list[Event]:
+        """All that happens up to now."""
+        while (at_ns := self.next_ns()) is not None and at_ns <= now_ns:
+            if self._step is not None:
+                self._finish(self._step)
+            while self._arriving and self._arriving[0][0] <= at_ns:
+                self._arrive(heappop(self._arriving)[2], at_ns)
+            self._step = self._next_step(at_ns)
+        events, self._events = self._events, []
+        return events
+
+    def produced(self, running: Running, now_ns: int) -> int:
+        """Tokens of a job's answer that are out."""
+        if running.done_ns is not None:
+            return running.job.output
+        work: _Work = running.state
+        if running.first_token_ns is None or work not in self._admitted or work.computed < work.target:
+            return work.generated
+        step, done = self._step, 0
+        if step is not None and not step.chunks and now_ns > step.begun_ns:
+            args = (len(self._decoding), step.kv)
+            done = self.times.steps_within(now_ns - step.begun_ns, *args, step.steps)
+            done -= step.begun_ns + self.times.steps_ns(done, *args) > now_ns
+        return work.generated + self._decoding.count - work.base + done
+
+    def cancel(self, running: Running, now_ns: int) -> None:
+        """Stop a job; what it has computed stays in the cache."""
+        work: _Work = running.state
+        if work in self._admitted:
+            self._leave(work, now_ns)
+        else:
+            for queue in (self._waiting, self._arriving):
+                queue[:] = [entry for entry in queue if entry[-1] is not work]  # type: ignore[index]
+                heapify(queue)
+        running.error, running.done_ns = CANCELLED, now_ns
+
+    def _arrive(self, work: _Work, now_ns: int) -> None:
+        job = work.running.job
+        capacity = self.cache.capacity
+        if capacity is not None and self._blocks(job.prompt.end + job.output - 1) > capacity:
+            work.running.error, work.running.done_ns = OVERFLOW, now_ns
+            self._events.append(Event(now_ns, DONE, work.running))
+            return
+        self._count += 1
+        self._enqueue(work, self._count)
+
+    def _enqueue(self, work: _Work, count: int) -> None:
+        self._blocked = False
+        heappush(self._waiting, (self._order(work.running.job), count, work))
+
+    def _blocks(self, tokens: int) -> int:
+        return -(tokens // -self.cache.block)
+
+    def _next_step(self, now_ns: int) -> _Step | None:
+        """What is done next; None if there is nothing to do."""
+        chunks: list[tuple[_Work, int]] = []
+        budget = self._max_batched - len(self._decoding)
+        preempted = self.preemptions
+        for work in tuple(self._prefilling):
+            chunk = min(work.target - work.computed, budget)
+            if chunk > 0 and self._fits(work, work.computed + chunk, now_ns):
+                chunks.append((work, chunk))
+                budget -= chunk
+        if preempted == self.preemptions:
+            self._admit(budget, chunks, now_ns)
+        else:
+            chunks = [(work, chunk) for work, chunk in chunks if work in self._admitted]
+        decoding, kv = len(self._decoding), self._decoding.kv
+        if chunks:
+            tokens = sum(chunk for _, chunk in chunks)
+            return _Step(now_ns, now_ns + self.times.step_ns(tokens, decoding, kv), 1, kv, chunks)
+        if not decoding:
+            return None
+        steps = self._decoding.left()
+        cache = self.cache
+        if cache.capacity is not None and cache.blocks + self._decoding.need(steps) > cache.capacity:
+            steps = min(steps, cache.block)
+        if self._arriving:
+            steps = self.times.steps_within(self._arriving[0][0] - now_ns, decoding, kv, steps)
+        return _Step(now_ns, now_ns + self.times.steps_ns(steps, decoding, kv), steps, kv, chunks)
+
+    def _fits(self, work: _Work, upto: int, now_ns: int) -> bool:
+        """Make room for a running call's next tokens, at the cost of those admitted later; False if it had to go."""
+        assert work.lease is not None
+        while work in self._admitted:
+            if self.cache.grow(work.lease, work.running.job.prompt, upto):
+                return True
+            self._preempt(next(reversed(self._admitted)), now_ns)
+        return False
+
+    def _admit(self, budget: int, chunks: list[tuple[_Work, int]], now_ns: int) -> None:
+        """Take waiting calls into the batch, in their order, until one does not fit."""
+        while self._waiting and budget > 0 and not self._blocked and len(self._admitted) < self._max_seqs:
+            work = self._waiting[0][2]
+            job = work.running.job
+            lease = self.cache.acquire(job.prompt, now_ns)
+            hit = lease.room
+            computed = max(hit, min(work.load_upto, work.target))
+            chunk = min(work.target - computed, budget)
+            if not self._has_room(work, lease) or not self.cache.grow(lease, job.prompt, computed + chunk):
+                self.cache.give_up(lease)
+                self._blocked = True
+                return
+            heappop(self._waiting)
+            work.lease, work.computed = lease, computed
+            self._admitted[work] = None
+            if work.fresh:
+                work.fresh = False
+                work.running.read, work.running.loaded = computed, computed - hit
+            if chunk:
+                self._prefilling.append(work)
+                chunks.append((work, chunk))
+                budget -= chunk
+            else:
+                self._decode(work, now_ns)
+
+    def _has_room(self, work: _Work, lease: Lease) -> bool:
+        """Whether a waiting call's whole prompt fits beside what running calls hold, itself among them."""
+        cache = self.cache
+        return cache.capacity is None or (
+            cache.in_use + self._blocks(work.target) - lease.room // cache.block <= cache.capacity
+        )
+
+    def _finish(self, step: _Step) -> None:
+        """A step is over."""
+        self._step = None
+        if self._decoding:
+            while not self.cache.draw(self._decoding.need(step.steps)):
+                self._preempt(next(reversed(self._admitted)), step.end_ns)
+            self._decoding.go(step.steps)
+            while (ended := self._decoding.ended()) is not None:
+                self._end(ended, step.end_ns)
+        for work, chunk in step.chunks:
+            if work in self._admitted:
+                work.computed += chunk
+                if work.computed == work.target:
+                    self._prefilling.remove(work)
+                    self._first(work, step.end_ns)
+
+    def _first(self, work: _Work, now_ns: int) -> None:
+        """A call's prompt is computed, and with it its next token."""
+        running = work.running
+        work.generated += 1
+        if running.first_token_ns is None:
+            whole = running.job.prompt.end // self.cache.block * self.cache.block
+            ttl_ns = self.cache.ttl_ns
+            if whole > running.read:
+                running.writes = {None if ttl_ns is None else round(ttl_ns / SECOND): whole - running.read}
+        self._decode(work, now_ns)
+
+    def _decode(self, work: _Work, now_ns: int) -> None:
+        """A call's first token is out, and its next ones come one a step."""
+        running = work.running
+        if running.first_token_ns is None:
+            running.first_token_ns = now_ns
+            self._events.append(Event(now_ns, FIRST_TOKEN, running))
+        left = running.job.output - work.generated
+        work.base = self._decoding.add(work, work.target, left)
+        if left <= 0:
+            self._end(work, now_ns)
+
+    def _end(self, work: _Work, now_ns: int) -> None:
+        running = work.running
+        self._leave(work, now_ns)
+        running.done_ns = now_ns
+        self._events.append(Event(now_ns, DONE, running))
+
+    def _preempt(self, work: _Work, now_ns: int) -> None:
+        """A call makes room for others and begins again."""
+        self.preemptions += 1
+        self._leave(work, now_ns)
+        work.load_upto = work.computed = 0
+        self._front -= 1
+        self._enqueue(work, self._front)
+
+    def _leave(self, work: _Work, now_ns: int) -> None:
+        """A call is no more in the batch; what it has computed is found until it is evicted."""
+        running, lease = work.running, work.lease
+        job = running.job
+        assert lease is not None
+        self._blocked = False
+        del self._admitted[work]
+        if work in self._prefilling:
+            self._prefilling.remove(work)
+        else:
+            self._stop(work, lease)
+        hints = job.hints
+        level = (hints.priority or 0) if hints is not None and self._priorities else 0
+        keep_ns = (hints.ttl_s or 0) * SECOND if hints is not None else 0
+        if self.host is not None:
+            self.host.remember(lease.held.node, lease.held.upto, now_ns)
+        self.cache.release(lease, now_ns, level=level, keep_ns=keep_ns)
+        work.lease = None
+
+    def _stop(self, work: _Work, lease: Lease) -> None:
+        """A call decodes no more; what later prompts will repeat of its answer is found."""
+        steps = self._decoding.remove(work, work.target, work.base)
+        self.cache.settle(lease, work.target + steps)
+        job = work.running.job
+        work.generated += steps
+        work.target = job.prompt.end + work.generated
+        work.computed = 0
+        if job.answer:
+            self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), lease.room)
+
+    def kv_used(self) -> float | None:
+        """The share of the cache that running calls hold; None without a capacity."""
+        if not self.cache.capacity:
+            return None
+        return self.cache.in_use / self.cache.capacity

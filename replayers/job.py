@@ -1,0 +1,97 @@
+"""Job is what is asked of the simulated cluster, Running what has become of it so far."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from keepwarm.replayers.endpoint import Piece
+from keepwarm.replayers.tree import Node
+from keepwarm.traces.model import Breakpoint, Hints
+
+SECOND = 1_000_000_000
+
+
+class Job(NamedTuple):
+    """``prompt`` is a place in the cluster's tree, ``output`` how many tokens to answer with, at least 1. ``answer``
+    are the pieces in which a later prompt will repeat the answer: what decoding leaves in the cache.
+    """
+
+    prompt: Node
+    output: int
+    answer: tuple[Piece, ...] = ()
+    marks: tuple[Breakpoint, ...] = ()
+    hints: Hints | None = None
+    flow: str | None = None
+    session: str | None = None
+    model: str | None = None
+
+
+class Running:
+    """A job taken on. ``read`` are its cached tokens, ``loaded`` those of them that came from another tier or worker,
+    ``overlap`` what its worker had when it arrived; ``writes`` are tokens newly cached, by their TTL in seconds (None:
+    no TTL), ``bounds`` what other caches would have had. What has not happened yet is None. A job that cannot run is
+    done at once, with an ``error``; nobody is told of a ``silent`` one. ``state`` belongs to the worker that runs it.
+    """
+
+    __slots__ = (
+        "arrived_ns",
+        "bounds",
+        "done_ns",
+        "error",
+        "first_token_ns",
+        "job",
+        "loaded",
+        "overlap",
+        "read",
+        "silent",
+        "state",
+        "worker",
+        "writes",
+    )
+
+    def __init__(self, job: Job, now_ns: int, *, silent: bool = False) -> None:
+        self.job = job
+        self.arrived_ns = now_ns
+        self.silent = silent
+        self.worker: str | None = None
+        self.first_token_ns: int | None = None
+        self.done_ns: int | None = None
+        self.error: str | None = None
+        self.read = self.loaded = self.overlap = 0
+        self.writes: dict[int | None, int] = {}
+        self.state: Any = None
+        self.bounds: dict[str, int] = {}
+
+
+class Event(NamedTuple):
+    """Something that happened: ``kind`` is ``first_token`` or ``done``."""
+
+    at_ns: int
+    kind: str
+    running: Running
+
+
+FIRST_TOKEN, DONE = "first_token", "done"
+CANCELLED, OVERFLOW = "cancelled", "overflow"
+
+
+def account(running: Running) -> dict[str, Any]:
+    """The token account of a job whose first token is out, in the columns of an outcome; parts are disjoint and add up
+    to the prompt. Writes with the TTLs that the managed APIs sell stand under their names, all others under
+    ``cache_write_other``.
+    """
+    writes = dict(running.writes)
+    ttls = [ttl for ttl, tokens in writes.items() if tokens and ttl is not None]
+    prompt = running.job.prompt.end
+    return {
+        "prompt": prompt,
+        "uncached": prompt - running.read - sum(writes.values()),
+        "cache_read": running.read,
+        "cache_write_5m": writes.pop(300, 0),
+        "cache_write_1h": writes.pop(3600, 0),
+        "cache_write_other": sum(writes.values()),
+        "write_ttl_s": max(ttls) if ttls else None,
+        "output": running.job.output,
+        "usage_source": "reported",
+        "write_source": "reported",
+    }

@@ -1,0 +1,210 @@
+"""MarkedCache is what a managed API keeps of prompts: what cache marks say, for as long as they say, without a limit.
+
+Two kinds of rules. Under *runs* every token up to a mark is kept under that mark's TTL, and a prompt reads as far as
+all of its tokens live: what logs of a managed API show. Under *entries* a mark keeps the whole prompt up to it as one
+thing, found only from a mark at most so many positions further on: what the API's documentation says. A vendor's own
+figures stand in ``rules``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from keepwarm.replayers.cache import NEVER
+from keepwarm.replayers.rules import Rules
+from keepwarm.replayers.times import SECOND
+from keepwarm.replayers.tree import Node, PromptTree
+from keepwarm.traces.model import Breakpoint
+
+
+class _Kept:
+    """What is kept of a node under runs, or of the prompt that ends at it under entries: for ``ttl_ns`` from its last
+    use. Running calls that use it are counted; ``writer`` is the one that wrote it, while it runs.
+    """
+
+    __slots__ = ("expires", "ttl_ns", "users", "writer")
+
+    def __init__(self, ttl_ns: int, writer: MarkedLease | None) -> None:
+        self.ttl_ns = ttl_ns
+        self.expires = NEVER
+        self.users = 0
+        self.writer = writer
+
+
+class MarkedLease:
+    """A running call: its marks as places in the tree, first to last, each with its TTL in ns, and what it reads. Under
+    runs it uses all that is kept down to ``deepest``, under entries those of ``nodes``.
+    """
+
+    __slots__ = ("deepest", "marks", "nodes", "read")
+
+    def __init__(self, marks: list[tuple[Node, int]], root: Node) -> None:
+        self.marks = marks
+        self.deepest = root
+        self.nodes: list[Node] = []
+        self.read = 0
+
+
+class MarkedCache:
+    """``ttl_ns`` goes over the marks' own TTLs. With ``refresh`` a read renews the TTL of what it read."""
+
+    def __init__(self, tree: PromptTree, rules: Rules, *, ttl_ns: int | None = None, refresh: bool = True) -> None:
+        self.tree = tree
+        self.rules = rules
+        self.ttl_ns = ttl_ns
+        self.refresh = refresh
+        self._slot = tree.join(self)
+        self._all: deque[tuple[Node, _Kept]] = deque()
+
+    def acquire(self, node: Node, marks: Sequence[Breakpoint], model: str | None, now_ns: int) -> MarkedLease:
+        """Hold what is readable of a prompt."""
+        self._sweep(now_ns)
+        least = self.rules.least(model)
+        told = self.rules.marks(marks, node.end)
+        places = [(self.tree.at(node, at), self._ttl(ttl_s)) for at, ttl_s in told if at >= least]
+        lease = MarkedLease(places, self.tree.root)
+        if places and self.rules.entries:
+            self._find_entry(lease, now_ns)
+        elif places:
+            self._find_run(lease, now_ns)
+        if lease.read < least:
+            lease.read = 0
+        return lease
+
+    def store(self, lease: MarkedLease, now_ns: int) -> dict[int | None, int]:
+        """The answer begins: what the marks say is readable from now on. The tokens newly kept, by TTL in seconds."""
+        unit, read = self.rules.unit, lease.read
+        tokens: dict[int | None, int] = {}
+        for node, ttl_ns in lease.marks:
+            if self.rules.entries:
+                self._keep_entry(lease, node, ttl_ns, now_ns)
+            else:
+                self._keep_run(lease, node, ttl_ns, now_ns)
+            upto = node.end // unit * unit
+            if upto > read:
+                ttl = None if ttl_ns >= NEVER else round(ttl_ns / SECOND)
+                tokens[ttl] = tokens.get(ttl, 0) + upto - read
+                read = upto
+        return tokens
+
+    def release(self, lease: MarkedLease, now_ns: int) -> None:
+        """A call is over: the TTLs of all it used run from now."""
+        node, used = lease.deepest, lease.nodes
+        while node.parent is not None:
+            used.append(node)
+            node = node.parent
+        for node in used:
+            kept: _Kept = node.held[self._slot]
+            kept.users -= 1
+            if self.refresh or kept.writer is lease:
+                kept.expires, kept.writer = now_ns + kept.ttl_ns, None
+        lease.deepest, lease.nodes = self.tree.root, []
+
+    def clear(self) -> None:
+        """Forget all that no running call uses."""
+        self._forget(self.tree.root)
+
+    def split(self, upper: Node, lower: Node) -> None:
+        """A node was cut in two: both halves are kept under runs, the end alone under entries."""
+        kept: _Kept = lower.held[self._slot]
+        if not self.rules.entries:
+            above = upper.held[self._slot] = _Kept(kept.ttl_ns, kept.writer)
+            above.expires, above.users = kept.expires, kept.users
+
+    def _ttl(self, ttl_s: int) -> int:
+        return ttl_s * SECOND if self.ttl_ns is None else self.ttl_ns
+
+    def _alive(self, node: Node, now_ns: int) -> bool:
+        """Whether a node is kept; what has expired is forgotten, and under runs all that goes on from it."""
+        kept: _Kept | None = node.held[self._slot]
+        if kept is None:
+            return False
+        if kept.users or kept.expires > now_ns:
+            return True
+        if self.rules.entries:
+            node.held[self._slot] = None
+        else:
+            self._forget(node)
+        return False
+
+    def _find_run(self, lease: MarkedLease, now_ns: int) -> None:
+        """Use what is kept of a prompt without a gap."""
+        path, node = [], lease.marks[-1][0]
+        while node.parent is not None:
+            path.append(node)
+            node = node.parent
+        for node in reversed(path):
+            if not self._alive(node, now_ns):
+                break
+            node.held[self._slot].users += 1
+            lease.deepest = node
+        lease.read = lease.deepest.end // self.rules.unit * self.rules.unit
+
+    def _find_entry(self, lease: MarkedLease, now_ns: int) -> None:
+        """Use the longest entry that a mark's look back finds, and those at the marks themselves."""
+        for mark, _ in reversed(lease.marks):
+            if not lease.read:
+                self._look_back(lease, mark, now_ns)
+            elif self._alive(mark, now_ns):
+                self._use(lease, mark)
+
+    def _look_back(self, lease: MarkedLease, node: Node, now_ns: int) -> None:
+        passed, last = 1, ""
+        while node.parent is not None and passed <= self.rules.look_back:
+            if self._alive(node, now_ns):
+                self._use(lease, node)
+                lease.read = node.end // self.rules.unit * self.rules.unit
+                return
+            for kind in reversed(node.kinds):
+                passed += not (kind == last == "tool_result")
+                last = kind
+            node = node.parent
+
+    def _use(self, lease: MarkedLease, node: Node) -> None:
+        if node not in lease.nodes:
+            node.held[self._slot].users += 1
+            lease.nodes.append(node)
+
+    def _keep_run(self, lease: MarkedLease, mark: Node, ttl_ns: int, now_ns: int) -> None:
+        path, node = [], mark
+        while node.end > lease.deepest.end:
+            path.append(node)
+            assert node.parent is not None
+            node = node.parent
+        for node in reversed(path):
+            if not self._alive(node, now_ns):
+                self._put(lease, node, ttl_ns)
+            node.held[self._slot].users += 1
+            lease.deepest = node
+
+    def _keep_entry(self, lease: MarkedLease, mark: Node, ttl_ns: int, now_ns: int) -> None:
+        if not self._alive(mark, now_ns):
+            self._put(lease, mark, ttl_ns)
+        self._use(lease, mark)
+
+    def _put(self, lease: MarkedLease, node: Node, ttl_ns: int) -> None:
+        kept = node.held[self._slot] = _Kept(ttl_ns, lease)
+        self._all.append((node, kept))
+
+    def _sweep(self, now_ns: int) -> None:
+        """Look at two kept things a call, so that what nobody asks for again is forgotten in the end."""
+        for _ in range(min(2, len(self._all))):
+            node, kept = self._all.popleft()
+            if node.held[self._slot] is kept:
+                if self._alive(node, now_ns):
+                    self._all.append((node, kept))
+                else:
+                    self.tree.prune(node)
+
+    def _forget(self, top: Node) -> None:
+        """Forget a node and all below it that is not in use."""
+        nodes = [top]
+        for node in nodes:
+            nodes += node.children.values()
+        for node in reversed(nodes):
+            kept = node.held[self._slot]
+            if kept is not None and not kept.users:
+                node.held[self._slot] = None
+                if node is not top:
+                    self.tree.prune(node)
