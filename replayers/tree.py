@@ -130,17 +130,17 @@ class PromptTree:
 
     def _split(self, lower: Node, tokens: int) -> Node:
         """Cut a node after so many tokens and return the upper half; whoever has the node has its lower half."""
-        parent, start = lower.parent, lower.start
+        parent = lower.parent
         assert parent is not None
         index = next(i for i, end in enumerate(lower.ends) if end > tokens)
-        begun = lower.ends[index - 1] if index else start - lower.offset
-        cut = tokens > max(begun, start)
+        begun = lower.ends[index - 1] if index else parent.end - lower.offset
+        cut = tokens > begun
         upto = index + 1 if cut else index
         ends = lower.ends[:index] + ((tokens,) if cut else ())
         upper = Node(parent, lower.offset, lower.idents[:upto], ends, len(self._keepers))
         upper.kinds = lower.kinds[:upto]
         parent.children[lower.key()] = upper
-        lower.offset = tokens - begun if cut else 0
+        lower.offset = tokens - begun
         lower.idents, lower.ends, lower.kinds = lower.idents[index:], lower.ends[index:], lower.kinds[index:]
         lower.parent = upper
         upper.children[lower.key()] = lower
