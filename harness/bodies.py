@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from keepwarm.replayers.sse import count, part, string
 from keepwarm.traces.identity import Identity, content_bytes
@@ -48,6 +48,31 @@ _PICTURES = ("image", "input_image", "image_url", "document")
 
 
 Recent = deque[tuple[Sequence[Any], Sequence[Piece]]]
+Made = TypeVar("Made", covariant=True)
+
+
+class Prompt(Protocol[Made]):
+    """What a body is read into: whoever takes in a prompt's blocks, in the order in which a model sees them."""
+
+    def tools(self, tools: Sequence[Any], /) -> None:
+        """The list of tools."""
+        ...
+
+    def add(self, kind: str, block: Any, /) -> object:
+        """One block of some kind, its cache mark with it."""
+        ...
+
+    def mark(self, control: Any, /) -> None:
+        """A cache_control mark on what was added last."""
+        ...
+
+    def begin(self) -> None:
+        """What the provider has of the conversation already comes here."""
+        ...
+
+    def body(self, body: dict[str, Any], /) -> Made:
+        """All of it."""
+        ...
 
 
 class Body(NamedTuple):
@@ -122,6 +147,11 @@ class Pieces:
         """A cache_control mark on what was added last."""
         if isinstance(control, dict):
             self.marks.append((len(self.pieces), TTL_1H if control.get("ttl") == "1h" else TTL_5M))
+
+    def begin(self) -> None:
+        """What the provider has of the conversation already comes here."""
+        self.front = len(self.pieces)
+        self.pieces += self.before
 
     def _inputs(self, piece: Piece, block: Any) -> list[Input]:
         given = Input(piece.kind, piece.hash, piece.weight, self._at_ns)
@@ -199,7 +229,7 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else (value,)
 
 
-def messages(body: dict[str, Any], pieces: Pieces) -> Body:
+def messages(body: dict[str, Any], pieces: Prompt[Made]) -> Made:
     """The Messages API: tools come first, then system, then messages, some of which are the system's too."""
     pieces.tools(_listed(body.get("tools")))
     for block in _listed(body.get("system")):
@@ -217,7 +247,7 @@ def _kind(role: str, block: Any) -> str:
     return {"system": "system", "developer": "system", "assistant": "answer"}.get(role, "user")
 
 
-def chat(body: dict[str, Any], pieces: Pieces) -> Body:
+def chat(body: dict[str, Any], pieces: Prompt[Made]) -> Made:
     """The chat completions API."""
     pieces.tools(_listed(body.get("tools")))
     for message in _listed(body["messages"]):
@@ -247,13 +277,12 @@ def _text(block: Any) -> Any:
     return block
 
 
-def responses(body: dict[str, Any], pieces: Pieces) -> Body:
+def responses(body: dict[str, Any], pieces: Prompt[Made]) -> Made:
     """The Responses API."""
     pieces.tools(_listed(body.get("tools")))
     for block in _listed(body.get("instructions")):
         pieces.add("system", block)
-    pieces.front = len(pieces.pieces)
-    pieces.pieces += pieces.before
+    pieces.begin()
     for entry in _listed(body.get("input")):
         for kind, block in item(entry):
             pieces.add(kind, block)
@@ -299,4 +328,8 @@ def _signed(value: Any) -> int | None:
     return value if isinstance(value, int) and (count(value) is not None or count(-value) is not None) else None
 
 
-READERS = {"messages": messages, "chat": chat, "responses": responses}
+READERS: dict[str, Callable[[dict[str, Any], Prompt[Any]], Any]] = {
+    "messages": messages,
+    "chat": chat,
+    "responses": responses,
+}

@@ -1,7 +1,7 @@
-"""The simulated worker's HTTP face: both dialects, streaming and not, driven by the wall clock.
+"""The simulated cluster's HTTP face: four dialects, streaming and not, driven by the wall clock.
 
 Its tokenizer is the simplest there is: a token is a word between white space. Its model answers with as many words as
-the client's limit says and then ends its turn; a limit above ``LONGEST`` is taken for none, for agents always send one.
+the client's limit says, or with the tool calls that its user wrote down for it.
 """
 
 from __future__ import annotations
@@ -10,83 +10,96 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from hashlib import blake2b
 from importlib.metadata import version
-from itertools import count
-from math import ceil
+from typing import Any
 
 import orjson
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from keepwarm.harness import asked as ask
-from keepwarm.harness.answered import Chat, Messages
-from keepwarm.harness.asked import Asked, Refused
+from keepwarm.harness import nvext, who
+from keepwarm.harness.answered import Messages, Speech
+from keepwarm.harness.answered_chat import Chat, Completions
+from keepwarm.harness.answered_responses import Responses
+from keepwarm.harness.asked import Asked
+from keepwarm.harness.driver import Call, Driver
+from keepwarm.harness.refused import Refused
+from keepwarm.harness.script import Said, Script
+from keepwarm.harness.served_metrics import Metrics
+from keepwarm.replayers.cluster import Cluster
+from keepwarm.replayers.job import Job, account
 from keepwarm.replayers.pieces import PieceIndex
-from keepwarm.replayers.text import WORD, words
-from keepwarm.replayers.worker import SECOND, Service, Worker, account
+from keepwarm.replayers.rules import RULES
 from keepwarm.traces.errors import InputError
 
-LONGEST = 31_999
-"""Agents ask for at most 32,000 or 64,000 tokens and mean no number by it; a replay asks for what was recorded."""
-CHUNK_NS = 4_000_000
-"""A stream's events are at least this far apart; those of faster tokens carry several."""
 BODY_BYTES = 64 << 20
 SERVER = "keepwarm serve"
+DIALECTS: dict[str, tuple[str, Callable[..., Speech]]] = {
+    "messages": ("/v1/messages", Messages),
+    "chat": ("/v1/chat/completions", Chat),
+    "responses": ("/v1/responses", Responses),
+    "completions": ("/v1/completions", Completions),
+}
 
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 
 def create_app(
-    worker: Worker,
+    cluster: Cluster,
     *,
     model: str,
-    speed: float,
-    ttl_s: float | str | None,
-    output_tokens: int = 128,
+    speed: float = 1.0,
+    cache: Mapping[str, Any] | None = None,
+    script: Script | None = None,
+    max_model_len: int | None = None,
     body_bytes: int = BODY_BYTES,
 ) -> Starlette:
-    """The application that serves a worker, which from then on belongs to it.
-
-    ``speed`` and ``ttl_s`` are those the worker was made with, told by ``/health``; ``output_tokens`` is an answer's
-    length where the client sets no limit; ``body_bytes`` is the largest body taken.
+    """The application that serves a cluster, which from then on belongs to it and whose time runs ``speed`` times as
+    fast as the wall clock's. ``cache`` is what ``/health`` tells of the cache, ``body_bytes`` the largest body taken.
     """
-    face = _Face(worker, model, output_tokens, body_bytes)
-    cache = {
-        "ttl": "none" if ttl_s is None else ttl_s,
-        "block": worker.cache.block,
-        "capacity": worker.cache.capacity,
-        "rules": "managed" if worker.managed else "engine",
-    }
-    health = {"server": SERVER, "version": version("keepwarm"), "speed": speed, "cache": cache}
+    rules = str((cache or {}).get("rules", "engine"))
+    face = _Face(cluster, model, speed, script or Script(), body_bytes, rules)
+    health = {"server": SERVER, "version": version("keepwarm"), "speed": speed, "cache": dict(cache or {})}
     served = {"id": model, "object": "model", "type": "model", "display_name": model, "owned_by": "keepwarm"}
-    models = {"object": "list", "data": [served], "has_more": False}
+    served |= {"created": int(time.time()), "max_model_len": max_model_len}
+    models = {"object": "list", "data": [served], "has_more": False, "first_id": model, "last_id": model}
+    routes = [Route(path, partial(face.answer, name), methods=["POST"]) for name, (path, _) in DIALECTS.items()]
     return Starlette(
         routes=[
+            *routes,
             Route("/", _always(health)),
             Route("/health", _always(health)),
             Route("/v1/models", _always(models)),
-            Route("/v1/messages", partial(face.answer, ask.messages, Messages), methods=["POST"]),
-            Route("/v1/chat/completions", partial(face.answer, ask.chat, Chat), methods=["POST"]),
+            Route("/v1/messages/count_tokens", face.count, methods=["POST"]),
+            Route("/v1/responses", _no_socket),
+            Route("/metrics", face.metrics),
+            Route("/reset_prefix_cache", face.reset, methods=["POST"]),
         ],
-        exception_handlers={HTTPException: _refuse_http, Refused: _refuse},
+        exception_handlers={HTTPException: _refuse_http, Refused: _refuse, Exception: _fault},
     )
 
 
-def _always(value: dict[str, object]) -> Handler:
+def _always(value: Mapping[str, object]) -> Handler:
     async def tell(request: Request) -> ASGIApp:
         del request
         return JSONResponse(value)
 
     return tell
+
+
+async def _no_socket(request: Request) -> ASGIApp:
+    """Codex asks for a WebSocket first, and posts once it is told to upgrade to nothing."""
+    wanted = request.headers.get("upgrade", "").lower() == "websocket"
+    raise Refused(426, "no WebSocket here: POST") if wanted else HTTPException(405, headers={"Allow": "POST"})
 
 
 def _error(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -104,33 +117,45 @@ async def _refuse_http(request: Request, error: Exception) -> JSONResponse:
     return _error(request, error.status_code, error.detail, dict(error.headers or {}))
 
 
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    return _error(request, 500, f"a fault in the simulated cluster: {type(error).__name__}: {error}")
+
+
 class _Face:
-    """Answers requests with a worker's word."""
+    """Answers requests with a cluster's word."""
 
-    def __init__(self, worker: Worker, model: str, output_tokens: int, body_bytes: int) -> None:
-        self._worker = worker
+    def __init__(self, cluster: Cluster, model: str, speed: float, script: Script, body_bytes: int, rules: str) -> None:
+        self._driver = Driver(cluster, speed=speed)
+        self._cluster = cluster
         self._model = model
-        self._output_tokens = output_tokens
+        self._script = script
         self._body_bytes = body_bytes
+        self._openai = rules.startswith("openai")
+        self._blocks = rules in RULES and RULES[rules].entries
         self._index = PieceIndex()
-        self._idents = count(1)
+        self._metrics = Metrics(model, speed)
 
-    async def answer(
-        self, read: Callable[[dict[str, object]], Asked], dialect: type[Messages | Chat], request: Request
-    ) -> ASGIApp:
+    async def answer(self, dialect: str, request: Request) -> ASGIApp:
         """The answer to a request, as an application that speaks it until it is done or the client leaves."""
-        try:
-            body = orjson.loads(await self._body(request))
-        except orjson.JSONDecodeError as error:
-            raise Refused(400, f"the body is not JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise Refused(400, "the body is not a JSON object")
-        asked = read(body)
-        talk = dialect(asked, f"{next(self._idents):016x}", asked.model or self._model)
+        body = await self._json(request)
+        asked = ask.read(dialect, body, salt=nvext.salt(body, request.headers), blocks=self._blocks)
+        hints = nvext.hints(body, request.headers)
+        said = self._script.answer(asked)
+        told = who.client(request.headers, body)
+        session = told.agent or told.session or body.get("prompt_cache_key")
+        job = self._job(asked, said)._replace(
+            hints=hints,
+            flow=who.flow(request.headers),
+            session=session if isinstance(session, str) else None,
+            model=asked.model,
+        )
+        make = DIALECTS[dialect][1]
+        speech = make(said, asked.model or self._model, tell_usage=asked.tell_usage, openai=self._openai)
 
         async def spoken(scope: Scope, receive: Receive, send: Send) -> None:
             del scope
-            speaking = asyncio.ensure_future(self._speak(asked, talk, send))
+            call = self._driver.submit(job, stream=asked.stream)
+            speaking = asyncio.ensure_future(self._speak(call, said, speech, send, stream=asked.stream))
             leaving = asyncio.ensure_future(_left(receive))
             try:
                 await asyncio.wait((speaking, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -138,10 +163,44 @@ class _Face:
                 speaking.cancel()
                 leaving.cancel()
                 await asyncio.gather(speaking, leaving, return_exceptions=True)
+                stop = said.stop if call.done else "abort"
+                self._driver.leave(call)
+                self._metrics.over(call.running, stop)
             if not speaking.cancelled():
                 speaking.result()
 
         return spoken
+
+    async def count(self, request: Request) -> ASGIApp:
+        """How many tokens a prompt of the Messages API has."""
+        asked = ask.read("messages", await self._json(request))
+        return JSONResponse({"input_tokens": asked.tokens})
+
+    async def metrics(self, request: Request) -> ASGIApp:
+        """The state of things as Prometheus reads it."""
+        del request
+        self._driver.advance()
+        text = self._metrics.text(self._cluster.gauges())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def reset(self, request: Request) -> ASGIApp:
+        """Empty all caches."""
+        del request
+        self._driver.advance()
+        self._cluster.reset_cache()
+        return JSONResponse({"success": True})
+
+    async def _json(self, request: Request) -> dict[str, Any]:
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
+            raise Refused(415, "expected a body of application/json without an encoding")
+        try:
+            body = orjson.loads(await self._body(request))
+        except orjson.JSONDecodeError as error:
+            raise Refused(400, f"the body is not JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise Refused(400, "the body is not a JSON object")
+        return body
 
     async def _body(self, request: Request) -> bytes:
         chunks, size = [], 0
@@ -155,59 +214,37 @@ class _Face:
             raise Refused(400, "the body is cut off") from error
         return b"".join(chunks)
 
-    async def _speak(self, asked: Asked, talk: Messages | Chat, send: Send) -> None:
-        """One call from its beginning to its last token; its hold on the cache ends whatever happens."""
-        total = asked.output if asked.output and asked.output <= LONGEST else self._output_tokens
-        prompt = self._index.pieces(asked.text)
-        service = self._worker.begin(prompt, total, time.monotonic_ns(), marks=asked.marks)
-        told = account(service)
-        text = words(blake2b(asked.text[-4096:]).digest(), total)
-        data, said = talk.opening(told), 0
-        try:
-            await _until(service.first_token_ns)
-            self._worker.first_token(service, time.monotonic_ns())
-            if asked.stream:
-                await send(_start(b"text/event-stream"))
-            for due_ns, upto in _chunks(service) if asked.stream else [(service.done_ns, total)]:
-                await _until(due_ns)
-                data += talk.delta(text[max(WORD * said - 1, 0) : WORD * upto - 1])
-                said = upto
-                if upto < total:
-                    await send(_chunk(data, more=True))
-                    data = b""
-        finally:
-            self._end(service, asked, text[: max(WORD * said - 1, 0)])
-        if asked.stream:
-            await send(_chunk(data + talk.closing(told), more=False))
-        else:
-            await send(_start(b"application/json"))
-            await send(_chunk(talk.whole(text, told), more=False))
-
-    def _end(self, service: Service, asked: Asked, said: bytes) -> None:
-        """The call is over. Where answers are readable, what was said is known by prompt and words together, for they
-        may share pieces.
+    def _job(self, asked: Asked, said: Said) -> Job:
+        """What is asked of the cluster. The answer's pieces are those by which a later prompt knows it; where they
+        share one with the prompt, which takes a client that knew the answer before, it is not kept.
         """
-        if said and not self._worker.managed:
-            answer = said + b" " if asked.role == "assistant" else b"assistant\0" + said + b" "
-            service = service._replace(prompt=(), answer=self._index.pieces(asked.text + answer))
-        self._worker.end(service, time.monotonic_ns())
+        prompt = self._index.pieces(asked.text)
+        whole = self._index.pieces(asked.text + said.again(asked))
+        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else ()
+        tree = self._cluster.tree
+        return Job(tree.extend(tree.root, prompt), said.tokens, answer, asked.marks)
 
-
-def _chunks(service: Service) -> Iterator[tuple[int, int]]:
-    """When each event of a stream is due, and how many tokens are out with it: evenly from first token to last."""
-    token_ns = (service.done_ns - service.first_token_ns) / max(service.output - 1, 1)
-    step = max(ceil(CHUNK_NS / token_ns), 1) if token_ns else service.output
-    upto = 1
-    while upto < service.output:
-        yield service.first_token_ns + round((upto - 1) * token_ns), upto
-        upto += step
-    yield service.done_ns, service.output
-
-
-async def _until(due_ns: int) -> None:
-    wait_ns = due_ns - time.monotonic_ns()
-    if wait_ns > 0:
-        await asyncio.sleep(wait_ns / SECOND)
+    async def _speak(self, call: Call, said: Said, speech: Speech, send: Send, *, stream: bool) -> None:
+        """One call from its first token to its last."""
+        await call.begun()
+        if call.running.error:
+            raise Refused(400, f"{call.running.error}: no worker's cache can hold the prompt and its answer")
+        told = account(call.running)
+        if not stream:
+            await call.ended()
+            await send(_start(b"application/json"))
+            await send(_chunk(speech.whole(told), more=False))
+            return
+        await send(_start(b"text/event-stream"))
+        data, out = speech.opening(told), 0
+        while not call.done or out < said.tokens:
+            before, out = out, await call.beyond(out)
+            text = said.text[said.upto(before) : said.upto(out)]
+            data += speech.delta(orjson.dumps(text)[1:-1])
+            if out < said.tokens:
+                await send(_chunk(data, more=True))
+                data = b""
+        await send(_chunk(data + speech.closing(told), more=False))
 
 
 async def _left(receive: Receive) -> None:

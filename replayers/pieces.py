@@ -13,13 +13,14 @@ from keepwarm.replayers.endpoint import Piece
 
 
 class _Run:
-    """Words of one ident, the last of them its ``end``-th; ``text`` ends with a space."""
+    """Words of one ident and kind, the last of them its ``end``-th; ``text`` ends with a space."""
 
-    __slots__ = ("children", "end", "ident", "parent", "text")
+    __slots__ = ("children", "end", "ident", "kind", "parent", "text")
 
-    def __init__(self, parent: _Run | None, ident: int, text: bytes, end: int) -> None:
+    def __init__(self, parent: _Run | None, ident: int, kind: str, text: bytes, end: int) -> None:
         self.parent = parent
         self.ident = ident
+        self.kind = kind
         self.text = text
         self.end = end
         self.children: dict[bytes, _Run] = {}
@@ -33,29 +34,32 @@ class PieceIndex:
     def __init__(self, *, limit_bytes: int = 1 << 30) -> None:
         self._limit = limit_bytes
         self._held = 0
-        self._root = _Run(None, -1, b"", 0)
+        self._root = _Run(None, -1, "user", b"", 0)
         self._runs: OrderedDict[_Run, None] = OrderedDict()  # used longest ago first, a run before its parent
         self._idents = count()
 
     def pieces(self, text: bytes) -> tuple[Piece, ...]:
-        """The pieces of a text: words, each with one space behind it and none before it; a word is a token."""
+        """The pieces of a text: words, each with one space behind it and none before it; a word is a token. A word with
+        a NUL before it begins a new piece, of the kind that stands before the NUL.
+        """
         run, at = self._root, 0
-        found: dict[int, int] = {}
+        found: dict[int, Piece] = {}
         while at < len(text):
             word = text[at : text.index(b" ", at)]
             child = run.children.get(word)
             if child is None:
-                child = self._grow(run, word, text[at:])
+                child = self._grow(run, word, _turn(text, at))
             elif not text.startswith(child.text, at):
                 child = self._split(child, _common(child.text, text, at))
-            found[child.ident] = child.end
+            found[child.ident] = Piece(child.ident, child.end, child.kind)
             at += len(child.text)
             run = child
         self._use(run)
-        return tuple(Piece(ident, tokens, "user") for ident, tokens in found.items())
+        return tuple(found.values())
 
     def _grow(self, parent: _Run, word: bytes, text: bytes) -> _Run:
-        run = parent.children[word] = _Run(parent, next(self._idents), text, text.count(b" "))
+        kind = word.split(b"\0")[-2].decode() if b"\0" in word else parent.kind
+        run = parent.children[word] = _Run(parent, next(self._idents), kind, text, text.count(b" "))
         self._held += len(text)
         return run
 
@@ -63,7 +67,7 @@ class PieceIndex:
         """Cut a run in two and return the upper half, which is new; both keep the ident."""
         assert run.parent is not None
         head, tail = run.text[:length], run.text[length:]
-        upper = _Run(run.parent, run.ident, head, run.end - tail.count(b" "))
+        upper = _Run(run.parent, run.ident, run.kind, head, run.end - tail.count(b" "))
         run.parent.children[_word(head)] = upper
         run.parent, run.text = upper, tail
         upper.children[_word(tail)] = run
@@ -79,6 +83,12 @@ class PieceIndex:
             assert gone.parent is not None
             del gone.parent.children[_word(gone.text)]
             self._held -= len(gone.text)
+
+
+def _turn(text: bytes, at: int) -> bytes:
+    """A text from some word on up to the next that names a role before a NUL, so that no piece has two roles."""
+    named = text.find(b"\0", text.index(b" ", at))
+    return text[at : None if named < 0 else text.rindex(b" ", 0, named) + 1]
 
 
 def _word(text: bytes) -> bytes:

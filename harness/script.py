@@ -1,0 +1,120 @@
+"""What the simulated model says: as many words as asked for, or the tools that its user wrote down for it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import orjson
+
+from keepwarm.harness.asked import Asked, Words
+from keepwarm.harness.refused import Refused
+from keepwarm.replayers.text import WORD, words
+
+LONGEST = 31_999
+"""Agents ask for at most 32,000 or 64,000 tokens and mean no number by it; a replay asks for what was recorded."""
+
+
+class Said(NamedTuple):
+    """An answer of ``tokens`` tokens, its ``text`` words, or the arguments for ``tool``; it ends because of ``stop``:
+    ``end``, ``limit``, ``tool``, or ``window`` where the model's context is full.
+    """
+
+    ident: str
+    text: str
+    tokens: int
+    stop: str
+    tool: str | None = None
+
+    def upto(self, tokens: int) -> int:
+        """How much of the text is out with so many tokens."""
+        return len(self.text) * tokens // self.tokens if self.tool else max(WORD * tokens - 1, 0)
+
+    def again(self, asked: Asked, tokens: int | None = None) -> bytes:
+        """The first tokens of the answer as the words that a later prompt will have behind those of this one."""
+        prompt = Words()
+        prompt.kind = asked.kind
+        kind = asked.kind if asked.dialect == "completions" else "answer"
+        if self.tool:
+            prompt.add(kind, use(self.tool, orjson.loads(self.text)))
+        else:
+            prompt.add(kind, self.text[: self.upto(tokens or self.tokens)])
+        return prompt.said()
+
+
+def use(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A tool use as prompts have it."""
+    return {"type": "tool_use", "name": name, "input": arguments}
+
+
+def _tokens(block: dict[str, Any]) -> int:
+    prompt = Words()
+    prompt.add("answer", block)
+    return prompt.tokens
+
+
+class Script:
+    """Says what comes next. ``output`` is an answer's length where nobody sets a limit, ``longest`` that of prompt and
+    answer together; ``tools`` are called in turn, with their arguments, until ``turns`` results follow the user's word.
+    """
+
+    def __init__(
+        self,
+        *,
+        output: int = 128,
+        longest: int | None = None,
+        tools: Sequence[tuple[str, dict[str, Any]]] = (),
+        turns: int = 1,
+    ) -> None:
+        self._output = output
+        self._longest = longest
+        self._tools = tools
+        self._turns = turns
+
+    def answer(self, asked: Asked) -> Said:
+        """The answer to a request; Refused where prompt and answer are too long."""
+        self._fit(asked)
+        told = asked.output is not None and (asked.output <= LONGEST or asked.dialect == "completions")
+        limit = asked.output if told and asked.output else None
+        ident = secrets.token_hex(12)
+        called = self._called(asked)
+        if called is not None:
+            name, arguments = called
+            tokens = _tokens(use(name, arguments))
+            if limit is None or tokens <= limit:
+                return Said(ident, orjson.dumps(arguments).decode(), tokens, "tool", name)
+        tokens, stop = (limit, "limit") if limit else (self._output, "end")
+        if self._longest is not None and asked.tokens + tokens > self._longest:
+            tokens, stop = max(self._longest - asked.tokens, 1), "window"
+        seed = blake2b(asked.text[-4096:]).digest()
+        return Said(ident, words(seed, tokens).decode(), tokens, stop)
+
+    def _called(self, asked: Asked) -> tuple[str, dict[str, Any]] | None:
+        """The tool to call now."""
+        offered = [one for one in self._tools if one[0] in asked.tools]
+        return offered[asked.results % len(offered)] if offered and asked.results < self._turns else None
+
+    def _fit(self, asked: Asked) -> None:
+        most, prompt, output = self._longest, asked.tokens, asked.output or 0
+        if most is None:
+            return
+        if asked.dialect == "messages":
+            if prompt > most:
+                raise Refused(400, f"prompt is too long: {prompt} tokens > {most} maximum")
+            if output <= LONGEST and prompt + output > most:
+                raise Refused(
+                    400,
+                    f"input length and `max_tokens` exceed context limit: {prompt} + {output} > {most}, "
+                    "decrease input length or `max_tokens` and try again",
+                )
+        elif prompt + max(output, 1) > most:
+            asks = f"you requested {output} output tokens and " if output else ""
+            total = f", for a total of at least {prompt + output} tokens" if output else ""
+            raise Refused(
+                400,
+                f"This model's maximum context length is {most} tokens. However, {asks}your prompt contains at least "
+                f"{prompt} input tokens{total}. Please reduce the length of the input prompt or the number of "
+                "requested output tokens.",
+            )
