@@ -19,7 +19,7 @@ from typing import Any
 
 import httptools
 
-from keepwarm.harness.exchange import TOKEN, Exchange, head, refusal
+from keepwarm.harness.exchange import BUFFER, TOKEN, Exchange, head, refusal
 from keepwarm.harness.recorder import Recorder, dialect_of
 from keepwarm.harness.routes import Route, choose
 from keepwarm.harness.upstream import Upstream
@@ -63,7 +63,7 @@ class Proxy:
         return hmac.compare_digest(shown.encode("latin-1"), os.fsencode(self.token)), path
 
 
-class Client(asyncio.Protocol):
+class Client(asyncio.BufferedProtocol):
     """The side of the client: requests in, answers out, one exchange at a time."""
 
     def __init__(self, proxy: Proxy) -> None:
@@ -87,7 +87,11 @@ class Client(asyncio.Protocol):
         self.proxy.clients.discard(self)
         self._part("cancelled")
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(BUFFER[:nbytes])
         if self._raw:
             self._tunnel(data)
             return
@@ -103,6 +107,7 @@ class Client(asyncio.Protocol):
                 self._heading += len(data)
                 if self._heading > MOST_HEAD_BYTES:
                     self._malformed()
+        self.go_on()
 
     def _tunnel(self, data: bytes) -> None:
         """What comes after an upgrade; what comes when all is over is let go."""
@@ -170,7 +175,6 @@ class Client(asyncio.Protocol):
             exchange.route = chosen
             exchange.passing = self.proxy.recorder.passing(dialect, headers) if dialect else None
             self._pass(exchange, head(exchange, self._parser.get_http_version(), chosen, path))
-        self.go_on()
 
     def on_body(self, data: bytes) -> None:
         exchange = self._coming
@@ -185,11 +189,12 @@ class Client(asyncio.Protocol):
         exchange.whole = True
         if exchange.chunked:
             self._pass(exchange, b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in exchange.trailers) + b"\r\n")
+        if exchange.refused is None:
+            self.go_on()
         if exchange.passing is not None:
             exchange.passing.asked()
         if exchange.refused is not None:
             exchange.ended("reset")
-            self.go_on()
         elif exchange.answered:
             self._next()
 
@@ -227,10 +232,9 @@ class Client(asyncio.Protocol):
             return
         if exchange.upstream is None and exchange.route is not None:
             exchange.upstream = self._upstream(exchange.route)
-            exchange.upstream.exchange = exchange
+            exchange.upstream.ask(exchange)
         if exchange.upstream is not None and exchange.upstream.ready and exchange.waiting:
-            for data in self._waited(exchange):
-                exchange.upstream.write(data)
+            exchange.upstream.write(b"".join(self._waited(exchange)))
             self.resume()
 
     def _waited(self, exchange: Exchange) -> list[bytes]:

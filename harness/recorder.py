@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,8 +24,9 @@ INLINE_BYTES = 1 << 18
 """Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
 MOST_BYTES = 64 << 20
 MOST_STORED = 1024
-RECENT = 8
+RECENT = 128
 
+_DIALECTS = (("/messages", "messages"), ("/chat/completions", "chat"), ("/responses", "responses"))
 _WALL_NS = time.time_ns() - time.monotonic_ns()
 
 
@@ -36,10 +37,8 @@ def now() -> int:
 
 def dialect_of(method: str, path: str) -> str | None:
     """The dialect of a request that is a call; None for anything else."""
-    if method != "POST":
-        return None
-    ends = {"/messages": "messages", "/chat/completions": "chat", "/responses": "responses"}
-    return next((name for end, name in ends.items() if path.partition("?")[0].endswith(end)), None)
+    bare = path.partition("?")[0] if method == "POST" else ""
+    return next((name for end, name in _DIALECTS if bare.endswith(end)), None)
 
 
 class Recorder:
@@ -88,7 +87,9 @@ class Recorder:
 
 
 class Passing:
-    """One call on its way: the request's body, then the answer, then its end. Times are ns since 1970."""
+    """One call on its way: the request's body, then the answer, then its end. Times are ns since 1970, but those of the
+    monotonic clock in ``coming``: what has come of the answer and waits to be read, the time before the pieces.
+    """
 
     def __init__(self, recorder: Recorder, dialect: str, headers: Headers, at_ns: int) -> None:
         self._recorder = recorder
@@ -105,6 +106,7 @@ class Passing:
         self._taking: Future[Body | None] | None = None
         self._answer: Answer | None = None
         self._first_byte_ns: int | None = None
+        self.coming: list[int | bytes] = []
 
     def request(self, data: bytes) -> None:
         """A piece of the request's body. What is larger than the bound is not kept: its prompt stays unknown."""
@@ -177,23 +179,32 @@ class Passing:
             threads.forget(placed.thread)
             self._number = -1
 
-    def answering(self, status: int, headers: Headers) -> None:
+    def answering(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """The answer's head is there."""
-        self._first_byte_ns = self._first_byte_ns or now()
-        kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
+        at_ns = self.coming[-1]
+        assert isinstance(at_ns, int)
+        self._first_byte_ns = at_ns + _WALL_NS
+        kind, encoding = (headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding"))
         self._answer = Answer(self._dialect, status, kind, encoding, MOST_BYTES)
 
-    def answer(self, data: bytes) -> None:
-        """A piece of the answer's body."""
+    def read(self) -> None:
+        """Read what has come of the answer."""
+        at_ns = 0
         if self._answer is not None:
-            self._answer.feed(data, now())
+            for one in self.coming:
+                if isinstance(one, int):
+                    at_ns = one + _WALL_NS
+                else:
+                    self._answer.feed(one, at_ns)
+        self.coming.clear()
 
     def ended(self, error: str | None = None) -> None:
-        """The exchange is over; ``error`` where that was not by the answer's end. ``ready`` was true before."""
-        if self._placed is None or self._over:
+        """The exchange is over; ``error`` where that was not by the answer's end."""
+        if not self.ready(lambda: self.ended(error)) or self._placed is None or self._over:
             return  # the client left before its request was whole
         self._over = True
         recorder, end_ns = self._recorder, now()
+        self.read()
         if error == "cancelled" and self._answer is not None and self._answer.reader.heard.finished:
             error = None  # Codex leaves at the final event
         if self._answer is None:
@@ -219,5 +230,5 @@ class Passing:
         try:
             return answer.record(self._number, identity, session, self._first_byte_ns, end_ns, error)
         except Exception:
-            status, first_ns = answer.status, self._first_byte_ns
-            return AnswerRecord(self._number, end_ns, first_ns, status=status, error=error or answer.error or "other")
+            told = error or answer.error or "other"
+            return AnswerRecord(self._number, end_ns, self._first_byte_ns, status=answer.status, error=told)

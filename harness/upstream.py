@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 import httptools
 
+from keepwarm.harness.exchange import BUFFER
 from keepwarm.harness.routes import Route
 
 if TYPE_CHECKING:
@@ -15,9 +17,11 @@ if TYPE_CHECKING:
     from keepwarm.harness.proxy import Client
 
 CONNECT_S = 30.0
+UNREAD_BYTES = 1 << 15
+"""So much of an answer waits to be read: all at once costs less than piece by piece."""
 
 
-class Upstream(asyncio.Protocol):
+class Upstream(asyncio.BufferedProtocol):
     """What the upstream sends goes to the client as it is, while a parser looks on. ``exchange`` is what it was asked
     and has not answered; ``begun`` says whether it has begun to, ``broken`` that what it says is no answer.
     """
@@ -35,11 +39,15 @@ class Upstream(asyncio.Protocol):
     def forget(self) -> None:
         """What it was asked is over; the next answer begins anew."""
         self.exchange = None
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[str, str] = {}
-        self._pieces: list[bytes] = []
         self.begun = self.broken = self._over = False
-        self._status = 0
+        self._status = self._unread = 0
+
+    def ask(self, exchange: Exchange) -> None:
+        """Something is asked; what comes next is its answer. The body goes to the recorder straight from the parser."""
+        self.exchange = exchange
+        self.on_body = exchange.passing.coming.append if exchange.passing else None
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: dict[bytes, bytes] = {}
 
     def connect(self, tls: ssl.SSLContext | None) -> None:
         """Connect; the client is told when that is done, or why it failed."""
@@ -94,28 +102,30 @@ class Upstream(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        exchange = self.exchange
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data, exchange = bytes(BUFFER[:nbytes]), self.exchange
         if exchange is None:
             self._client.unasked(self, data)
             return
         if not self.broken:
-            self._look_on(data, exchange)
+            passing = exchange.passing
+            if passing is not None:
+                passing.coming.append(monotonic_ns())
+                self._unread += nbytes
+            try:
+                self._parser.feed_data(data)
+            except (httptools.HttpParserUpgrade, httptools.HttpParserError):
+                self.broken = not self._over
+            if self._unread > UNREAD_BYTES and passing is not None:
+                self._unread = 0
+                passing.read()
         if self._over:
             self._end(data, exchange)
         else:
             self._client.transport.write(data)
-
-    def _look_on(self, data: bytes, exchange: Exchange) -> None:
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserUpgrade, httptools.HttpParserError):
-            self.broken = not self._over
-        passing = exchange.passing
-        if passing is not None:
-            for piece in self._pieces:
-                passing.answer(piece)
-        self._pieces.clear()
 
     def _end(self, data: bytes, exchange: Exchange) -> None:
         """The answer is over: it is written down before the client can know."""
@@ -144,7 +154,7 @@ class Upstream(asyncio.Protocol):
             raise ValueError("more than one answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
@@ -157,9 +167,6 @@ class Upstream(asyncio.Protocol):
             exchange.passing.answering(self._status, self._headers)
         self._over = exchange.method == "HEAD"
 
-    def on_body(self, data: bytes) -> None:
-        self._pieces.append(data)
-
     def on_message_complete(self) -> None:
         if 100 <= self._status < 200:
             self._headers = {}
@@ -170,7 +177,7 @@ class Upstream(asyncio.Protocol):
         self.ready = False
         if self._gone or self._over:
             return
-        until_eof = self.begun and not {"content-length", "transfer-encoding"} & self._headers.keys()
+        until_eof = self.begun and not {b"content-length", b"transfer-encoding"} & self._headers.keys()
         if exc is None and until_eof and self.exchange is not None:
             self._over = True
             self._end(b"", self.exchange)

@@ -26,10 +26,9 @@ class Events:
         *lines, rest = b"".join((*self._rest, chunk)).split(b"\n")
         self._rest = [rest]
         for line in lines:
-            line = line.removesuffix(b"\r")
             if line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-            elif not line and self._data:
+                self._data.append(line[5:].removesuffix(b"\r").removeprefix(b" "))
+            elif self._data and line in (b"", b"\r"):
                 yield b"\n".join(self._data)
                 self._data = []
 

@@ -99,18 +99,15 @@ class RecordJournal:
             self.found = list(read_records(path))
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         else:
-            self._begin({"keepwarm.journal": JOURNAL_VERSION, "salt": salt.hex()})
+            try:
+                self._append({"keepwarm.journal": JOURNAL_VERSION, "salt": salt.hex()})
+            except OSError as error:
+                path.unlink()
+                raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
     def add(self, record: RequestRecord | AnswerRecord) -> None:
         """Append a record. OSError where the disk refuses it; the journal is then as it was."""
         self._append(["q" if isinstance(record, RequestRecord) else "a", record])
-
-    def _begin(self, head: dict[str, Any]) -> None:
-        try:
-            self._append(head)
-        except OSError as error:
-            self.path.unlink()
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def _append(self, value: Any) -> None:
         line = orjson.dumps(value, default=tuple) + b"\n"
