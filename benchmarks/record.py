@@ -90,8 +90,9 @@ class Bench:
         self.client.stdin.write(orjson.dumps({"url": url, "body_bytes": size, **order}) + b"\n")
         self.client.stdin.flush()
         tally = SimpleNamespace(**orjson.loads(self.client.stdout.readline()))
-        if tally.wrong or not tally.right:
-            raise Absent(f"{tally.wrong} of {tally.right + tally.wrong} answers wrong: {tally.error[:200]!r}")
+        if tally.wrong or not tally.ttft_ns:
+            told = f"{tally.wrong} of {tally.right + tally.wrong} answers wrong: {tally.error[:200]!r}"
+            raise Absent(told if tally.wrong else "too slow here for one call after the first of each agent")
         return tally
 
     def paired(self, proxy: Proxy, found: Figures, size: int, **order: float) -> None:

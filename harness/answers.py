@@ -27,8 +27,6 @@ Said = list[tuple[Any, int]]
 class _Message(messages.Reader):
     def __init__(self) -> None:
         super().__init__()
-        self.ident: str | None = None
-        self.miss: str | None = None
         self._blocks: dict[int, dict[str, Any]] = {}
         self._parts: dict[tuple[int, str], list[str]] = {}
         self._ends: dict[int, int] = {}
@@ -70,8 +68,6 @@ class _Message(messages.Reader):
 class _Completion(chat.Reader):
     def __init__(self) -> None:
         super().__init__()
-        self.ident: str | None = None
-        self.miss: str | None = None
         self._message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": {}}
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
@@ -106,8 +102,6 @@ class _Completion(chat.Reader):
 class _Response(responses.Reader):
     def __init__(self) -> None:
         super().__init__()
-        self.ident: str | None = None
-        self.miss: str | None = None
         self._items: list[tuple[dict[str, Any], int]] = []
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
@@ -126,7 +120,7 @@ class _Response(responses.Reader):
 
 
 Reader = _Message | _Completion | _Response
-"""An answer in the making. ``ident`` is the provider's own id of it, ``miss`` its word on a cache miss."""
+"""An answer in the making."""
 READERS: dict[str, Callable[[], Reader]] = {"messages": _Message, "chat": _Completion, "responses": _Response}
 USAGE = {"messages": messages.usage, "chat": chat.usage, "responses": responses.usage}
 
@@ -161,17 +155,13 @@ class Answer:
             self._kept.append((now_ns, data))
             return
         try:
-            for event in self._events.feed(self._unzipped(data) if self._zipped else data):
+            if self._zipped is not None:
+                data = self._zipped.decompress(data, max(1, self._room))
+                self._room -= len(data)
+            for event in self._events.feed(data):
                 self.reader.event(event, now_ns)
         except Exception:  # whatever is wrong with it, it passes by
             self.error = self.error or "other"
-
-    def _unzipped(self, data: bytes) -> bytes:
-        """A piece of a stream without its encoding."""
-        assert self._zipped is not None
-        plain = self._zipped.decompress(data, max(1, self._room))
-        self._room -= len(plain)
-        return plain
 
     def end(self) -> None:
         """There is no more of it."""

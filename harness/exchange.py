@@ -56,8 +56,7 @@ def head(exchange: Exchange, version: str, chosen: Route, path: str) -> bytes:
     slash = "" if target.startswith("/") else "/"
     lines = [f"{exchange.method} {slash}{target} HTTP/{version}".encode("latin-1")]
     for name, value in exchange.headers:
-        if len(name) == 4 and name.lower() == b"host":
-            lines.append(b"%b: %b" % (name, chosen.netloc.encode()))
-        elif len(name) != len(TOKEN) or name.lower() != TOKEN.encode():
-            lines.append(b"%b: %b" % (name, value))
+        lower = name.lower()
+        if lower != TOKEN.encode():
+            lines.append(b"%b: %b" % (name, chosen.netloc.encode() if lower == b"host" else value))
     return b"\r\n".join((*lines, b"", b""))

@@ -181,9 +181,7 @@ class Passing:
 
     def answering(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """The answer's head is there."""
-        at_ns = self.coming[-1]
-        assert isinstance(at_ns, int)
-        self._first_byte_ns = at_ns + _WALL_NS
+        self._first_byte_ns = int(self.coming[-1]) + _WALL_NS
         kind, encoding = (headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding"))
         self._answer = Answer(self._dialect, status, kind, encoding, MOST_BYTES)
 

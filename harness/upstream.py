@@ -47,7 +47,6 @@ class Upstream(asyncio.BufferedProtocol):
         self.exchange = exchange
         self.on_body = exchange.passing.coming.append if exchange.passing else None
         self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[bytes, bytes] = {}
 
     def connect(self, tls: ssl.SSLContext | None) -> None:
         """Connect; the client is told when that is done, or why it failed."""
@@ -152,6 +151,7 @@ class Upstream(asyncio.BufferedProtocol):
     def on_message_begin(self) -> None:
         if self._over:
             raise ValueError("more than one answer")
+        self._headers: dict[bytes, bytes] = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.lower()] = value
@@ -168,10 +168,7 @@ class Upstream(asyncio.BufferedProtocol):
         self._over = exchange.method == "HEAD"
 
     def on_message_complete(self) -> None:
-        if 100 <= self._status < 200:
-            self._headers = {}
-        else:
-            self._over = True
+        self._over = not 100 <= self._status < 200
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ready = False

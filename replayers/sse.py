@@ -49,7 +49,12 @@ class Heard:
 
 
 class Reader:
-    """Takes in an answer: the events of a stream as they come, or the whole of it. What they mean is its dialect's."""
+    """Takes in an answer: the events of a stream as they come, or the whole of it. What they mean is its dialect's.
+    ``ident`` is the provider's own id of it, ``miss`` its word on a cache miss, where the dialect reads them.
+    """
+
+    ident: str | None = None
+    miss: str | None = None
 
     def __init__(self) -> None:
         self.heard = Heard()
