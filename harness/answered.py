@@ -37,10 +37,9 @@ def event(kind: str, **fields: Any) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **fields}) + b"\n\n"
 
 
-def written(account: Account) -> int | None:
-    """All tokens newly cached; None where the rules tell of none."""
-    parts = [account.get(f"cache_write_{ttl}") for ttl in ("5m", "1h", "other")]
-    return None if all(part is None for part in parts) else sum(part or 0 for part in parts)
+def written(account: Account) -> int:
+    """All tokens newly cached."""
+    return sum(account[f"cache_write_{ttl}"] for ttl in ("5m", "1h", "other"))
 
 
 class Messages:
@@ -48,8 +47,8 @@ class Messages:
 
     STOPS = {"end": "end_turn", "limit": "max_tokens", "tool": "tool_use", "window": "model_context_window_exceeded"}
 
-    def __init__(self, said: Said, model: str, *, tell_usage: bool = True, openai: bool = False) -> None:
-        del tell_usage, openai
+    def __init__(self, said: Said, model: str, *, tell_usage: bool = True, writes: str | None = None) -> None:
+        del tell_usage, writes
         self._said = said
         self._message = {"id": f"msg_{said.ident}", "type": "message", "role": "assistant", "model": model}
         kind, field = ("input_json_delta", "partial_json") if said.tool else ("text_delta", "text")

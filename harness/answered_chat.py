@@ -13,11 +13,13 @@ from keepwarm.harness.script import Said
 Fields = dict[str, Any]
 
 
-def usage(account: Account, prompt: str, output: str, writes: str) -> Fields:
-    """An account in the fields of the OpenAI dialects; ``writes`` is what the tokens newly cached are called."""
+def usage(account: Account, prompt: str, output: str, writes: str | None) -> Fields:
+    """An account in the fields of the OpenAI dialects; ``writes`` is what tokens newly cached are called, None where
+    they are not told.
+    """
     details = {"cached_tokens": account["cache_read"]}
-    if (tokens := written(account)) is not None:
-        details[writes] = tokens
+    if writes:
+        details[writes] = written(account)
     return {
         f"{prompt}_tokens": account["prompt"],
         f"{output}_tokens": account["output"],
@@ -39,10 +41,10 @@ class Chat:
     IDENT, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
     error = staticmethod(error)
 
-    def __init__(self, said: Said, model: str, *, tell_usage: bool = True, openai: bool = False) -> None:
+    def __init__(self, said: Said, model: str, *, tell_usage: bool = True, writes: str | None = None) -> None:
         self._said = said
         self._tell_usage = tell_usage
-        self._writes = "cache_write_tokens" if openai else "created_cache_tokens"
+        self._writes = writes
         self._about = {"id": f"{self.IDENT}-{said.ident}", "created": int(time.time()), "model": model}
         self._before, _, self._after = self._event(self._part("%")).rpartition(b"%")
 

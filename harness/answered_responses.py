@@ -20,8 +20,9 @@ class Responses:
 
     error = staticmethod(answered_chat.error)
 
-    def __init__(self, said: Said, model: str, *, tell_usage: bool = True, openai: bool = False) -> None:
-        del tell_usage, openai
+    def __init__(self, said: Said, model: str, *, tell_usage: bool = True, writes: str | None = None) -> None:
+        del tell_usage
+        self._writes = writes and "cache_write_tokens"
         self._said = said
         self._numbers = count()
         self._item_id = f"{'fc' if said.tool else 'msg'}_{said.ident}"
@@ -30,7 +31,7 @@ class Responses:
         if not said.tool:
             self._where["content_index"] = 0
         self._kind = "response.function_call_arguments" if said.tool else "response.output_text"
-        more = {} if said.tool else {"logprobs": []}
+        more: Fields = {} if said.tool else {"logprobs": []}
         told = event(f"{self._kind}.delta", **self._where, **more, delta="%", sequence_number=0)
         self._before, self._between, self._after = told.replace(b":0}\n", b":%}\n").split(b"%")
 
@@ -106,7 +107,6 @@ class Responses:
         """An answer that is not streamed."""
         return orjson.dumps(self._response(self._status, account))
 
-    @staticmethod
-    def _usage(account: Account) -> Fields:
-        told = answered_chat.usage(account, "input", "output", "cache_write_tokens")
+    def _usage(self, account: Account) -> Fields:
+        told = answered_chat.usage(account, "input", "output", self._writes)
         return {**told, "output_tokens_details": {"reasoning_tokens": 0}}

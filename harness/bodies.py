@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from keepwarm.replayers.sse import count, part, string
@@ -328,8 +328,12 @@ def _signed(value: Any) -> int | None:
     return value if isinstance(value, int) and (count(value) is not None or count(-value) is not None) else None
 
 
-READERS: dict[str, Callable[[dict[str, Any], Prompt[Any]], Any]] = {
-    "messages": messages,
-    "chat": chat,
-    "responses": responses,
-}
+class Reader(Protocol):
+    """Reads the bodies of one dialect."""
+
+    def __call__(self, body: dict[str, Any], pieces: Prompt[Made], /) -> Made:
+        """Take in all of a body."""
+        ...
+
+
+READERS: dict[str, Reader] = {"messages": messages, "chat": chat, "responses": responses}

@@ -117,7 +117,7 @@ def _told(value: Any) -> str:
         return f"string {orjson.dumps(value).decode()}"
     if isinstance(value, int | float):
         return f"{'integer' if isinstance(value, int) else 'floating point'} `{value}`"
-    return {dict: "map", list: "sequence"}.get(type(value), "null")
+    return "map" if isinstance(value, dict) else "sequence" if isinstance(value, list) else "null"
 
 
 def _refused(path: str, what: str) -> Refused:

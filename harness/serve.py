@@ -69,8 +69,8 @@ def create_app(
     rules = str((cache or {}).get("rules", "engine"))
     face = _Face(cluster, model, speed, script or Script(), body_bytes, rules)
     health = {"server": SERVER, "version": version("keepwarm"), "speed": speed, "cache": dict(cache or {})}
-    served = {"id": model, "object": "model", "type": "model", "display_name": model, "owned_by": "keepwarm"}
-    served |= {"created": int(time.time()), "max_model_len": max_model_len}
+    about = {"type": "model", "display_name": model, "owned_by": "keepwarm", "max_model_len": max_model_len}
+    served = {"id": model, "object": "model", "created": int(time.time()), **about}
     models = {"object": "list", "data": [served], "has_more": False, "first_id": model, "last_id": model}
     routes = [Route(path, partial(face.answer, name), methods=["POST"]) for name, (path, _) in DIALECTS.items()]
     return Starlette(
@@ -130,8 +130,11 @@ class _Face:
         self._model = model
         self._script = script
         self._body_bytes = body_bytes
-        self._openai = rules.startswith("openai")
-        self._blocks = rules in RULES and RULES[rules].entries
+        known = RULES.get(rules)
+        self._blocks = known is not None and known.entries
+        self._writes: str | None = "created_cache_tokens"
+        if known is not None and rules.startswith("openai"):
+            self._writes = "cache_write_tokens" if known.priced else None
         self._index = PieceIndex()
         self._metrics = Metrics(model, speed)
 
@@ -150,7 +153,7 @@ class _Face:
             model=asked.model,
         )
         make = DIALECTS[dialect][1]
-        speech = make(said, asked.model or self._model, tell_usage=asked.tell_usage, openai=self._openai)
+        speech = make(said, asked.model or self._model, tell_usage=asked.tell_usage, writes=self._writes)
 
         async def spoken(scope: Scope, receive: Receive, send: Send) -> None:
             del scope
@@ -163,9 +166,9 @@ class _Face:
                 speaking.cancel()
                 leaving.cancel()
                 await asyncio.gather(speaking, leaving, return_exceptions=True)
-                stop = said.stop if call.done else "abort"
+                if not call.done:
+                    self._metrics.over(call.running, "abort")
                 self._driver.leave(call)
-                self._metrics.over(call.running, stop)
             if not speaking.cancelled():
                 speaking.result()
 
@@ -232,6 +235,7 @@ class _Face:
         told = account(call.running)
         if not stream:
             await call.ended()
+            self._metrics.over(call.running, said.stop)
             await send(_start(b"application/json"))
             await send(_chunk(speech.whole(told), more=False))
             return
@@ -244,6 +248,7 @@ class _Face:
             if out < said.tokens:
                 await send(_chunk(data, more=True))
                 data = b""
+        self._metrics.over(call.running, said.stop)
         await send(_chunk(data + speech.closing(told), more=False))
 
 

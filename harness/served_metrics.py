@@ -85,7 +85,7 @@ class Metrics:
     def text(self, gauges: Iterable[Gauge]) -> bytes:
         """All of it in Prometheus' own text, the workers' state as the gauges tell it."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Told([*self._states(list(gauges)), *self._series()]))  # type: ignore[arg-type]
+        registry.register(_Told([*self._states(list(gauges)), *self._series()]))
         return generate_latest(registry)
 
     def _states(self, gauges: Sequence[Gauge]) -> Iterator[Metric]:

@@ -35,6 +35,7 @@ def cluster(
     batching: StepTimes | None = None,
     workers: int = 1,
     router: str = "round_robin",
+    **engine: Any,
 ) -> Cluster:
     """Workers that take ``service``, or that batch."""
     tree = PromptTree()
@@ -44,7 +45,7 @@ def cluster(
         if rules != "engine":
             return Plain(KeepMarked(MarkedCache(tree, RULES[rules], ttl_ns=ttl_ns)), times=service)
         cache = BlockCache(tree, block=block, capacity=capacity, ttl_ns=ttl_ns)
-        return Plain(KeepBlocks(cache), times=service) if batching is None else Engine(cache, times=batching)
+        return Plain(KeepBlocks(cache), times=service) if batching is None else Engine(cache, times=batching, **engine)
 
     return Cluster(tree, [worker() for _ in range(workers)], Router(router, block=block))
 
