@@ -23,7 +23,7 @@ LIMITS = {
 }
 UNKEPT = ("previous_response_id", "conversation", "background", "prompt")
 """What the Responses API keeps for its clients, and this endpoint does not."""
-ROLES = frozenset(("user", "assistant", "system", "developer", "tool"))
+ROLES = ("assistant", "developer", "system", "tool", "user")
 
 
 class Asked(NamedTuple):
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
     results: int = 0
 
 
-_SPACES = bytes.maketrans(b"\t\n\v\f\r", b"     ")
+_SPACES = bytes.maketrans(b"\0\t\n\v\f\r", b"      ")
 
 
 class Words:
@@ -183,7 +183,7 @@ def _known(dialect: str, body: dict[str, Any]) -> None:
             raise Refused(400, "messages: at least one message is required")
         for index, message in enumerate(body["messages"]):
             if message.get("role") not in ROLES:
-                raise Refused(400, f"messages.{index}.role: expected one of {', '.join(sorted(ROLES))}")
+                raise Refused(400, f"messages.{index}.role: expected one of {', '.join(ROLES)}")
     elif dialect == "responses":
         if not isinstance(body.get("input"), str | list):
             raise Refused(400, "input: expected a string or a list of items")

@@ -76,8 +76,7 @@ class Script:
     def answer(self, asked: Asked) -> Said:
         """The answer to a request; Refused where prompt and answer are too long."""
         self._fit(asked)
-        told = asked.output is not None and (asked.output <= LONGEST or asked.dialect == "completions")
-        limit = asked.output if told and asked.output else None
+        limit = asked.output if asked.output is not None and asked.output <= LONGEST else None
         ident = secrets.token_hex(12)
         called = self._called(asked)
         if called is not None:

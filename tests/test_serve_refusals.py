@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from itertools import count
 from typing import Any
 
@@ -95,6 +96,54 @@ def test_what_is_no_request_of_the_dialect_is_refused(
 ) -> None:
     """The message names what is wrong."""
     assert words in told(client.post(f"/v1/{path}", json=GOOD[path] | wrong), 400)
+
+
+TOOL = {"type": "function", "function": {"name": "f"}, "name": "f"}
+USE = {"id": "c", "type": "tool_use", "name": "f", "input": {"a": 1}, "cache_control": {"type": "ephemeral"}}
+RESULT = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "x"}]}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+WHOLE: dict[str, dict[str, Any]] = {
+    "messages": {"messages": [said("assistant", [USE]), said("user", [RESULT])], "tools": [TOOL], "system": [{}]},
+    "chat/completions": {
+        "messages": [{"role": "assistant", "tool_calls": [CALL]}, said("tool", ["x"])],
+        "tools": [TOOL],
+    },
+    "responses": {
+        "input": [
+            said("user", [{"type": "input_text", "text": "x"}]),
+            {"type": "function_call", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "output": "x"},
+            {"type": "additional_tools", "tools": [TOOL]},
+        ],
+        "tools": [TOOL],
+        "metadata": {"user_id": "{}"},
+    },
+    "completions": {"prompt": [[1, 2]]},
+}
+ODD = [None, True, 7, 1 << 40, "a\0b", [], {}, [7], [[]], [{}], {"type": []}, {"type": "tool_result", "content": [7]}]
+
+
+def places(value: Any, *above: Any) -> Iterator[tuple[Any, ...]]:
+    """The ways to all that stands in a value."""
+    for name in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*above, name)
+        yield from places(value[name], *above, name)
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_anything_in_a_fields_place_is_answered_or_refused(client: httpx.Client, path: str) -> None:
+    """No body, however odd, is a fault of the server's; what is told of it is one line."""
+    whole = GOOD[path] | WHOLE[path] | {"nvext": {"agent_hints": {"osl": 1}}, "tool_choice": "auto", "stream": False}
+    for *above, name in places(whole):
+        for odd in ODD:
+            body = deepcopy(whole)
+            inner: Any = body
+            for step in above:
+                inner = inner[step]
+            inner[name] = odd
+            response = client.post(f"/v1/{path}", json=body)
+            if response.status_code != 200:
+                told(response, 400)
 
 
 HINTS = ["priority", "strict_priority", "osl", "speculative_prefill", "latency_sensitivity"]
