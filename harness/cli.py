@@ -19,11 +19,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("record_commands:record", "Record the calls of real agents, live, through a proxy."),
     "synth": ("trace_commands:synth", "Make a synthetic trace fitted to published distributions."),
     "inspect": ("trace_commands:inspect_", "Say what is in a trace, and how warm its recording was."),
-    "simulate": ("run_commands:simulate", "Replay a trace in virtual time against a simulated cache; no sockets."),
-    "serve": ("run_commands:serve", "Run the simulated cluster as an HTTP endpoint."),
+    "simulate": ("simulate_command:simulate", "Replay a trace in virtual time against simulated clusters; no sockets."),
+    "serve": ("serve_command:serve", "Run the simulated cluster as an HTTP endpoint."),
     "replay": ("run_commands:replay", "Replay a trace against an HTTP endpoint."),
     "report": ("report_commands:report", "Say what a run meant: cache, latency, cost, validity."),
     "gate": ("report_commands:gate", "Hold a run against required figures, or against a baseline."),
+    "calibrate": ("calibrate_command:calibrate", "Fit the simulator's step times to a measured run."),
     "reproduce": ("report_commands:reproduce", "Set the published cache-reuse figures beside what a trace shows."),
 }
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from keepwarm.replayers.worker import AS_RECORDED
+from keepwarm.replayers.rules import AS_RECORDED
 
+NO_TTL = "none"
 LONGEST_S = 4e9
 """Over a century: times are ns in 64 bits."""
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -49,16 +50,14 @@ class Duration(click.ParamType[float]):
 
 
 class Ttl(click.ParamType[Any]):
-    """A duration in seconds, ``none``, or ``as-recorded``."""
+    """A duration in seconds, or one of the words ``none`` and ``as-recorded``."""
 
     name = "ttl"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Seconds, None for no TTL, or the word itself."""
-        if value is None or value == AS_RECORDED or isinstance(value, int | float):
+        """Seconds, or the word itself."""
+        if value is None or value in (NO_TTL, AS_RECORDED) or isinstance(value, int | float):
             return value
-        if value == "none":
-            return None
         told = seconds(str(value).strip())
         if told is None:
             self.fail(f"{value!r}: expected as-recorded, none, or a duration such as 300, 5m or 1h", param, ctx)

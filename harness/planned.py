@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from keepwarm.replayers import run as runs
+from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.plan import Schedule
-from keepwarm.replayers.worker import SECOND
+from keepwarm.replayers.prompts import in_tree
+from keepwarm.replayers.times import SECOND
+from keepwarm.replayers.tree import Node, PromptTree
 from keepwarm.traces.store import read_meta, read_sessions, read_trace_table
 
 
@@ -28,8 +31,13 @@ class Planned:
         self.meta = read_meta(trace)
         self.options = {"speed": speed, "gap_cap_s": gap_cap, "sessions": at_once}
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule[tuple[Piece, ...]]:
+        """Its calls as they come due, their prompts as pieces."""
         return Schedule(read_sessions(self.trace), **self._options)
+
+    def schedule_in(self, tree: PromptTree) -> Schedule[Node]:
+        """Its calls as they come due, their prompts as places in a simulated cluster's tree."""
+        return Schedule(read_sessions(self.trace), **self._options, grow=in_tree(tree))
 
     def about(self, mode: str, started: str, *, ended: str | None, **more: Any) -> dict[str, Any]:
         trace = runs.about_trace(self.trace, self.meta, self.calls, self.sessions)

@@ -12,17 +12,23 @@ from typing import Any, NamedTuple
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import progress
 from keepwarm.replayers import run as runs
-from keepwarm.replayers.cache import PrefixCache
+from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.clock import RunClock
+from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.endpoint import Endpoint
 from keepwarm.replayers.http import HttpEndpoint, preflight
+from keepwarm.replayers.plain import KeepBlocks, Plain
 from keepwarm.replayers.replay import Replay, run_replay
+from keepwarm.replayers.router import Router
 from keepwarm.replayers.run import Bound
 from keepwarm.replayers.simulate import simulate as in_virtual_time
-from keepwarm.replayers.worker import Worker
+from keepwarm.replayers.times import ServiceTimes
+from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import Journal
 from keepwarm.traces.model import Outcome
+
+TIMES = ServiceTimes()
 
 
 class Came(NamedTuple):
@@ -118,10 +124,14 @@ def _endless(planned: Planned) -> list[Bound]:
     """What each call could have read from an endless cache that keeps prompts: answers sent back are the recorded ones,
     not those that the endpoint gave. InputError where a call cannot be replayed, before any was sent.
     """
-    worker = Worker(PrefixCache(), outputs_readable=False, speed=planned.speed)
+    tree = PromptTree()
+    speed = planned.speed
+    times = ServiceTimes(TIMES.base_s / speed, TIMES.prefill_tps * speed, TIMES.decode_tps * speed)
+    worker = Plain(KeepBlocks(BlockCache(tree, block=1), answers=False, at_once=True), times=times)
+    cluster = Cluster(tree, [worker], Router("round_robin", block=1))
     bounds = []
     with progress("planning", planned.calls) as told:
-        for outcome, _ in in_virtual_time(planned.schedule(), worker):
+        for outcome, _ in in_virtual_time(planned.schedule_in(tree), cluster):
             bounds.append(Bound(outcome.call.call, outcome.copy, "endless", outcome.cache_read or 0))
             told(len(bounds), None)
     return bounds

@@ -1,10 +1,10 @@
-"""The commands that ask a trace's calls again: simulate, replay, serve, demo."""
+"""The commands that ask a trace's calls again of an endpoint: replay, demo; and what they share with simulate."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,17 +15,8 @@ import click
 
 from keepwarm.harness.duration import Duration, Number
 from keepwarm.harness.planned import Planned
-from keepwarm.harness.progress import progress
-from keepwarm.harness.simulated import about_cache, make_worker, worker_options
 from keepwarm.replayers import run as runs
-from keepwarm.replayers.cache import PrefixCache
-from keepwarm.replayers.run import Bound
-from keepwarm.replayers.simulate import Simulated
-from keepwarm.replayers.simulate import simulate as in_virtual_time
-from keepwarm.replayers.worker import AS_RECORDED, Worker
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.journal import OUTCOMES
-from keepwarm.traces.store import write_outcomes
 
 DEMO_SPEED = 60.0
 LEAST_SPEED, MOST_SPEED = 1e-3, 1e6
@@ -35,72 +26,8 @@ GAP_CAP = click.option("--gap-cap", type=Duration(), metavar="TIME", help="Cut e
 FORCE = click.option("--force", is_flag=True, help="Replace a run that is there.")
 
 
-@click.command()
-@click.argument("trace")
-@OUTPUT
-@FORCE
-@worker_options
-@GAP_CAP
-@click.option(
-    "--sessions", type=click.IntRange(1, 1 << 40), metavar="N", help="Run N at a time, not when they were recorded."
-)
-def simulate(
-    trace: str, output: Path | None, force: bool, gap_cap: float | None, sessions: int | None, **options: Any
-) -> None:
-    """Replay a trace in virtual time against a simulated worker; no sockets, nothing is waited for.
-
-    Without -o the report is printed and the run forgotten.
-    """
-    planned = Planned(trace, speed=1.0, gap_cap=gap_cap, at_once=sessions)
-    if options["cache_ttl"] == AS_RECORDED and not planned.marked:
-        raise InputError(
-            f"{trace}: no call has breakpoints, so it has no TTLs as recorded: give --cache-ttl a duration"
-        )
-    worker = make_worker(**options)
-    with _run_directory(output, "simulate", force=force) as path:
-        _simulate(planned, path, worker, **options)
-        if output is None:
-            _finish(path, output, "")
-    if output is not None:
-        _finish(output, output, f"{planned.calls:,} calls simulated")
-
-
-def _simulate(planned: Planned, path: Path, worker: Worker, **options: Any) -> None:
-    started = runs.now()
-    endless = Worker(
-        PrefixCache(block=worker.cache.block), managed=worker.managed, outputs_readable=worker.outputs_readable
-    )
-    bounds: list[Bound] = []
-    with progress("simulating", planned.calls) as told:
-        results = in_virtual_time(planned.schedule(), worker, shadows={"endless": endless})
-        write_outcomes(str(path / OUTCOMES), (done.outcome for done in _bounded(results, bounds, told)))
-    runs.write_bounds(path, bounds)
-    ttl = options["cache_ttl"]
-    about = {
-        "endpoint": {"name": "simulated", "url": None, "dialect": None, "server": None, "clock_driven": True}
-        | {"has_ttl": ttl is not None},
-        "cache": about_cache(worker, ttl),
-        "clock": {"kind": "virtual", "anchor": None},
-        "interrupted": False,
-        "seed": None,
-    }
-    service = {name: options[name] for name in ("base_s", "prefill_tps", "decode_tps")}
-    runs.write_about(path, planned.about("simulate", started, ended=runs.now(), **about) | {"service": service})
-
-
-def _bounded(
-    results: Iterable[Simulated], bounds: list[Bound], told: Callable[[int, int | None], None]
-) -> Iterator[Simulated]:
-    """Pass results on, keeping what each call could have read."""
-    for done, result in enumerate(results, 1):
-        outcome = result.outcome
-        bounds += [Bound(outcome.call.call, outcome.copy, name, read) for name, read in result.bounds.items()]
-        told(done, None)
-        yield result
-
-
 @contextmanager
-def _run_directory(output: Path | None, mode: str, *, force: bool) -> Iterator[Path]:
+def run_directory(output: Path | None, mode: str, *, force: bool) -> Iterator[Path]:
     """The directory to run in: the asked one, or one that is gone afterwards. What was there before a simulation stays
     until that is whole; a replay's place is its own at once, so that one that is killed is found there.
     """
@@ -115,7 +42,7 @@ def _run_directory(output: Path | None, mode: str, *, force: bool) -> Iterator[P
         yield output
 
 
-def _finish(path: Path, output: Path | None, what: str) -> None:
+def finish(path: Path, output: Path | None, what: str) -> None:
     """Say what came of the run and where it is, or report it while it lasts."""
     if output is not None:
         click.echo(f"{output}: {what}; see it with: keepwarm report {output}")
@@ -123,20 +50,6 @@ def _finish(path: Path, output: Path | None, what: str) -> None:
     from keepwarm.harness.report_commands import report
 
     report.main([str(path)], standalone_mode=False)
-
-
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--model", default="keepwarm-simulated", show_default=True, help="The name it serves under.")
-@click.option("--speed", type=Number(LEAST_SPEED, MOST_SPEED), default=1.0, help="Divide TTLs and service times.")
-@worker_options
-def serve(host: str, port: int, model: str, speed: float, **options: Any) -> None:
-    """Run the simulated cluster as an HTTP endpoint: /v1/messages and /v1/chat/completions, streaming or not."""
-    from keepwarm.harness.serve import create_app, serve_forever
-
-    app = create_app(make_worker(speed=speed, **options), model=model, speed=speed, ttl_s=options["cache_ttl"])
-    serve_forever(app, host, port, told=lambda url: click.echo(f"serving {model} at {url}", err=True))
 
 
 @click.command()
@@ -164,9 +77,9 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **options: An
 
     planned = Planned(trace, speed=speed, gap_cap=gap_cap, at_once=sessions)
     server = asked_endpoint(url, options["dialect"], options["key_env"], options.pop("model"))
-    with _run_directory(output, "replay", force=force) as path:
+    with run_directory(output, "replay", force=force) as path:
         came = replay_to(path, planned, url, server, **options)
-        _finish(path, output, came.words())
+        finish(path, output, came.words())
     if came.interrupted:
         raise SystemExit(130)
     if not came.counts[None]:
@@ -190,7 +103,7 @@ def demo(output: Path | None, speed: float, force: bool) -> None:
     with (
         as_file(files("keepwarm.harness") / "demo.parquet") as trace,
         _serving("--speed", str(speed), "--cache-ttl", "5m") as url,
-        _run_directory(output, "replay", force=force) as path,
+        run_directory(output, "replay", force=force) as path,
     ):
         planned = Planned(str(trace), speed=speed, gap_cap=None, at_once=8)
         if replay_to(path, planned, url, asked_endpoint(url)).interrupted:

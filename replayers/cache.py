@@ -11,7 +11,6 @@ when the last thing that goes on from it is evicted. So a call costs what is new
 
 from __future__ import annotations
 
-from collections import deque
 from heapq import heappop, heappush
 
 from keepwarm.replayers.tree import Node, PromptTree
@@ -79,7 +78,7 @@ class BlockCache:
         self._idle: list[tuple[int, int, int, _Held]] = []
         self._aging: list[tuple[int, int, _Held]] = []
         self._kept: list[tuple[int, int, _Held]] = []
-        self._waste: deque[tuple[int, int]] = deque()
+        self._waste: list[tuple[int, int]] = []
 
     def match(self, node: Node) -> int:
         """How many of a prompt's tokens a call with it would read: full blocks, and never the last token."""
@@ -96,9 +95,14 @@ class BlockCache:
     def acquire(self, node: Node, now_ns: int) -> Lease:
         """Hold what is kept of a prompt; the lease's ``room`` are the tokens that are read."""
         self.expire(now_ns)
+        if not node.linked:
+            node = self.tree.extend(node, ())
         held = self._find(node)
+        room = min(held.upto, max(node.end - 1, 0)) // self.block * self.block
+        if held.upto - room >= self.block:  # the last block is computed again, so it may be evicted for it
+            held = self._find(self.tree.at(node, node.end - 1))
         self._pin(held)
-        return Lease(held, min(held.upto, max(node.end - 1, 0)) // self.block * self.block)
+        return Lease(held, room)
 
     def grow(self, lease: Lease, node: Node, upto: int) -> bool:
         """A call computes its prompt ``node`` up to a token: that is found from now on. False, and nothing is changed,
@@ -106,13 +110,15 @@ class BlockCache:
         """
         if not self.spend(lease, upto):
             return False
-        lease.own -= self._keep(lease, node, upto)
+        self._keep(lease, node, upto)
         return True
 
-    def _keep(self, lease: Lease, node: Node, upto: int) -> int:
-        """Put a prompt's tokens into the tree and move the lease's hold to their end; how many blocks that is more."""
+    def _keep(self, lease: Lease, node: Node, upto: int) -> None:
+        """Put a prompt's tokens into the tree and move the lease's hold to their end."""
         slot, block = self._slot, self.block
         path: list[Node] = []
+        if not node.linked:
+            node = self.tree.extend(node, ())
         while node.held[slot] is None:
             path.append(node)
             assert node.parent is not None
@@ -132,17 +138,24 @@ class BlockCache:
             held.kids += 1
             held = node.held[slot] = _Held(node, held, held.upto)
         if held is not lease.held:
+            twice = lease.own - (1 if upto % block else 0)
+            if twice and not new and self._is_idle(held) and twice <= self._owned(held):
+                heappush(self._waste, (held.last, twice))  # the old copies of blocks computed again
+                lease.own -= twice
+                self.in_use -= twice
             self._pin(held)
             self._unpin(lease.held)
             lease.held = held
+        lease.own -= new
         self.in_use -= new
-        return new
 
     def _make_room(self, blocks: int) -> bool:
         """Evict for so many more blocks; False where running calls hold too much."""
         if self.capacity is None:
             return True
         need = self.blocks + blocks - self.capacity
+        if self.counts_use and need > self.blocks - self.in_use:
+            return False
         return need <= 0 or self._evict(need) == need
 
     def spend(self, lease: Lease, upto: int) -> bool:
@@ -171,7 +184,7 @@ class BlockCache:
 
     def answered(self, lease: Lease, node: Node, upto: int) -> None:
         """A call has room for its prompt and answer ``node`` up to a token: that is found from now on."""
-        lease.own -= self._keep(lease, node, min(upto, lease.room))
+        self._keep(lease, node, min(upto, lease.room))
 
     def remember(self, node: Node, upto: int, now_ns: int) -> None:
         """Take in a prompt up to a token at once, as far as there is room, without a call that holds it."""
@@ -207,7 +220,7 @@ class BlockCache:
         self.blocks -= part
         self.in_use -= lease.own
         if lease.own > part:
-            self._waste.append((self._count, lease.own - part))
+            heappush(self._waste, (self._count, lease.own - part))
         self._unpin(held)
 
     def expire(self, now_ns: int) -> None:
@@ -327,9 +340,9 @@ class BlockCache:
         return None
 
     def _dump(self, need: int) -> int:
-        last, blocks = self._waste.popleft()
+        last, blocks = heappop(self._waste)
         if blocks > need:
-            self._waste.appendleft((last, blocks - need))
+            heappush(self._waste, (last, blocks - need))
         return min(blocks, need)
 
     def _take(self, held: _Held, need: int) -> int:

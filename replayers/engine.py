@@ -157,9 +157,10 @@ class Engine:
         if work in self._admitted:
             self._leave(work, now_ns)
         else:
-            for queue in (self._waiting, self._arriving):
-                queue[:] = [entry for entry in queue if entry[-1] is not work]  # type: ignore[index]
-                heapify(queue)
+            self._waiting = [entry for entry in self._waiting if entry[2] is not work]
+            self._arriving = [entry for entry in self._arriving if entry[2] is not work]
+            heapify(self._waiting)
+            heapify(self._arriving)
         running.error, running.done_ns = CANCELLED, now_ns
 
     def _arrive(self, work: _Work, now_ns: int) -> None:

@@ -36,15 +36,20 @@ class Keeping(Protocol):
 
 
 class KeepBlocks:
-    """Engine rules. Without ``answers`` what is generated is not kept."""
+    """Engine rules. Without ``answers`` what is generated is not kept; ``at_once`` a prompt is readable by others as
+    soon as its call arrives, which no engine betters.
+    """
 
-    def __init__(self, cache: BlockCache, *, answers: bool = True) -> None:
+    def __init__(self, cache: BlockCache, *, answers: bool = True, at_once: bool = False) -> None:
         self.cache = cache
         self.answers = answers
+        self.at_once = at_once
 
     def begin(self, running: Running, now_ns: int) -> Lease:
         lease = self.cache.acquire(running.job.prompt, now_ns)
         running.read = lease.room
+        if self.at_once:
+            self.cache.grow_most(lease, running.job.prompt, running.job.prompt.end)
         return lease
 
     def first_token(self, running: Running, lease: Lease, now_ns: int) -> None:
@@ -141,12 +146,12 @@ class Plain:
 
     def produced(self, running: Running, now_ns: int) -> int:
         """Tokens of a job's answer that are out."""
-        _, first_ns, done_ns = running.state
-        if now_ns < first_ns:
-            return 0
-        if now_ns >= done_ns:
-            return running.job.output
-        return 1 + (running.job.output - 1) * (now_ns - first_ns) // (done_ns - first_ns)
+        first_ns: int = running.state[1]
+        done_ns: int = running.state[2]
+        output = running.job.output
+        if now_ns < first_ns or now_ns >= done_ns:
+            return 0 if now_ns < first_ns else output
+        return 1 + (output - 1) * (now_ns - first_ns) // (done_ns - first_ns)
 
     def cancel(self, running: Running, now_ns: int) -> None:
         """Stop a job; what its prompt left in the cache stays."""

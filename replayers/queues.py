@@ -1,4 +1,4 @@
-"""In which order an engine's waiting calls are taken: each queue maps a job to what it is sorted by, then by arrival."""
+"""In which order an engine's waiting calls are taken: a queue maps a job to what it is sorted by, before arrival."""
 
 from __future__ import annotations
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import NamedTuple
 
+import orjson
+
+from keepwarm.traces.errors import InputError
+
 SECOND = 1_000_000_000
+TIMES_FORMAT = 1
 
 
 class ServiceTimes(NamedTuple):
@@ -69,3 +76,24 @@ class StepTimes(NamedTuple):
     def prefill_ns(self, tokens: int) -> int:
         """What computing so many prompt tokens takes beside what a step takes anyway."""
         return round(tokens * self.prefill_s * SECOND)
+
+
+def read_times(path: Path | str) -> StepTimes:
+    """The step times in a file that ``keepwarm calibrate`` wrote, or one like it; what is null or missing is 0."""
+    try:
+        told = orjson.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(told, dict) or told.get("format") != TIMES_FORMAT:
+        raise InputError(
+            f'{path}: expected a JSON object with "format": {TIMES_FORMAT}, as keepwarm calibrate writes it'
+        )
+    values = {name: 0.0 if told.get(name) is None else told[name] for name in StepTimes._fields}
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(f"{path}: field {name!r} is {value!r:.40}, expected a number of seconds, 0 or more")
+    if not any(values.values()):
+        raise InputError(f"{path}: no times in it: expected one of {', '.join(StepTimes._fields)} above 0")
+    return StepTimes(**values)

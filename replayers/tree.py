@@ -64,6 +64,7 @@ class PromptTree:
     def __init__(self) -> None:
         self.root = Node(None, 0, (), (), 0)
         self._keepers: list[Keeper] = []
+        self._kinds: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def join(self, keeper: Keeper) -> int:
         """A cache's slot in the nodes' ``held``. All caches join before the first prompt."""
@@ -108,7 +109,8 @@ class PromptTree:
             ends.append(end)
         idents = tuple([part.ident for part in pieces])
         node = Node(parent, offset, idents, tuple(ends), len(self._keepers))
-        node.kinds = tuple([part.kind for part in pieces])
+        kinds = tuple([part.kind for part in pieces])
+        node.kinds = self._kinds.setdefault(kinds, kinds)  # few differ, and a node is made a call
         parent.children[(idents[0], offset) if offset else idents[0]] = node
         return node
 

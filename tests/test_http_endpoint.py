@@ -19,20 +19,19 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import cluster
 
 from keepwarm.harness.serve import create_app, running
 from keepwarm.replayers import chat, messages
-from keepwarm.replayers.cache import PrefixCache
 from keepwarm.replayers.endpoint import Answer, Piece, Request
 from keepwarm.replayers.http import HttpEndpoint, preflight
+from keepwarm.replayers.job import Job, account
 from keepwarm.replayers.prompts import cut
 from keepwarm.replayers.sse import Events
 from keepwarm.replayers.text import PromptText
-from keepwarm.replayers.worker import ServiceTimes, Worker, account
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Breakpoint, Call
 
-AT_ONCE = ServiceTimes(base_s=0.0, prefill_tps=1e9, decode_tps=1e9)
 SALTS = count()
 DIALECTS = ("messages", "chat")
 
@@ -72,16 +71,15 @@ def send(url: str, *requests: Request, dialect: str = "messages", **options: Any
 @pytest.fixture(scope="module")
 def engine() -> Iterator[str]:
     """A served worker with engine rules and blocks of 16; each test asks under a salt of its own."""
-    app = create_app(Worker(PrefixCache(block=16), service=AT_ONCE), model="sim", speed=1, ttl_s=None)
-    with running(app) as url:
+    cache = {"ttl": "none", "block": 16, "capacity": None, "rules": "engine"}
+    with running(create_app(cluster(), model="sim", cache=cache)) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def managed() -> Iterator[str]:
     """A served worker with managed rules."""
-    worker = Worker(PrefixCache(), managed=True, ttl_s="as-recorded", service=AT_ONCE)
-    with running(create_app(worker, model="sim", speed=1, ttl_s="as-recorded")) as url:
+    with running(create_app(cluster(rules="managed"), model="sim", cache={"rules": "managed"})) as url:
         yield url
 
 
@@ -115,11 +113,10 @@ def test_replayed_prompts_cost_what_the_worker_says_they_do(
     """
     asked = prompts(steps)
     answers = send(engine, *(request(*p) for p in asked), dialect=dialect, stream=stream, salt=f"{next(SALTS)}")
-    worker = Worker(PrefixCache(block=16))
+    worker = cluster()
     for prompt, answer in zip(asked, answers, strict=True):
-        service = worker.begin(prompt, 3, 0)
-        worker.first_token(service, 0)
-        worker.end(service, 0)
+        service = worker.submit(Job(worker.tree.extend(worker.tree.root, prompt), 3), 0)
+        worker.advance(10**9)
         expected = account(service)
         assert answer.error is None
         assert (answer.status, answer.output) == (200, 3)
@@ -144,7 +141,7 @@ def test_managed_account_comes_back_column_by_column(managed: str) -> None:
     )
     assert [getattr(first, column) for column in columns] == [47, 5, 0, 12, 30, 0, 3600]
     assert [getattr(second, column) for column in columns] == [47, 5, 42, 0, 0, 0, None]
-    assert first.stop_reason == "end_turn"
+    assert first.stop_reason == "max_tokens"
 
 
 @pytest.mark.parametrize(
@@ -579,10 +576,9 @@ def test_nothing_is_left_open() -> None:
     script = """
 import asyncio, gc, time
 from keepwarm.harness.serve import create_app, running
-from keepwarm.replayers.cache import PrefixCache
+from keepwarm.harness.simulated import make_cluster
 from keepwarm.replayers.endpoint import Piece, Request
 from keepwarm.replayers.http import HttpEndpoint
-from keepwarm.replayers.worker import ServiceTimes, Worker
 from keepwarm.traces.model import Call
 
 call = Call("s", "a", "c", "main", 0, 0, 0, 0, "absent", "absent", "synthetic")
@@ -598,8 +594,8 @@ async def replay(url):
         assert isinstance((await asyncio.gather(long, return_exceptions=True))[0], asyncio.CancelledError)
         await endpoint.aclose()
 
-worker = Worker(PrefixCache(), service=ServiceTimes(0.0, 1e9, 1000.0))
-with running(create_app(worker, model="m", speed=1, ttl_s=None)) as url:
+worker = make_cluster(base_s=0.0, prefill_tps=1e9, decode_tps=1000.0)
+with running(create_app(worker, model="m")) as url:
     asyncio.run(replay(url))
 gc.collect()
 """

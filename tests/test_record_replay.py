@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 from dialects import Result, Said, Tokens, Turn, Use, assistant, request, user
 from recording import Asked, Recording, Reply, proxied, recording, says
+from serving import cluster as simulated
 
 from keepwarm.harness.cli import main
 from keepwarm.harness.recorder import Recorder
 from keepwarm.harness.serve import create_app, running
-from keepwarm.replayers.cache import PrefixCache
-from keepwarm.replayers.worker import ServiceTimes, Worker
 from keepwarm.traces.identity import new_salt
 from keepwarm.traces.model import Call, Segment
 from keepwarm.traces.recorded import close_journal
@@ -127,8 +126,7 @@ def keepwarm_(*arguments: str | Path) -> tuple[int, str]:
 @pytest.fixture
 def cluster() -> Any:
     """The URL of ``keepwarm serve``'s simulated worker: endless cache, blocks of one token, no waiting."""
-    worker = Worker(PrefixCache(block=1), service=ServiceTimes(base_s=0, prefill_tps=1e9, decode_tps=1e9))
-    with running(create_app(worker, model="sim", speed=1.0, ttl_s=None)) as url:
+    with running(create_app(simulated(block=1), model="sim", cache={"ttl": "none"})) as url:
         yield url
 
 

@@ -17,15 +17,15 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import cluster
 
 from keepwarm.harness.cli import main
 from keepwarm.harness.serve import create_app, running
-from keepwarm.replayers.cache import PrefixCache
 from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.endpoint import Answer, Request
 from keepwarm.replayers.plan import Schedule
 from keepwarm.replayers.replay import Replay, run_replay
-from keepwarm.replayers.worker import ServiceTimes, Worker
+from keepwarm.replayers.times import ServiceTimes
 from keepwarm.reports.frame import load
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, Journal, read_journal
@@ -129,8 +129,9 @@ def about(run: Path) -> dict[str, Any]:
 def served(base_s: float = 0.0, ttl_s: float | None = None, speed: float = 1.0) -> Iterator[str]:
     """The URL of a simulated worker that answers after a fixed time."""
     times = ServiceTimes(base_s=base_s, prefill_tps=1e9, decode_tps=1e9)
-    worker = Worker(PrefixCache(block=16), ttl_s=ttl_s, service=times, speed=speed)
-    with running(create_app(worker, model="sim", speed=speed, ttl_s=ttl_s)) as url:
+    cache = {"ttl": "none" if ttl_s is None else ttl_s, "rules": "engine"}
+    app = create_app(cluster(ttl_s=ttl_s, service=times), model="sim", speed=speed, cache=cache)
+    with running(app) as url:
         yield url
 
 
@@ -472,7 +473,7 @@ def test_an_interrupt_cuts_off_the_calls_that_run(tmp_path: Path) -> None:
     slow = write(tmp_path / "t.parquet", chain("s", 1), chain("t", 2, session_start_ns=1, output=30_000))
     run = tmp_path / "run"
     times = ServiceTimes(base_s=0, prefill_tps=1e9, decode_tps=100)
-    app = create_app(Worker(PrefixCache(), service=times), model="sim", speed=1.0, ttl_s=None)
+    app = create_app(cluster(service=times), model="sim", cache={"ttl": "none"})
     with running(app) as url, replaying(slow, url, run) as process:
         wait_for_rows(run)
         process.send_signal(signal.SIGINT)

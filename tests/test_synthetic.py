@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepwarm.replayers.cache import PrefixCache
-from keepwarm.replayers.prompts import SessionPrompts
-from keepwarm.replayers.worker import Worker, account
+from keepwarm.replayers.job import Job, Running, account
+from keepwarm.replayers.marked import MarkedCache
+from keepwarm.replayers.plain import KeepMarked
+from keepwarm.replayers.prompts import SessionPrompts, in_tree
+from keepwarm.replayers.rules import RULES
+from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces import store
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call
@@ -134,26 +137,29 @@ def test_accounts_are_what_a_managed_cache_gives(workload: str, sessions: int) -
     """The simulated worker under managed rules, asked at the recorded times, gives every call the account that the
     generator's own little reference gave it."""
     calls = list(synthesise(workload, seed=11, sessions=sessions))
-    worker = Worker(PrefixCache(block=1), managed=True, ttl_s="as-recorded")
+    tree = PromptTree()
+    worker = KeepMarked(MarkedCache(tree, RULES["managed"]))
     events = []
     for _, rows in groupby(calls, attrgetter("session")):
         session = list(rows)
-        prompts = SessionPrompts(session)
+        prompts = SessionPrompts(session, in_tree(tree))
         for call in session:
             start = call.session_start_ns
             events += [(start + at, n, call) for n, at in enumerate((call.end_ns, call.first_token_ns, call.start_ns))]
-            events[-1] += (prompts.request(call).prompt,)  # type: ignore[operator]
+            events[-1] += (prompts.prompt(call),)  # type: ignore[operator]
     running = {}
     for now, step, call, *prompt in sorted(events, key=lambda event: (event[0], event[1], event[2].call)):
         if step == 2:
-            running[call.call] = worker.begin(prompt[0], call.output, now, marks=call.breakpoints)
-            given = account(running[call.call])
+            one = Running(Job(prompt[0], call.output, marks=call.breakpoints), now)
+            running[call.call] = one, worker.begin(one, now)
+        elif step == 1:
+            one, lease = running[call.call]
+            worker.first_token(one, lease, now)
+            given = account(one)
             names = ("uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other")
             assert {name: given[name] for name in names} == {name: getattr(call, name) for name in names}, call
-        elif step == 1:
-            worker.first_token(running[call.call], now)
         else:
-            worker.end(running.pop(call.call), now)
+            worker.end(*running.pop(call.call), now)
     assert not running
 
 

@@ -5,7 +5,7 @@ It is an Arrow stream in the outcome schema beside the place of ``outcomes.parqu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Timer
@@ -17,7 +17,7 @@ from keepwarm.traces.columns import outcomes_to_batch
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Outcome
 from keepwarm.traces.place import first_line
-from keepwarm.traces.store import write_outcome_table
+from keepwarm.traces.store import read_outcome_table, write_outcome_table
 
 JOURNAL = "outcomes.arrows"
 OUTCOMES = "outcomes.parquet"
@@ -85,6 +85,13 @@ class Journal:
         table = _with_completed(read_journal(self._run), self._whole)
         write_outcome_table(str(self._run / OUTCOMES), table)
         (self._run / JOURNAL).unlink()
+
+
+def complete(run: Path, failed: Set[tuple[str, int]]) -> None:
+    """Write into a run's outcomes that these sessions (name, copy) were not completed, and all others were."""
+    table = read_outcome_table(str(run / OUTCOMES))
+    keys = set(zip(table.column("session").to_pylist(), table.column("copy").to_pylist(), strict=True))
+    write_outcome_table(str(run / OUTCOMES), _with_completed(table, {key: key not in failed for key in keys}))
 
 
 def _with_completed(table: pa.Table, whole: Mapping[tuple[str, int], bool]) -> pa.Table:

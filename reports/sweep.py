@@ -1,0 +1,58 @@
+"""A sweep's table: one row a simulated cluster, what was asked of it and what it gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from keepwarm.reports.frame import load
+from keepwarm.reports.prices import load_prices
+from keepwarm.reports.summary import summarise
+
+FIGURES = (
+    *("hit_rate", "warm_hit_rate", "read_write_ratio", "cost_per_completed_task", "gpu_cost_per_completed_task"),
+    *("ttft_p50_s", "ttft_p99_s", "turn_drift", "failed"),
+)
+"""Times are from due, in seconds of the simulated clock; ``failed`` are calls without an answer, skipped ones too."""
+
+
+def figures(run: str, hour_usd: float | None) -> dict[str, Any]:
+    """FIGURES of a run, as its own report has them. ``hour_usd`` is what an hour of all its workers costs, from the
+    first call due to the last one done.
+    """
+    loaded = load(run)
+    report = summarise(loaded, load_prices(None))
+    ttft = report["latency"]["ttft"] or {}
+    done = report["cost"]["sessions_completed"]
+    wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
+    known = hour_usd is not None and wall is not None and done
+    told = {
+        **{name: report[name] for name in ("hit_rate", "warm_hit_rate", "read_write_ratio", "turn_drift")},
+        "cost_per_completed_task": report["cost"]["cost_per_completed_task"],
+        "gpu_cost_per_completed_task": wall * hour_usd / done if known else None,
+        "ttft_p50_s": ttft.get("p50"),
+        "ttft_p99_s": ttft.get("p99"),
+        "failed": loaded.rows["error"].count(),
+    }
+    return {name: told[name] for name in FIGURES}
+
+
+def write_sweep(rows: list[dict[str, Any]], path: Path) -> None:
+    """The table as Parquet; what was asked is text."""
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(path)
+
+
+def render_sweep(rows: list[dict[str, Any]]) -> str:
+    """The table for a terminal."""
+    lines = [[name if name in FIGURES else name.replace("_", "-") for name in rows[0]]]
+    lines += [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
