@@ -60,6 +60,8 @@ class Asked(NamedTuple):
     done_ns: int
 
 
+SETTLE_S = 0.03
+"""With one call in flight the next waits so long: Dynamo's router hears of what a worker cached some ms after."""
 Asking = Planned[tuple[Piece, ...]]
 
 
@@ -74,18 +76,19 @@ class Words:
     """The token ids of prompts. Answers that were heard take the place of the recorded ones."""
 
     def __init__(self) -> None:
-        self._heard: dict[int, list[int]] = {}
+        self._heard: dict[tuple[str | None, int], list[int]] = {}
 
     def of(self, prompt: Iterable[Piece]) -> list[int]:
         """A prompt's token ids."""
-        pieces = ((self._heard.get(piece.ident) or token_ids(piece.ident), piece.tokens) for piece in prompt)
+        heard = self._heard
+        pieces = ((heard.get((each.answer_of, each.ident)) or token_ids(each.ident), each.tokens) for each in prompt)
         return list(chain.from_iterable(islice(ids, tokens) for ids, tokens in pieces))
 
     def hear(self, answer: Iterable[Piece], ids: list[int]) -> None:
         """From now on these tokens, as far as they go, are the pieces that repeat an answer."""
         for piece in answer:
             mine, ids = ids[: piece.tokens], ids[piece.tokens :]
-            self._heard[piece.ident] = mine + list(token_ids(piece.ident)[len(mine) :])
+            self._heard[piece.answer_of, piece.ident] = mine + list(token_ids(piece.ident)[len(mine) :])
 
 
 async def drive(
@@ -102,6 +105,7 @@ async def drive(
         if live:
             words.hear(planned.answer, heard.answer)
         times = sent_ns, perf_counter_ns() - begun
+        await asyncio.sleep(0 if concurrent else SETTLE_S)
         asked.append(Asked(planned.call.call, heard.prompt, len(heard.answer), heard.cached, heard.worker, *times))
         return planned.call
 
