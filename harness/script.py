@@ -32,15 +32,12 @@ class Said(NamedTuple):
         """How much of the text is out with so many tokens."""
         return len(self.text) * tokens // self.tokens if self.tool else max(WORD * tokens - 1, 0)
 
-    def again(self, asked: Asked, tokens: int | None = None) -> bytes:
-        """The first tokens of the answer as the words that a later prompt will have behind those of this one."""
+    def again(self, asked: Asked) -> bytes:
+        """The answer as the words that a later prompt will have behind those of this one."""
         prompt = Words()
         prompt.kind = asked.kind
         kind = asked.kind if asked.dialect == "completions" else "answer"
-        if self.tool:
-            prompt.add(kind, use(self.tool, orjson.loads(self.text)))
-        else:
-            prompt.add(kind, self.text[: self.upto(tokens or self.tokens)])
+        prompt.add(kind, use(self.tool, orjson.loads(self.text)) if self.tool else self.text)
         return prompt.said()
 
 

@@ -153,14 +153,14 @@ def test_messages_stream_tells_what_the_whole_answer_tells() -> None:
     body = {"model": "m", "max_tokens": 50, "messages": [said("user", text(0, 40))]}
     answers = []
     for stream in (False, True):
-        with served(service=ServiceTimes(0.0, 1e9, 1000.0)) as client:
+        with served(service=ServiceTimes(0.0, 1e9, 200.0)) as client:
             answers.append(client.post("/v1/messages", json=body | {"stream": stream}))
     whole, stream_events = answers[0].json(), events(answers[1])
     kinds = [event["type"] for event in stream_events]
     assert kinds[:2] == ["message_start", "content_block_start"]
     assert set(kinds[2:-3]) == {"content_block_delta"}
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
-    assert kinds.count("content_block_delta") > 5
+    assert kinds.count("content_block_delta") > 1
     spoken = "".join(event["delta"]["text"] for event in stream_events if event["type"] == "content_block_delta")
     assert spoken == whole["content"][0]["text"]
     assert len(spoken.split(" ")) == 50

@@ -176,7 +176,7 @@ def _finished(client: httpx.Client, asked: list[dict[str, Any]]) -> Iterator[int
     done: list[int] = []
 
     def send(number: int, headers: dict[str, str], fields: dict[str, Any]) -> None:
-        ask_with = {"model": "m", "max_tokens": 3, "messages": [said("user", f"number {number}")], **fields}
+        ask_with = {"model": "m", "max_tokens": 1, "messages": [said("user", f"number {number}")], **fields}
         post(client, "messages", ask_with, **headers)
         done.append(number)
 
@@ -196,14 +196,14 @@ def test_hints_decide_who_waits() -> None:
     """One call at a time: strict priority first, then priority, by body or by header, whose word counts more."""
     low = {"nvext": {"agent_hints": {"priority": -5}}}
     asked: list[dict[str, Any]] = [
-        {},
+        {"max_tokens": 15},
         {},
         low,
         {"nvext": {"agent_hints": {"priority": 5}}},
         {**low, "headers": {"x-dynamo-request-priority": "7"}},
         {"headers": {"x-dynamo-request-strict-priority": "1"}},
     ]
-    with served(batching=StepTimes(fixed_s=0.2), max_seqs=1, queue="priority") as client:
+    with served(batching=StepTimes(fixed_s=0.15), max_seqs=1, queue="priority") as client:
         assert list(_finished(client, asked)) == [0, 5, 4, 3, 1, 2]
 
 

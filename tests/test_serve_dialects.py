@@ -232,12 +232,12 @@ def test_a_stream_tells_what_the_whole_answer_tells(dialect: str, limit: int | N
     """The words, the account and the end of a stream are those of the same request not streamed."""
     answers = []
     for more in ({}, {"stream": True, "stream_options": {"include_usage": True}}):
-        with served(service=ServiceTimes(0.0, 1e9, 1000.0), script=Script(output=60)) as client:
+        with served(service=ServiceTimes(0.0, 1e9, 200.0), script=Script(output=60)) as client:
             answers.append(client.post(f"/v1/{PATHS[dialect]}", json=body(dialect, text(0, 40), limit) | more))
     whole, told = answers[0].json(), events(answers[1])
     spoken, stop, usage = streamed(dialect, told)
     assert len(spoken.split(" ")) == (limit or 60)
-    assert sum(event.get("type") == "response.output_text.delta" or "choices" in event for event in told) > 5
+    assert sum(event.get("type") == "response.output_text.delta" or "choices" in event for event in told) > 1
     assert usage == whole["usage"]
     if dialect == "responses":
         assert (whole["status"], stop) == stops
@@ -251,7 +251,7 @@ def test_a_stream_tells_what_the_whole_answer_tells(dialect: str, limit: int | N
 @pytest.mark.parametrize("dialect", ["messages", "chat", "responses"])
 def test_a_tool_call_is_streamed_whole(dialect: str) -> None:
     """The pieces of the arguments make up the arguments, in each dialect's events."""
-    with served(script=Script(tools=TOOLS), service=ServiceTimes(0.0, 1e9, 200.0)) as client:
+    with served(script=Script(tools=TOOLS), service=ServiceTimes(0.0, 1e9, 4.0)) as client:
         told = events(client.post(f"/v1/{PATHS[dialect]}", json=with_tool(dialect, "hello") | {"stream": True}))
     if dialect == "messages":
         assert told[1]["content_block"]["input"] == {}
