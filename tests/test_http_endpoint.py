@@ -79,7 +79,9 @@ def engine() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def managed() -> Iterator[str]:
     """A served worker with managed rules."""
-    with running(create_app(cluster(rules="managed"), model="sim", cache={"rules": "managed"})) as url:
+    with running(
+        create_app(cluster(rules="managed"), model="sim", cache={"rules": "managed", "ttl": "as-recorded"})
+    ) as url:
         yield url
 
 
