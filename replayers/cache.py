@@ -139,7 +139,7 @@ class BlockCache:
             held = node.held[slot] = _Held(node, held, held.upto)
         if held is not lease.held:
             twice = lease.own - (1 if upto % block else 0)
-            if twice and not new and self._is_idle(held) and twice <= self._owned(held):
+            if twice and not new and not held.pins and not held.busy and twice <= self._owned(held):
                 heappush(self._waste, (held.last, twice))  # the old copies of blocks computed again
                 lease.own -= twice
                 self.in_use -= twice

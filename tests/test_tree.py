@@ -123,7 +123,7 @@ def test_pieces_keep_their_kinds_through_splits() -> None:
 
 
 def test_a_forgotten_prompt_comes_back_whole() -> None:
-    """A piece that was cut into three runs, all of them forgotten: going on from its end is going on from its tokens."""
+    """A piece cut into three runs, all of them forgotten: what goes on from its end goes on from all its tokens."""
     tree = PromptTree()
     node = tree.extend(tree.root, [Piece(1, 9, "user")])
     tree.at(tree.at(node, 6), 3)
