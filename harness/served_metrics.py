@@ -20,6 +20,9 @@ HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
     "time_to_first_token_seconds": ("From a request to its first token.", TIMES),
     "inter_token_latency_seconds": ("Between one token and the next.", TIMES),
     "request_time_per_output_token_seconds": ("Between tokens, the mean of a request.", TIMES),
+    "request_queue_time_seconds": ("From a request to the first step that has it.", TIMES),
+    "request_prefill_time_seconds": ("From there to its first token.", TIMES),
+    "request_inference_time_seconds": ("From there to its last token.", TIMES),
     "request_decode_time_seconds": ("From a request's first token to its last.", TIMES),
     "e2e_request_latency_seconds": ("A whole request.", TIMES),
     "request_prompt_tokens": ("A request's prompt.", TOKENS),
@@ -72,6 +75,10 @@ class Metrics:
         self._add("inter_token_latency_seconds", engine, between, output - 1)
         self._add("request_time_per_output_token_seconds", engine, between)
         self._add("request_decode_time_seconds", engine, (done_ns - first_ns) / self._second)
+        if running.scheduled_ns is not None:
+            self._add("request_queue_time_seconds", engine, (running.scheduled_ns - running.arrived_ns) / self._second)
+            self._add("request_prefill_time_seconds", engine, (first_ns - running.scheduled_ns) / self._second)
+            self._add("request_inference_time_seconds", engine, (done_ns - running.scheduled_ns) / self._second)
         self._add("e2e_request_latency_seconds", engine, (done_ns - running.arrived_ns) / self._second)
         self._add("request_prompt_tokens", engine, prompt)
         self._add("request_generation_tokens", engine, output)

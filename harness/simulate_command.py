@@ -97,7 +97,7 @@ def simulate_to(
 ) -> None:
     """Simulate into a run's directory."""
     started = runs.now()
-    cluster = make_cluster(bounds=bounds, **options)
+    cluster = make_cluster(bounds=("endless", *bounds), **options)
     told: list[Bound] = []
     failed: set[tuple[str, int]] = set()
     with progress("simulating", None if quiet else planned.calls) as tell:

@@ -12,7 +12,7 @@ from keepwarm.harness.duration import LONGEST_S, NO_TTL, Duration, Number, Ttl
 from keepwarm.replayers.cache import NEVER, BlockCache
 from keepwarm.replayers.cluster import Cluster, Link, Worker
 from keepwarm.replayers.engine import MAX_BATCHED, MAX_SEQS, Engine
-from keepwarm.replayers.hardware import HARDWARE, Hardware
+from keepwarm.replayers.hardware import GPUS, HARDWARE, Hardware
 from keepwarm.replayers.marked import MarkedCache
 from keepwarm.replayers.plain import KeepBlocks, KeepMarked, Plain
 from keepwarm.replayers.queues import QUEUES
@@ -105,7 +105,7 @@ PARAMETERS = {str(parameter.name): parameter for parameter in _command.params}
 
 def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
     """The cluster that the options ask for, with the caches of BOUNDS beside it; UsageError where options contradict
-    each other.
+    each other. An endless bound forgets nothing, so its tree grows for ever.
     """
     told = _given(options)
     _check(told)
@@ -126,7 +126,7 @@ def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
         more["guesses"] = [BlockCache(tree, block=_block(told), ttl_ns=ttl_ns) for _ in pool]
     if told.get("background_workers", 0) >= len(pool):
         raise click.UsageError("--background-workers must be fewer than --workers")
-    shadows = {name: _bound(tree, name, told) for name in ("endless", *bounds)}
+    shadows = {name: _bound(tree, name, told) for name in bounds}
     router = _router(told, told.get("router", "round_robin"))
     background = told.get("background_workers", 0)
     return Cluster(tree, pool, router, decoders=decoders, background=background, shadows=shadows, **more)
@@ -164,7 +164,11 @@ def about_cluster(options: dict[str, Any]) -> dict[str, Any]:
     given = _given(options)
     told = {name: str(given[name]) if name == "times" else given[name] for name in PARAMETERS if name in given}
     machine = _hardware(options)
-    return told if machine is None else told | {"source": machine.source, "claimed": machine.claimed}
+    if machine is None:
+        return told
+    gpus = GPUS * (told.get("workers", 1) + told.get("decode_workers", 0))
+    hour = None if machine.hour_usd is None else machine.hour_usd / GPUS
+    return told | {"source": machine.source, "claimed": machine.claimed, "gpus": gpus, "gpu_hour_usd": hour}
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -248,6 +248,7 @@ class Cluster:
         """A prompt is computed: its KV goes to a worker that generates."""
         if event.kind == FIRST_TOKEN:
             outer.read, outer.loaded, outer.writes = inner.read, inner.loaded, inner.writes
+            outer.scheduled_ns = inner.scheduled_ns
             where.prompt_tokens += inner.job.prompt.end
             where.cached_tokens += inner.read
             return

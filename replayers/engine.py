@@ -235,6 +235,7 @@ class Engine:
             self._admitted[work] = None
             if work.fresh:
                 work.fresh = False
+                work.running.scheduled_ns = now_ns
                 work.running.read, work.running.loaded = computed, computed - hit
             if chunk:
                 self._prefilling.append(work)

@@ -43,6 +43,7 @@ class Running:
         "loaded",
         "overlap",
         "read",
+        "scheduled_ns",
         "silent",
         "state",
         "worker",
@@ -54,6 +55,7 @@ class Running:
         self.arrived_ns = now_ns
         self.silent = silent
         self.worker: str | None = None
+        self.scheduled_ns: int | None = None
         self.first_token_ns: int | None = None
         self.done_ns: int | None = None
         self.error: str | None = None

@@ -110,6 +110,7 @@ class Plain:
         """A job arrives; its prompt up to ``load_upto`` is loaded from elsewhere, which takes ``load_ns``."""
         del generated
         job = running.job
+        running.scheduled_ns = now_ns
         lease = self.keeping.begin(running, now_ns)
         running.loaded = max(load_upto - running.read, 0)
         running.read += running.loaded
