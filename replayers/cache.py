@@ -232,8 +232,11 @@ class BlockCache:
                 self._rest(held)
         if self.ttl_ns is None:
             return
-        while self._aging and self._aging[0][2].last_ns + self.ttl_ns <= now_ns:
-            last, _, held = heappop(self._aging)
+        while self._aging:
+            last, _, held = self._aging[0]
+            if held.last == last and held.last_ns + self.ttl_ns > now_ns:
+                break
+            heappop(self._aging)
             if held.last == last and self._is_idle(held):
                 self.blocks -= self._owned(held)
                 self._rest(self._drop(held))
