@@ -8,6 +8,7 @@ from typing import Any
 import click
 import orjson
 
+from keepwarm.harness.progress import progress
 from keepwarm.harness.report_commands import JSON
 from keepwarm.replayers.engine import MAX_BATCHED
 from keepwarm.replayers.times import StepTimes
@@ -19,6 +20,8 @@ UNITS = {
     "kv_s": "a token of KV that decoding calls read, a step",
     "call_s": "a call, before its first step",
 }
+POOR = 0.2
+"""A median error above which a model is none."""
 
 
 @click.command()
@@ -47,7 +50,8 @@ def calibrate(run: str, output: Path | None, batched: int, as_json: bool) -> Non
     """
     from keepwarm.reports.calibrate import calibrate as fitted
 
-    told = fitted(run, batched)
+    with progress("fitting") as heard:
+        told = fitted(run, batched, heard)
     text = orjson.dumps(told, option=orjson.OPT_INDENT_2)
     if output is not None:
         output.write_bytes(text + b"\n")
@@ -71,4 +75,6 @@ def _lines(told: dict[str, Any]) -> list[str]:
         of = fitted[kind]
         error = "not measured" if of["error_p50"] is None else f"{of['error_p50']:.1%} p50, {of['error_p90']:.1%} p90"
         lines.append(f"  error of {kind:<5}{error} on {of['held_out']} held-out {what} ({of['used']} used)")
+        if (of["error_p50"] or 0.0) > POOR:
+            lines.append(f"  {kind} is not explained: something else than these times made it; do not plan with them")
     return lines + [f"  {name}: {why}" for name, why in fitted["not_identified"].items()]

@@ -33,6 +33,9 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "trace": dict,
     "trace.recorded_breaks": int,
     "clock": dict,
+    "cluster": dict,
+    "cluster.gpu_hour_usd": NUMBER,
+    "cluster.gpus": int,
     **dict.fromkeys(("name", "mode", "endpoint.url", "endpoint.name", "trace.name", "trace.digest"), str),
 }
 """What reports read of run.json and what it must be, unless it is null or not there; an object before its fields."""

@@ -9,6 +9,7 @@ call that found its worker idle, where ``call_s`` comes on top.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,8 @@ MISSING = {
     "kv_s": "longer prompts did not slow decoding measurably: what there is of it is in decode_s or fixed_s",
     "call_s": "nothing before the first step could be told from the rest, or no call found its worker idle",
 }
-
-
 Parts = dict[str, float | None]
+Told = Callable[[int, int | None], None]
 
 
 def calls_of(path: str) -> pl.DataFrame:
@@ -79,10 +79,10 @@ def stretches(calls: pl.DataFrame, prefill_s: float, batched: int) -> pl.DataFra
 
 
 def _of_worker(calls: pl.DataFrame, prefill_s: float, batched: int) -> pl.DataFrame:
-    computing = _running(*_computed(calls, prefill_s))
-    work = {name: _upto(computing, calls[name]) for name in ("first", "last")}
+    begun, ended, done = _computed(calls, prefill_s)
+    computing, busy = _running(begun, ended, done), _running(begun, ended, ended - begun)
     # Answers come evenly by a clock that stands still while prompts are computed.
-    first, last = (calls[name] - work[name] * prefill_s for name in work)
+    first, last = (calls[name] - _upto(busy, calls[name]) for name in ("first", "last"))
     tokens = calls["output"] - 1
     generated = _running(first, last, tokens)
     read = _running(first, last, tokens * (calls["prompt"] + calls["output"] / 2))
@@ -91,7 +91,7 @@ def _of_worker(calls: pl.DataFrame, prefill_s: float, batched: int) -> pl.DataFr
         kind=pl.lit("itl"),
         took=pl.col("last") - pl.col("first"),
         fixed_s=tokens.cast(pl.Float64),
-        prefill_s=work["last"] - work["first"],
+        prefill_s=_upto(computing, calls["last"]) - _upto(computing, calls["first"]),
         decode_s=_upto(generated, last) - _upto(generated, first),
         kv_s=_upto(read, last) - _upto(read, first),
         call_s=0.0,
@@ -209,20 +209,21 @@ def _solved(matrix: list[list[float]], goal: list[float]) -> list[float]:
     return [row[-1] / row[i] for i, row in enumerate(rows)]
 
 
-def calibrate(path: str, batched: int) -> dict[str, Any]:
+def calibrate(path: str, batched: int, told: Told = lambda done, total: None) -> dict[str, Any]:
     """A run's fitted step times as a file of times has them, and under ``fitted`` what they rest on: every fifth call
-    is left out of the fit, to say how far off it is.
+    is left out of the fit, to say how far off it is. ``told`` hears how much of the work is done.
     """
     calls = calls_of(path)
     long = calls.filter(pl.col("computed") >= pl.col("computed").median())
     prefill_s = long.select(((pl.col("first") - pl.col("sent")) / pl.col("computed")).quantile(0.1)).item()
-    for _ in range(ROUNDS):
+    for done in range(ROUNDS):
+        told(done, ROUNDS)
         rows = stretches(calls, prefill_s, batched)
         parts = fit(rows.filter(pl.col("call") % EVERY > 0))
         prefill_s = parts["prefill_s"] or prefill_s
     used, held = rows.filter(pl.col("call") % EVERY > 0), rows.filter(pl.col("call") % EVERY == 0)
-    told = pl.sum_horizontal(pl.col(name) * (value or 0.0) for name, value in parts.items())
-    held = held.with_columns(off=(told / pl.col("took") - 1).abs())
+    expected = pl.sum_horizontal(pl.col(name) * (value or 0.0) for name, value in parts.items())
+    held = held.with_columns(off=(expected / pl.col("took") - 1).abs())
     fitted = {
         "run": path,
         "calls": calls.height,

@@ -187,14 +187,19 @@ def cost(
 
 
 def _gpu_cost(loaded: Loaded, done: int, gpu_hour_price: float | None, gpus: int | None) -> dict[str, Any]:
-    """GPU-hours of the run's wall time, their money, and that per completed task; None where no price was given, and
-    for a simulated run: its time is virtual.
+    """GPU-hours of the run's wall time, their money, and that per completed task; None where no price is known.
+
+    A simulated run's time is virtual, nobody's GPU was at work: it counts only where the step times of a hardware, or
+    measured ones, made it. A hardware's own price is the one that is not given.
     """
+    cluster = loaded.about.get("cluster") or {}
+    real = loaded.about.get("mode") != "simulate" or bool({"hardware", "times"} & set(cluster))
+    price = cluster.get("gpu_hour_usd") if gpu_hour_price is None else gpu_hour_price
     wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
-    if gpu_hour_price is None or wall is None or loaded.kind != "run" or loaded.about.get("mode") == "simulate":
+    if price is None or wall is None or loaded.kind != "run" or not real:
         return {"gpu_hours": None, "gpu_money": None, "gpu_cost_per_completed_task": None}
-    hours = wall * (gpus or 1)
-    money = hours * gpu_hour_price
+    hours = wall * (gpus or cluster.get("gpus") or 1)
+    money = hours * price
     return {
         "gpu_hours": hours,
         "gpu_money": money,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
+import orjson
 import pytest
 
+from keepwarm.harness.cli import main
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.endpoint import Piece
@@ -17,6 +19,7 @@ from keepwarm.replayers.router import Router
 from keepwarm.replayers.times import StepTimes, read_times
 from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.store import read_outcome_table
 
 EVERY = pytest.mark.parametrize("hardware", HARDWARE.values(), ids=list(HARDWARE))
 
@@ -43,6 +46,34 @@ def test_speeds_are_of_the_right_size(hardware: Hardware) -> None:
     assert hardware.handover_tps * hardware.times.prefill_s > 1
     assert hardware.capacity_tokens > 3e6
     assert (hardware.decode_capacity_tokens is None) == (hardware.decode_times is None)
+
+
+@pytest.mark.parametrize(("hardware", "workers"), [("h100", 2), ("vera-rubin-groq3-lpx", 1), (None, 1)])
+def test_a_simulated_run_on_hardware_costs_its_hours(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hardware: str | None, workers: int
+) -> None:
+    """Two workers of 8 H100 for as long as the run took in virtual time, over the sessions completed; where no price
+    was found, or no hardware was meant, there is none.
+    """
+    trace, run = str(tmp_path / "t.parquet"), str(tmp_path / "run")
+    on = ["--hardware", hardware] if hardware else []
+    on += ["--decode-workers", "1"] if hardware == "vera-rubin-groq3-lpx" else []
+    for command in (
+        ["synth", "demo", "--sessions", "2", "-o", trace],
+        ["simulate", trace, "-o", run, "--workers", str(workers), *on],
+        ["report", run, "--json"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert not stop.value.code
+        out = capsys.readouterr().out
+    told = orjson.loads(out)["cost"]
+    ends = read_outcome_table(f"{run}/outcomes.parquet", ["done_ns", "due_ns"]).to_pydict()
+    hours = (max(ends["done_ns"]) - min(ends["due_ns"])) / 3600 / SECOND
+    money = hours * 2 * 49.24 if hardware == "h100" else None
+    assert told["gpu_hours"] == (pytest.approx(16 * hours) if money else None)
+    assert told["gpu_money"] == (pytest.approx(money) if money else None)
+    assert told["gpu_cost_per_completed_task"] == (pytest.approx(money / 2) if money else None)
 
 
 PUBLISHED = {  # NVIDIA, TensorRT-LLM performance overview, v1.0, Llama 3.3 70B FP8: answer tokens a second, all GPUs
