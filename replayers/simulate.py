@@ -57,16 +57,17 @@ def _ended(schedule: Schedule[Node], running: Running, planned: Planned[Node]) -
     """A call is over; where it failed, so is its session."""
     assert running.done_ns is not None
     call = planned.call
+    yield Simulated(_outcome(running, planned), running.bounds)
     if running.error is None:
         schedule.ended(call, running.done_ns)
-        yield Simulated(_outcome(running, planned), running.bounds)
         return
-    yield Simulated(_failure(running, planned), running.bounds)
     for skipped in schedule.failed(call):
         yield Simulated(Outcome(skipped, endpoint="simulated", error=NOT_SENT, completed=False), {})
 
 
 def _outcome(running: Running, planned: Planned[Node]) -> Outcome:
+    """A call that no worker can hold has no answer and no account."""
+    whole = running.error is None
     return Outcome(
         call=planned.call,
         copy=planned.copy,
@@ -74,27 +75,12 @@ def _outcome(running: Running, planned: Planned[Node]) -> Outcome:
         sent_ns=running.arrived_ns,
         first_byte_ns=running.first_token_ns,
         first_token_ns=running.first_token_ns,
-        last_token_ns=running.done_ns,
+        last_token_ns=running.done_ns if whole else None,
         done_ns=running.done_ns,
-        status=200,
-        completed=True,
-        endpoint="simulated",
-        worker=running.worker,
-        **account(running),
-    )
-
-
-def _failure(running: Running, planned: Planned[Node]) -> Outcome:
-    """A call that no worker can hold."""
-    return Outcome(
-        call=planned.call,
-        copy=planned.copy,
-        due_ns=planned.due_ns,
-        sent_ns=running.arrived_ns,
-        done_ns=running.done_ns,
-        status=400,
+        status=200 if whole else 400,
         error=running.error,
-        completed=False,
+        completed=whole,
         endpoint="simulated",
         worker=running.worker,
+        **(account(running) if whole else {}),
     )
