@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
@@ -49,6 +50,12 @@ class Decoding(Generic[W]):
         for step in range(self.count, self.count + rest):
             need += self._needs[step % self._block]
         return need
+
+    def steps_within(self, blocks: int, most: int) -> int:
+        """How many steps take no more than so many blocks: at least one, which may, at most ``most``."""
+        if self.need(most) <= blocks:
+            return most
+        return max(bisect_right(range(1, most), blocks, key=self.need), 1)
 
     def go(self, steps: int) -> None:
         """So many steps are made."""

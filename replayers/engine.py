@@ -190,6 +190,7 @@ class Engine:
             if chunk > 0 and self._fits(work, work.computed + chunk, now_ns):
                 chunks.append((work, chunk))
                 budget -= chunk
+                self._blocked = False  # what it computes may be what a waiting call shares
         if preempted == self.preemptions:
             self._admit(budget, chunks, now_ns)
         else:
@@ -202,8 +203,8 @@ class Engine:
             return None
         steps = self._decoding.left()
         cache = self.cache
-        if cache.capacity is not None and cache.blocks + self._decoding.need(steps) > cache.capacity:
-            steps = min(steps, cache.block)
+        if cache.capacity is not None:
+            steps = self._decoding.steps_within(cache.capacity - cache.in_use, steps)
         if self._arriving:
             steps = self.times.steps_within(self._arriving[0][0] - now_ns, decoding, kv, steps)
         return _Step(now_ns, now_ns + self.times.steps_ns(steps, decoding, kv), steps, kv, chunks)
