@@ -190,7 +190,6 @@ class Engine:
             if chunk > 0 and self._fits(work, work.computed + chunk, now_ns):
                 chunks.append((work, chunk))
                 budget -= chunk
-                self._blocked = False  # what it computes may be what a waiting call shares
         if preempted == self.preemptions:
             self._admit(budget, chunks, now_ns)
         else:
@@ -300,7 +299,7 @@ class Engine:
         """A call makes room for others and begins again."""
         self.preemptions += 1
         self._leave(work, now_ns)
-        work.load_upto = work.computed = 0
+        work.load_upto = 0
         self._front -= 1
         self._enqueue(work, self._front)
 
@@ -330,7 +329,6 @@ class Engine:
         job = work.running.job
         work.generated += steps
         work.target = job.prompt.end + work.generated
-        work.computed = 0
         if job.answer:
             self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), lease.room)
 

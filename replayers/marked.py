@@ -76,7 +76,8 @@ class MarkedCache:
         """The answer begins: what the marks say is readable from now on. The tokens newly kept, by TTL in seconds."""
         unit, read = self.rules.unit, lease.read
         tokens: dict[int | None, int] = {}
-        for node, ttl_ns in lease.marks:
+        for mark, ttl_ns in lease.marks:
+            node = mark if mark.linked else self.tree.extend(mark, ())
             if self.rules.entries:
                 self._keep_entry(lease, node, ttl_ns, now_ns)
             else:
@@ -156,7 +157,7 @@ class MarkedCache:
                 self._use(lease, node)
                 lease.read = node.end // self.rules.unit * self.rules.unit
                 return
-            for kind in reversed(node.kinds):
+            for kind in reversed(node.kinds[1:] if node.offset else node.kinds):  # a piece that goes on is one
                 passed += not (kind == last == "tool_result")
                 last = kind
             node = node.parent

@@ -30,7 +30,7 @@ class Call:
 
 class Stepping:
     """The engine's rules, step by step: decoding calls one token each, then prompts under way, then waiting calls in
-    order as long as a whole prompt fits; the call admitted last gives way. Who comes just when a step ends is not in the
+    order as long as a whole prompt fits; the call admitted last gives way. Who comes just as a step ends is not in the
     next one.
     """
 
