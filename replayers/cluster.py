@@ -257,7 +257,8 @@ class Cluster:
         if inner.error is not None:
             outer.error, outer.done_ns = inner.error, event.at_ns
             self._done(where, outer, event.at_ns)
-            told.append(Event(event.at_ns, DONE, outer))
+            if not outer.silent:
+                told.append(Event(event.at_ns, DONE, outer))
             return
         assert self._decode_router is not None and self._handover is not None
         views = [each.view(job.prompt) for each in self._decoders]
