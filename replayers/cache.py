@@ -13,40 +13,13 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
+from keepwarm.replayers.lease import Held, Lease
 from keepwarm.replayers.tree import Node, PromptTree
 
 NEVER = 1 << 60
 """A time that does not come, ns: 36 years."""
 _PINNED = 1 << 40
 """A level above all others."""
-
-
-class _Held:
-    """What is kept of a node: the prompt up to token ``upto``, all before its run included. ``level`` and ``last`` (the
-    count of the release and its time) tell when it is evicted; ``kids`` are kept nodes that go on from it, ``pins``
-    leases that end here, ``busy`` those and the kids that are busy.
-    """
-
-    __slots__ = ("above", "busy", "keep_ns", "kids", "last", "last_ns", "level", "node", "pins", "upto")
-
-    def __init__(self, node: Node, above: _Held | None, upto: int) -> None:
-        self.node = node
-        self.above = self if above is None else above
-        self.upto = upto
-        self.pins = self.busy = self.kids = self.last = self.last_ns = self.level = self.keep_ns = 0
-
-
-class Lease:
-    """A running call's hold on its prefix, which is pinned at its end. It has blocks for ``room`` tokens; ``own`` are
-    those that nobody finds: not full yet, or computed twice.
-    """
-
-    __slots__ = ("held", "own", "room")
-
-    def __init__(self, held: _Held, room: int) -> None:
-        self.held = held
-        self.room = room
-        self.own = 0
 
 
 class BlockCache:
@@ -63,21 +36,19 @@ class BlockCache:
         self.capacity = capacity
         self.ttl_ns = ttl_ns
         self.blocks = 0
-        """All that takes room: in the tree, running calls' own, and blocks that nobody will find."""
+        """All that takes room: in the tree, running calls' own and, where there is a capacity, what nobody will find."""
         self.counts_use = False
         self.in_use = 0
-        """Those of them that running calls hold, what they share counted once; only where ``counts_use``, from before
-        the first call on.
-        """
+        """Those of them that running calls hold, each once; only where ``counts_use``, from before the first call on."""
         self.evicted = 0
         self.tree = tree
         self._slot = tree.join(self)
-        self._root = tree.root.held[self._slot] = _Held(tree.root, None, 0)
+        self._root = tree.root.held[self._slot] = Held(tree.root, None, 0)
         self._root.pins = self._root.busy = 1
         self._count = 0
-        self._idle: list[tuple[int, int, int, _Held]] = []
-        self._aging: list[tuple[int, int, _Held]] = []
-        self._kept: list[tuple[int, int, _Held]] = []
+        self._idle: list[tuple[int, int, int, Held]] = []
+        self._aging: list[tuple[int, int, Held]] = []
+        self._kept: list[tuple[int, int, Held]] = []
         self._waste: list[tuple[int, int]] = []
 
     def match(self, node: Node) -> int:
@@ -123,7 +94,7 @@ class BlockCache:
             path.append(node)
             assert node.parent is not None
             node = node.parent
-        held: _Held = node.held[slot]
+        held: Held = node.held[slot]
         new = 0
         while True:
             end = min(upto, held.node.end)
@@ -136,10 +107,11 @@ class BlockCache:
                 break
             node = path.pop()
             held.kids += 1
-            held = node.held[slot] = _Held(node, held, held.upto)
+            held = node.held[slot] = Held(node, held, held.upto)
         if held is not lease.held:
             twice = lease.own - (1 if upto % block else 0)
-            if twice and not new and not held.pins and not held.busy and twice <= self._owned(held):
+            is_nobodys = twice and not new and not held.pins and not held.busy and self.capacity is not None
+            if is_nobodys and twice <= self._owned(held):
                 heappush(self._waste, (held.last, twice))  # the old copies of blocks computed again
                 lease.own -= twice
                 self.in_use -= twice
@@ -216,7 +188,7 @@ class BlockCache:
             held.level |= _PINNED
             held.keep_ns = max(held.keep_ns, now_ns + keep_ns)
             heappush(self._kept, (held.keep_ns, self._count, held))
-        part = 1 if lease.room % self.block else 0
+        part = lease.own if self.capacity is None else 1 if lease.room % self.block else 0
         self.blocks -= part
         self.in_use -= lease.own
         if lease.own > part:
@@ -256,29 +228,29 @@ class BlockCache:
 
     def split(self, upper: Node, lower: Node) -> None:
         """A node was cut in two; leases go on holding what they hold."""
-        held: _Held = lower.held[self._slot]
+        held: Held = lower.held[self._slot]
         if held.upto <= upper.end:
             lower.held[self._slot] = None
             upper.held[self._slot] = held
             held.node = upper
             return
-        above = upper.held[self._slot] = _Held(upper, held.above, upper.end)
+        above = upper.held[self._slot] = Held(upper, held.above, upper.end)
         above.kids, above.busy, above.level = 1, 1 if held.busy else 0, held.level
         above.last, above.last_ns = held.last, held.last_ns
         held.above = above
 
-    def _find(self, node: Node) -> _Held:
+    def _find(self, node: Node) -> Held:
         slot = self._slot
         while (held := node.held[slot]) is None:
             assert node.parent is not None
             node = node.parent
-        found: _Held = held
+        found: Held = held
         return found
 
-    def _owned(self, held: _Held) -> int:
+    def _owned(self, held: Held) -> int:
         return held.upto // self.block - held.node.start // self.block
 
-    def _pin(self, held: _Held) -> None:
+    def _pin(self, held: Held) -> None:
         held.pins += 1
         if not self.counts_use:
             return
@@ -292,7 +264,7 @@ class BlockCache:
             free.busy += 1
             self.in_use += held.upto // self.block - free.upto // self.block
 
-    def _unpin(self, held: _Held) -> None:
+    def _unpin(self, held: Held) -> None:
         held.pins -= 1
         if self.counts_use:
             held.busy -= 1
@@ -304,10 +276,10 @@ class BlockCache:
                 self.in_use -= held.upto // self.block - free.upto // self.block
         self._rest(held)
 
-    def _is_idle(self, held: _Held) -> bool:
+    def _is_idle(self, held: Held) -> bool:
         return not held.pins and not held.kids and held.node.held[self._slot] is held
 
-    def _rest(self, held: _Held) -> None:
+    def _rest(self, held: Held) -> None:
         """Line up what is used no more."""
         if held.pins or held.kids or held is self._root:
             return
@@ -323,7 +295,10 @@ class BlockCache:
         while freed < need:
             oldest = self._oldest()
             if self._waste and (oldest is None or self._waste[0][0] <= oldest.last or oldest.level > 0):
-                freed += self._dump(need - freed)
+                last, blocks = heappop(self._waste)
+                if blocks > need - freed:
+                    heappush(self._waste, (last, blocks - need + freed))
+                freed += min(blocks, need - freed)
             elif oldest is None:
                 break
             else:
@@ -332,7 +307,7 @@ class BlockCache:
         self.blocks -= freed
         return freed
 
-    def _oldest(self) -> _Held | None:
+    def _oldest(self) -> Held | None:
         """The leaf to be evicted next."""
         idle = self._idle
         while idle:
@@ -342,13 +317,7 @@ class BlockCache:
             heappop(idle)
         return None
 
-    def _dump(self, need: int) -> int:
-        last, blocks = heappop(self._waste)
-        if blocks > need:
-            heappush(self._waste, (last, blocks - need))
-        return min(blocks, need)
-
-    def _take(self, held: _Held, need: int) -> int:
+    def _take(self, held: Held, need: int) -> int:
         """Evict up to so many blocks from a leaf's tail, and go on with what it went on from while that is next."""
         block, freed = self.block, 0
         while True:
@@ -361,14 +330,14 @@ class BlockCache:
                 break
             freed += owned
             above = self._drop(held)
-            if freed == need or above.last != held.last or above.level or not self._is_idle(above) or self._waste:
+            if freed == need or above.last != held.last or above.level or not self._is_idle(above):
                 self._rest(above)
                 break
             held = above
         self.evicted += freed
         return freed
 
-    def _drop(self, held: _Held) -> _Held:
+    def _drop(self, held: Held) -> Held:
         """Forget a leaf. What it went on from, which is returned, was last used no earlier than it."""
         node = held.node
         node.held[self._slot] = None

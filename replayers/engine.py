@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from keepwarm.replayers.cache import BlockCache, Lease
+from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.decoding import Decoding
 from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, OVERFLOW, Event, Running
+from keepwarm.replayers.lease import Lease
 from keepwarm.replayers.queues import QUEUES
 from keepwarm.replayers.times import SECOND, StepTimes
 

@@ -163,9 +163,8 @@ class MarkedCache:
             node = node.parent
 
     def _use(self, lease: MarkedLease, node: Node) -> None:
-        if node not in lease.nodes:
-            node.held[self._slot].users += 1
-            lease.nodes.append(node)
+        node.held[self._slot].users += 1
+        lease.nodes.append(node)
 
     def _keep_run(self, lease: MarkedLease, mark: Node, ttl_ns: int, now_ns: int) -> None:
         path, node = [], mark

@@ -9,8 +9,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
-from keepwarm.replayers.cache import BlockCache, Lease
+from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, Event, Running
+from keepwarm.replayers.lease import Lease
 from keepwarm.replayers.marked import MarkedCache, MarkedLease
 from keepwarm.replayers.times import SECOND, ServiceTimes
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from keepwarm.replayers.cache import BlockCache, Lease
+from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.job import Job
+from keepwarm.replayers.lease import Lease
 from keepwarm.replayers.times import StepTimes
 
 

@@ -11,8 +11,9 @@ from engines import Held, Pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepwarm.replayers.cache import BlockCache, Lease
+from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.endpoint import Piece
+from keepwarm.replayers.lease import Lease
 from keepwarm.replayers.tree import Node, PromptTree
 
 Tokens = tuple[Any, ...]

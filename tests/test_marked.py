@@ -344,6 +344,35 @@ def test_a_write_is_readable_once_the_first_answer_begins(rules: str) -> None:
     assert reads == [0, 0, 2048, 2048]
 
 
+@pytest.mark.parametrize("refresh", [True, False])
+def test_a_prompt_that_another_leaves_in_its_middle_lives_as_before(refresh: bool) -> None:
+    """While a call of 1,000 s runs another shares half its prompt: for 300 s from the first's end all of it is there,
+    then nothing.
+    """
+    for later_s, read in ((1299, 30), (1301, 0)):
+        service = Service(refresh=refresh)
+        service.begin(prompt((1, 30)), 0, five(30), output=1000)
+        service.parts(prompt((1, 15), (2, 15)), 100, five(30))
+        assert service.read(prompt((1, 30)), later_s, five(30)) == read
+
+
+def test_an_entry_inside_a_piece_is_as_far_as_that_piece() -> None:
+    """A mark may stand at the end of the 19th piece after the one in which the entry ends, not of the 20th."""
+    for pieces, read in ((19, 1500), (20, 0)):
+        service, lead = Service("anthropic"), prompt((1, 2000))
+        service.parts(lead, 0, five(1500))
+        asked = (*lead, *prompt(*((100 + n, 3) for n in range(pieces))))
+        assert service.read(asked, 2, five(2000 + 3 * pieces)) == read
+
+
+def test_a_call_renews_the_entries_at_all_its_marks() -> None:
+    """Two marks, written at 0 and read at 250 from the second: at 500 a prompt that has the first alone finds it."""
+    service, asked = Service("anthropic"), prompt((1, 1100), (2, 1100))
+    for now_s in (0, 250):
+        service.parts(asked, now_s, five(1100, 2200))
+    assert service.read(prompt((1, 1100), (3, 9)), 500, five(1100)) == 1100
+
+
 def test_who_leaves_before_the_answer_writes_nothing() -> None:
     """Of two that ask the same at once one leaves: nothing is readable until the other's answer begins, then all is."""
     service, asked, marks = Service(), prompt((1, 50)), five(50)
