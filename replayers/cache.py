@@ -36,10 +36,10 @@ class BlockCache:
         self.capacity = capacity
         self.ttl_ns = ttl_ns
         self.blocks = 0
-        """All that takes room: in the tree, running calls' own and, where there is a capacity, what nobody will find."""
+        """All that takes room: in the tree, running calls' own and, where there is a capacity, what nobody finds."""
         self.counts_use = False
         self.in_use = 0
-        """Those of them that running calls hold, each once; only where ``counts_use``, from before the first call on."""
+        """Those of them that running calls hold, each once; only where ``counts_use``, from before the first call."""
         self.evicted = 0
         self.tree = tree
         self._slot = tree.join(self)

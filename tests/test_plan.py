@@ -37,7 +37,7 @@ def start(name: str, gap: int) -> After:
 
 def name(planned: Planned) -> str:
     """The name of a planned call."""
-    return planned.request.call.call
+    return planned.call.call
 
 
 class Ran(NamedTuple):
@@ -62,7 +62,7 @@ def drive(schedule: Schedule, lasting: int | dict[str, int] = 100) -> list[Ran]:
         elif due is not None:
             now = max(now, due)
             planned = schedule.pop()
-            sent = planned.request.call
+            sent = planned.call
             schedule.started(sent, now)
             lasts = lasting if isinstance(lasting, int) else lasting[sent.call]
             heappush(running, (now + lasts, len(ran), sent))
@@ -138,7 +138,7 @@ def test_sessions_are_read_as_they_are_needed(options: dict[str, Any]) -> None:
         due = schedule.next_due(now)
         assert due is not None
         now = max(now, due)
-        planned = schedule.pop().request.call
+        planned = schedule.pop().call
         ahead = max(ahead, taken - sent)
         schedule.started(planned, now)
         schedule.ended(planned, now + 10)
@@ -158,7 +158,7 @@ def test_a_failure_skips_the_rest_of_its_session_once() -> None:
     other = [call("x", session="t", session_start_ns=0)]
     schedule = Schedule([calls, other])
     schedule.next_due(0)
-    a, b, x = (schedule.pop().request.call for _ in range(3))
+    a, b, x = (schedule.pop().call for _ in range(3))
     assert [c.call for c in (a, b, x)] == ["a", "b", "x"]
     for sent in (a, b, x):
         schedule.started(sent, 0)
@@ -174,7 +174,7 @@ def test_an_answer_after_a_failure_lets_nothing_go() -> None:
     calls = [call("a"), call("b"), call("c", end("b", 0))]
     schedule = Schedule([calls, [call("x", session="t")]], at_once=1)
     schedule.next_due(0)
-    a, b = (schedule.pop().request.call for _ in range(2))
+    a, b = (schedule.pop().call for _ in range(2))
     schedule.started(a, 0)
     schedule.started(b, 0)
     assert [c.call for c in schedule.failed(a)] == ["c"]
@@ -257,9 +257,9 @@ def test_prompts_grow_are_cut_and_fork() -> None:
     schedule = Schedule([calls])
     while (due := schedule.next_due(0)) is not None:
         planned = schedule.pop()
-        asked[name(planned)] = planned.request
-        schedule.started(planned.request.call, due)
-        schedule.ended(planned.request.call, due)
+        asked[name(planned)] = planned
+        schedule.started(planned.call, due)
+        schedule.ended(planned.call, due)
     sizes = {name: [(p.ident >> 32, p.tokens) for p in request.prompt] for name, request in asked.items()}
     assert list(asked) == ["a", "c", "b", "d"]
     assert sizes == {
@@ -282,7 +282,7 @@ def test_a_prompt_asked_for_before_its_parent_was() -> None:
     schedule = Schedule([calls])
     totals = {}
     while (due := schedule.next_due(0)) is not None:
-        request = schedule.pop().request
+        request = schedule.pop()
         totals[request.call.call] = [piece.tokens for piece in request.prompt]
         schedule.started(request.call, due)
         schedule.ended(request.call, due)
@@ -372,10 +372,10 @@ def test_however_a_replay_goes_every_call_is_told_once(
         if due is not None and (not running or data.draw(st.booleans())):
             now = max(now, due)
             planned = schedule.pop()
-            assert sum(piece.tokens for piece in planned.request.prompt) == planned.request.call.prompt_tokens
+            assert sum(piece.tokens for piece in planned.prompt) == planned.call.prompt_tokens
             seen[name(planned)] += 1
-            schedule.started(planned.request.call, now)
-            running.append(planned.request.call)
+            schedule.started(planned.call, now)
+            running.append(planned.call)
         elif running:
             done = running.pop(data.draw(st.integers(0, len(running) - 1)))
             now += 10
