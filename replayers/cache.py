@@ -34,7 +34,7 @@ class BlockCache:
             raise ValueError("block must be at least 1 token and capacity at least 0 blocks")
         self.block = block
         self.capacity = capacity
-        self.ttl_ns = ttl_ns
+        self.ttl_ns = None if ttl_ns is None or ttl_ns >= NEVER else ttl_ns
         self.blocks = 0
         """All that takes room: in the tree, running calls' own and, where there is a capacity, what nobody finds."""
         self.counts_use = False

@@ -14,10 +14,18 @@ from hypothesis import strategies as st
 
 import keepwarm.harness
 from keepwarm.harness.cli import main
-from keepwarm.replayers.cache import PrefixCache
+from keepwarm.replayers.cache import NEVER, BlockCache
+from keepwarm.replayers.cluster import Cluster
+from keepwarm.replayers.engine import Engine
+from keepwarm.replayers.marked import MarkedCache
+from keepwarm.replayers.plain import KeepBlocks, KeepMarked, Plain
 from keepwarm.replayers.plan import Schedule
+from keepwarm.replayers.prompts import in_tree
+from keepwarm.replayers.router import Router
+from keepwarm.replayers.rules import RULES
 from keepwarm.replayers.simulate import Simulated, simulate
-from keepwarm.replayers.worker import AS_RECORDED, SECOND, ServiceTimes, Worker
+from keepwarm.replayers.times import SECOND, ServiceTimes, StepTimes
+from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.model import After, Breakpoint, Call, Segment
 from keepwarm.traces.store import TraceWriter, read_calls, read_meta, read_outcome_table, read_sessions
 
@@ -32,10 +40,29 @@ def call(name: str, *after: After, **fields: Any) -> Call:
     return Call(**{**told, "call": name, "after": after, "append": (Segment(1, 100, "user"),), **fields})
 
 
-def ran(*sessions: list[Call], worker: Worker | None = None, **options: Any) -> dict[str, Simulated]:
+Kept = KeepBlocks | KeepMarked
+
+
+def blocks(block: int = 1, **options: Any) -> Kept:
+    """Engine rules."""
+    return KeepBlocks(BlockCache(PromptTree(), block=block, **options))
+
+
+def marked(ttl_ns: int | None = None) -> Kept:
+    """What logs of a managed API show."""
+    return KeepMarked(MarkedCache(PromptTree(), RULES["managed"], ttl_ns=ttl_ns))
+
+
+def alone(kept: Kept, times: ServiceTimes = SLOW, **options: Any) -> Cluster:
+    """A cluster of one worker whose calls do not wait for each other."""
+    return Cluster(kept.cache.tree, [Plain(kept, times=times)], Router("round_robin", block=16), **options)
+
+
+def ran(*sessions: list[Call], kept: Kept | None = None, **options: Any) -> dict[str, Simulated]:
     """What came of each call."""
-    worker = worker or Worker(PrefixCache(), service=SLOW)
-    return {done.outcome.call.call: done for done in simulate(Schedule(sessions, **options), worker)}
+    cluster = alone(kept or blocks())
+    schedule = Schedule(sessions, grow=in_tree(cluster.tree), **options)
+    return {done.outcome.call.call: done for done in simulate(schedule, cluster)}
 
 
 def write(path: Path, *sessions: list[Call]) -> str:
@@ -78,7 +105,7 @@ def test_a_ttl_counts_recorded_gaps() -> None:
     """With a TTL of 300 s from the end of the last answer a gap of 299 s hits, the one of 300 s after it misses."""
     gaps = (299 * SECOND, 300 * SECOND)
     calls = [call("a"), call("b", After("a", "end", gaps[0], "human")), call("c", After("b", "end", gaps[1], "human"))]
-    found = ran(calls, worker=Worker(PrefixCache(), ttl_s=300))
+    found = ran(calls, kept=blocks(ttl_ns=300 * SECOND))
     assert [found[name].outcome.cache_read for name in "abc"] == [0, 99, 0]
 
 
@@ -98,48 +125,62 @@ def test_a_session_that_comes_late_is_not_sent_before_it_comes() -> None:
     assert (outcome.due_ns, outcome.sent_ns) == (-3 * SECOND, 0)
 
 
-WORKERS = st.fixed_dictionaries(
+CALLS = sum(1 for _ in read_calls(str(DEMO)))
+SERVICES = st.builds(
+    ServiceTimes, st.floats(0, 5), st.floats(100, 1e5, allow_nan=False), st.floats(1, 1000, allow_nan=False)
+)
+CLUSTERS = st.fixed_dictionaries(
     {
+        "kind": st.sampled_from(["plain", "managed", "engine"]),
         "block": st.sampled_from([1, 16, 64]),
         "capacity": st.none() | st.integers(0, 6000),
-        "rules": st.sampled_from([(False, None), (False, 300), (True, AS_RECORDED), (True, 30)]),
-        "service": st.builds(
-            ServiceTimes, st.floats(0, 5), st.floats(100, 1e5, allow_nan=False), st.floats(1, 1000, allow_nan=False)
-        ),
+        "ttl_ns": st.none() | st.just(300 * SECOND),
+        "times": SERVICES,
+        "workers": st.integers(1, 3),
     }
 )
-CALLS = sum(1 for _ in read_calls(str(DEMO)))
 
 
-def made(told: dict[str, Any], **instead: Any) -> Worker:
-    """A worker of drawn options."""
-    told = {**told, **instead}
-    is_managed, ttl_s = told["rules"]
-    cache = PrefixCache(block=told["block"], capacity=told["capacity"])
-    return Worker(cache, managed=is_managed, ttl_s=ttl_s, service=told["service"])
+def made(told: dict[str, Any]) -> Cluster:
+    """A cluster of drawn options, with an endless cache beside it."""
+    tree, times, ttl_ns = PromptTree(), told["times"], told["ttl_ns"]
+    room = {"block": told["block"], "capacity": told["capacity"], "ttl_ns": ttl_ns}
+    endless: Kept = KeepBlocks(BlockCache(tree, block=told["block"]), at_once=told["kind"] == "engine")
+    workers: list[Any] = []
+    for _ in range(told["workers"]):
+        if told["kind"] == "managed":
+            workers.append(Plain(KeepMarked(MarkedCache(tree, RULES["managed"], ttl_ns=ttl_ns)), times=times))
+        elif told["kind"] == "plain":
+            workers.append(Plain(KeepBlocks(BlockCache(tree, **room)), times=times))
+        else:
+            workers.append(Engine(BlockCache(tree, **room), times=StepTimes(call_s=times.base_s), max_seqs=8))
+    if told["kind"] == "managed":
+        endless = KeepMarked(MarkedCache(tree, RULES["managed"], ttl_ns=NEVER))
+    return Cluster(tree, workers, Router("kv_aware", block=told["block"]), shadows={"endless": endless})
 
 
-def results(worker: Worker, at_once: int | None, shadow: Worker | None = None) -> list[Simulated]:
-    """The bundled trace through a worker."""
-    schedule = Schedule(read_sessions(str(DEMO)), at_once=at_once)
-    return list(simulate(schedule, worker, shadows={"endless": shadow} if shadow else None))
+def results(cluster: Cluster, at_once: int | None) -> list[Simulated]:
+    """The bundled trace through a cluster."""
+    schedule = Schedule(read_sessions(str(DEMO)), at_once=at_once, grow=in_tree(cluster.tree))
+    return list(simulate(schedule, cluster))
 
 
 @settings(max_examples=25, deadline=None)
-@given(told=WORKERS, at_once=st.none() | st.integers(1, 6))
+@given(told=CLUSTERS, at_once=st.none() | st.integers(1, 6))
 def test_a_simulation_keeps_its_promises(told: dict[str, Any], at_once: int | None) -> None:
-    """The bundled trace through any worker: each call comes out once, in the order of the ends, with whole gaps to what
-    it waited for and an account that adds up; none reads more than from the endless cache beside it, at the same times;
-    and again it is the same to the byte.
+    """The bundled trace through any workers: each call comes out once, in the order of the ends, with whole gaps to
+    what it waited for and an account that adds up, or with an error where no worker has room for it; none reads more
+    than from the endless cache beside it; and again it is the same to the byte.
     """
-    endless = {"capacity": None, "rules": (told["rules"][0], None)}
-    done = results(made(told), at_once, made(told, **endless))
-    assert done == results(made(told), at_once, made(told, **endless))
+    done = results(made(told), at_once)
+    assert done == results(made(told), at_once)
     by_name = {one.outcome.call.call: one.outcome for one in done}
     assert len(done) == len(by_name) == CALLS
-    ends = [one.outcome.done_ns or 0 for one in done]
+    answered = [one for one in done if one.outcome.error is None]
+    assert len(answered) == CALLS or (told["kind"] == "engine" and told["capacity"] is not None)
+    ends = [one.outcome.done_ns or 0 for one in answered]
     assert ends == sorted(ends)
-    for one in done:
+    for one in answered:
         outcome = one.outcome
         times = (outcome.due_ns, outcome.sent_ns, outcome.first_token_ns, outcome.done_ns)
         assert list(times) == sorted(times)  # type: ignore[type-var]
@@ -154,13 +195,13 @@ def test_a_simulation_keeps_its_promises(told: dict[str, Any], at_once: int | No
         assert one.bounds["endless"] >= (outcome.cache_read or 0)
 
 
-def test_an_endless_cache_reads_its_own_bound() -> None:
-    """Where the worker's own cache is endless it reads what the bound says, call by call."""
-    for rules in (False, True):
-        workers = [Worker(PrefixCache(block=16), managed=rules) for _ in range(2)]
-        done = results(workers[0], None, workers[1])
-        assert all(one.bounds["endless"] == one.outcome.cache_read for one in done)
-        assert sum(one.outcome.cache_read or 0 for one in done) > 1_000_000
+@pytest.mark.parametrize("kind", ["plain", "managed", "engine"])
+def test_an_endless_cache_reads_its_own_bound(kind: str) -> None:
+    """Where the one worker's own cache is endless it reads what the bound says, call by call."""
+    told = {"kind": kind, "block": 16, "capacity": None, "ttl_ns": NEVER, "times": ServiceTimes(), "workers": 1}
+    done = results(made(told), None)
+    assert all(one.bounds["endless"] == one.outcome.cache_read for one in done)
+    assert sum(one.outcome.cache_read or 0 for one in done) > 1_000_000
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -200,6 +241,7 @@ def test_the_command_writes_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFi
         "block": 16,
         "capacity": None,
         "rules": "engine",
+        "dated": None,
         "outputs_readable": True,
         "refresh": True,
     }
@@ -322,7 +364,7 @@ def test_odd_traces_simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert keepwarm_(capsys, "simulate", empty, "-o", str(tmp_path / "none"))[0] == 0
     assert rows(tmp_path / "none") == []
     answer = (Segment(5, 0, "answer", "b"), Segment(6, 20, "answer", "b"))
-    calls = [call("a", append=()), call("b", start_ns=1)]
+    calls = [call("a", append=()), call("b", start_ns=1, output=20)]
     edge = After("b", "end", 0, "tool")
     calls.append(call("c", edge, prompt_parent="b", keep=100, append=answer, start_ns=2))
     odd = write(tmp_path / "odd.parquet", calls)
