@@ -54,24 +54,31 @@ class Both:
         """A call is admitted, if there is room for its prompt."""
         self.now += 1
         node = self.tree.extend(self.tree.root, prompt)
-        before = self.idle_ends()
+        self.exact &= self.follows(tokens(prompt))
         held = self.pool.begin(tokens(prompt))
         lease = self.cache.acquire(node, self.now)
         read = lease.room
-        if not self.cache.grow(lease, node, node.end):
-            self.cache.give_up(lease)
-            assert held is None or not self.exact
-            return False
-        if held is None:
-            assert not self.exact
-            self.cache.release(lease, self.now)
+        grown = self.cache.grow(lease, node, node.end)
+        assert grown == (held is not None) or not self.exact
+        if not grown or held is None:
+            if grown:
+                self.cache.release(lease, self.now)
+            else:
+                self.cache.give_up(lease)
+            if held is not None:
+                self.pool.end(held)
             return False
         self.reads.append((read, held.cached))
         self.running.append((lease, held, node))
-        hits = held.cached // self.cache.block
-        self.exact &= all(len(self.pool.cached[key]) == 1 for key in held.keys[:hits])
-        self.exact &= all(len(self.pool.cached[key]) == 1 or key in before for key in held.keys[hits:])
         return True
+
+    def follows(self, prompt: Tokens) -> bool:
+        """Whether the cache follows what a call does to blocks of which there are two, or will be."""
+        keys, cached = self.pool._keys([], prompt), self.pool.cached
+        hits = [*(key in cached for key in keys), False].index(False)
+        last = keys[hits - 1 : hits] if hits * self.cache.block == len(prompt) else []
+        read = keys[: hits - len(last)]
+        return all(len(cached[key]) == 1 for key in read) and all(key in self.idle_ends() for key in last)
 
     def idle_ends(self) -> set[int]:
         """Cached blocks that no call holds, and past which no call ever went."""

@@ -234,6 +234,27 @@ def test_a_priority_protects_what_a_call_leaves() -> None:
         assert ended(engine, *asks, *again)[-1].read == read
 
 
+def test_a_hinted_ttl_keeps_a_prompt_across_a_tool_call() -> None:
+    """Room for three prompts of two blocks: the oldest, kept for a minute, outlives the second, and later no more."""
+    for later_ns, read in ((30_000_000_000, 8), (61_000_000_000, 0)):
+        asks: list[Ask] = [(n * 9000, (piece(n, 8),), 1, (), None, None) for n in (1, 2, 3)]
+        asks[0] = (9000, (piece(1, 8),), 1, (), Hints(ttl_s=60), None)
+        asks += [(later_ns, (piece(4, 8),), 1, (), None, None), (later_ns + 9000, (piece(1, 9),), 1, (), None, None)]
+        assert ended(made(4, 6, {}), *asks)[-1].read == read
+
+
+def test_an_engines_load_is_what_is_left_to_compute() -> None:
+    """100 tokens are being computed in 7 blocks; of 50 that wait 32 are cached, and will be in 3 full blocks."""
+    engine = made(16, None, {"max_seqs": 1})
+    tree = engine.cache.tree
+    for now, ident, tokens, overlap in ((0, 1, 100, 0), (1, 2, 50, 32)):
+        running = Running(Job(tree.extend(tree.root, [piece(ident, tokens)]), 1), now)
+        running.overlap = overlap
+        engine.submit(running, now)
+        engine.advance(now)
+    assert (engine.running, engine.waiting, engine.load()) == (1, 1, (118, 10))
+
+
 @pytest.mark.parametrize("options", [{"max_seqs": 0}, {"max_batched": 0}])
 def test_impossible_engines_are_refused(options: dict[str, int]) -> None:
     """A step takes at least one call and one token."""

@@ -204,6 +204,30 @@ def test_an_endless_cache_reads_its_own_bound(kind: str) -> None:
     assert sum(one.outcome.cache_read or 0 for one in done) > 1_000_000
 
 
+def test_a_call_that_no_worker_can_hold_ends_its_session() -> None:
+    """Ten blocks of 16 hold 160 tokens, not b's 200: b fails at once, c is not sent, another session goes on."""
+    tree = PromptTree()
+    worker = Engine(BlockCache(tree, block=16, capacity=10), times=StepTimes())
+    big = (Segment(2, 200, "user"),)
+    calls = [
+        call("a"),
+        call("b", After("a", "end", SECOND, "tool"), append=big),
+        call("c", After("b", "end", 0, "tool")),
+    ]
+    other = [call("x", session="t", session_start_ns=90 * SECOND)]
+    schedule = Schedule([calls, other], grow=in_tree(tree))
+    done = list(simulate(schedule, Cluster(tree, [worker], Router("round_robin", block=16))))
+    found = {one.outcome.call.call: one.outcome for one in done}
+    assert {name: (one.error, one.status) for name, one in found.items()} == {
+        "a": (None, 200),
+        "b": ("overflow", 400),
+        "c": ("skipped", None),
+        "x": (None, 200),
+    }
+    assert (found["b"].prompt, found["b"].first_token_ns) == (None, None)
+    assert found["x"].cache_read == 96
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     """A run's outcome rows."""
     found: list[dict[str, Any]] = read_outcome_table(str(run / "outcomes.parquet")).to_pylist()
