@@ -254,6 +254,16 @@ def test_a_prefix_lives_for_a_ttl_from_the_end_of_its_last_use(
     assert {key for asked, blocks in kept for key in uses.chain(asked)[:blocks]} == there
 
 
+def test_what_was_used_again_does_not_keep_what_was_not() -> None:
+    """TTL 10: of two prompts the older is used again at 8; at 11 the other, used at 1, is gone, and at 18 both are."""
+    for now, reads in ((10, [8, 8]), (11, [8, 0]), (18, [0, 0])):
+        cache = BlockCache(PromptTree(), block=4, ttl_ns=10)
+        for at, ident in ((0, 1), (1, 2), (8, 1)):
+            asked_whole(cache, at, piece(ident, 8))
+        cache.expire(now)
+        assert [found(cache, piece(ident, 9)) for ident in (1, 2)] == reads
+
+
 def asked_whole(cache: BlockCache, now: int, *prompt: Piece, level: int = 0, keep: int = 0) -> int:
     """One call from beginning to end at one instant; how many tokens it found."""
     node = cache.tree.extend(cache.tree.root, prompt)
@@ -353,15 +363,20 @@ def test_a_cache_without_blocks_holds_nothing() -> None:
 
 
 def test_a_prompt_forgotten_while_its_call_waits_is_found_again() -> None:
-    """A prompt was cached when its call came, evicted while it waited, and computed anew: the next one reads it."""
+    """A prompt was cached when its call came, evicted while it waited, and computed anew: the next one reads it, and so
+    does one that had waited as long.
+    """
     cache = BlockCache(PromptTree(), block=4, capacity=4)
     asked_whole(cache, 0, piece(1, 16))
-    waits = cache.tree.extend(cache.tree.root, [piece(1, 16)])
+    waits, shorter = (cache.tree.extend(cache.tree.root, [piece(1, tokens)]) for tokens in (16, 15))
     asked_whole(cache, 1, piece(2, 16))
     lease = cache.acquire(waits, 2)
     assert cache.grow(lease, waits, 16)
     cache.release(lease, 2)
     assert (found(cache, piece(1, 17)), cache.blocks) == (16, 4)
+    again = cache.acquire(shorter, 3)
+    assert again.room == 12
+    cache.release(again, 3)
     cache.clear()
     assert cache.blocks == 0
 
