@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from statistics import median
@@ -52,24 +53,24 @@ Turn = tuple[int, bool, list[Piece], Piece]
 """A conversation's number, whether it begins, what its prompt adds, and the piece that its answer is."""
 
 
-def turns(calls: int) -> Iterator[Turn]:
+def turns(calls: int, own: int = OWN) -> Iterator[Turn]:
     """Calls of conversations that take turns; one that is over makes room for a new one."""
     ident, answers, counts = 1, [Piece(0, 0, "answer")] * AGENTS, [0] * AGENTS
     for number in range(calls):
         agent = number % AGENTS
         begins = counts[agent] % TURNS == 0
         counts[agent] += 1
-        first = [Piece(1, LEAD, "lead"), Piece(ident + 1, OWN, "user")]
+        first = [Piece(1, LEAD, "lead"), Piece(ident + 1, own, "user")]
         said = answers[agent]
         answers[agent] = Piece(ident + 3, ANSWER, "answer")
         yield agent, begins, first if begins else [said, Piece(ident + 2, RESULT, "tool_result")], answers[agent]
         ident += 3
 
 
-def cache_alone(calls: int, capacity: int | None, *, ahead: bool = True) -> tuple[float, float]:
+def cache_alone(calls: int, capacity: int | None, *, ahead: bool = True, own: int = OWN) -> tuple[float, float]:
     """Calls a second of the cache, and the hit rate. The calls are made up ``ahead``, or while it goes."""
     tree = PromptTree()
-    cache, work = BlockCache(tree, block=BLOCK, capacity=capacity), turns(calls)
+    cache, work = BlockCache(tree, block=BLOCK, capacity=capacity), turns(calls, own)
     work = iter(list(work)) if ahead else work
     prompts: list[Node] = [tree.root] * AGENTS
     read = prompt = 0
@@ -250,6 +251,8 @@ def main() -> None:
         print(f"a million calls, nothing evicted: {rate:,.0f} calls/s, hit rate {hits:.2%}, {peak:,.0f} MB at most")
         return
     print(f"cache, nothing evicted: {best(cache_alone, args.calls, None)}; asked 50,000")
+    longer = partial(cache_alone, own=OWN + 400_000)
+    print(f"cache, prompts longer by 400,000 tokens: {best(longer, args.calls, None)}")
     print(f"cache, evicting {ROOMY:,} blocks: {best(cache_alone, args.calls, ROOMY)}; asked 20,000")
     print(f"cache, thrash {TIGHT:,} blocks: {best(cache_alone, args.calls, TIGHT)}")
     print(f"scheduled, nothing evicted: {best(scheduled, args.calls // 5, None)}; asked 4,000")

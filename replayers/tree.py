@@ -9,6 +9,7 @@ node's ``held``, in the cache's own slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 from keepwarm.replayers.endpoint import Piece
@@ -80,11 +81,14 @@ class PromptTree:
             node = self._relinked(node)
         at = 0
         while at < len(pieces):
-            ident = pieces[at].ident
+            ident, tokens = pieces[at][:2]
             child = node.children.get((ident, offset) if offset else ident)
             if child is None:
-                return self._add(node, pieces[at:], offset)
-            node, at, offset = self._follow(child, pieces, at, offset)
+                return self._add(node, pieces[at:] if at else pieces, offset)
+            if not offset and len(child.ends) == 1 and child.end - node.end == tokens:
+                node, at = child, at + 1  # one whole piece, as an answer mostly is
+            else:
+                node, at, offset = self._follow(child, pieces, at, offset)
         return node
 
     def at(self, node: Node, tokens: int) -> Node:
@@ -103,13 +107,9 @@ class PromptTree:
             node = node.parent
 
     def _add(self, parent: Node, pieces: Sequence[Piece], offset: int) -> Node:
-        ends, end = [], parent.end - offset
-        for part in pieces:
-            end += part.tokens
-            ends.append(end)
-        idents = tuple([part.ident for part in pieces])
-        node = Node(parent, offset, idents, tuple(ends), len(self._keepers))
-        kinds = tuple([part.kind for part in pieces])
+        idents, tokens, kinds, *_ = zip(*pieces, strict=True)
+        ends = tuple(accumulate(tokens, initial=parent.end - offset))[1:]
+        node = Node(parent, offset, idents, ends, len(self._keepers))
         node.kinds = self._kinds.setdefault(kinds, kinds)  # few differ, and a node is made a call
         parent.children[(idents[0], offset) if offset else idents[0]] = node
         return node
