@@ -201,7 +201,7 @@ class Engine:
             return _Step(now_ns, now_ns + self.times.step_ns(tokens, decoding, kv), 1, kv, chunks)
         if not decoding:
             return None
-        steps = self._decoding.left()
+        steps = self._decoding.left() if preempted == self.preemptions else 1  # who waits is looked at in the next
         cache = self.cache
         if cache.capacity is not None:
             steps = self._decoding.steps_within(cache.capacity - cache.in_use, steps)

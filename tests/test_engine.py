@@ -19,8 +19,8 @@ from keepwarm.replayers.times import StepTimes
 from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.model import Hints
 
-TIMES = StepTimes(fixed_s=1e-6, prefill_s=1e-8, decode_s=3e-8, kv_s=1e-9)
-"""All steps take whole ns, so that times can be compared exactly."""
+TIMES = StepTimes(fixed_s=1e-6, prefill_s=1e-8, decode_s=3e-8, kv_s=1e-8)
+"""All steps take whole tens of ns, so that times can be compared exactly, and calls that come in between do so."""
 LENGTHS = {1: 20, 2: 9, 3: 30}
 
 Ask = tuple[int, tuple[Piece, ...], int, tuple[Piece, ...], Hints | None, str | None]
@@ -37,7 +37,7 @@ PROMPTS = st.builds(lambda wholes, last: (*wholes, last), st.lists(WHOLES, max_s
 HINTS = st.none() | st.tuples(st.integers(-2, 2), st.none() | st.integers(0, 1)).map(lambda told: Hints(*told))
 FLOWS = st.sampled_from([None, "interactive", "background"])
 ASKS = st.lists(
-    st.tuples(st.integers(0, 9000), PROMPTS, st.integers(1, 40), st.just(()) | st.tuples(CUT), HINTS, FLOWS),
+    st.tuples(st.integers(0, 1500), PROMPTS, st.integers(1, 40), st.just(()) | st.tuples(CUT), HINTS, FLOWS),
     min_size=1,
     max_size=9,
 )
@@ -104,8 +104,9 @@ class Watched:
 def test_skipping_ahead_is_stepping(block: int, capacity: int | None, batch: dict[str, Any], asks: list[Ask]) -> None:
     """Calls at random times, with and without priorities and room: first tokens, ends, tokens out in between, cached
     tokens and preemptions are those of an engine that takes one step after the other; whoever can never fit ends with
-    an error; all others end, and leave nothing in use.
+    an error; all others end, and leave nothing in use. (No call comes just as a step ends: it may be in the next one.)
     """
+    asks = [(10 * at + number, *rest) for number, (at, *rest) in enumerate(asks)]
     engine = made(block, capacity, batch)
     watched = Watched(engine)
     watched.run(asks, {})
@@ -189,13 +190,13 @@ def ended(engine: Engine, *asks: Ask) -> list[Running]:
 
 def test_times_of_two_calls_worked_out_by_hand() -> None:
     """100 tokens: 1,000 ns a step and 10 a token: first at 2,000. A second call, there at 500, computes its 50 tokens
-    beside the first's decoding (30 ns, and 101 of cache): first token at 2,000 + 1,000 + 500 + 30 + 101.
+    beside the first's decoding (30 ns, and 101 of cache): first token at 2,000 + 1,000 + 500 + 30 + 1,010.
     """
     engine = made(16, None, {})
     first, second = ended(engine, (0, (piece(1, 100),), 3, (), None, None), (500, (piece(2, 50),), 1, (), None, None))
     assert first.first_token_ns == 2000
-    assert second.first_token_ns == second.done_ns == 3631
-    assert first.done_ns == 3631 + 1000 + 30 + 102
+    assert second.first_token_ns == second.done_ns == 4540
+    assert first.done_ns == 4540 + 1000 + 30 + 1020
 
 
 @pytest.mark.parametrize(
