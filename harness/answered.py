@@ -39,7 +39,7 @@ def event(kind: str, **fields: Any) -> bytes:
 
 def written(account: Account) -> int:
     """All tokens newly cached."""
-    return sum(account[f"cache_write_{ttl}"] for ttl in ("5m", "1h", "other"))
+    return sum(account[f"cache_write_{ttl}"] or 0 for ttl in ("5m", "1h", "other"))
 
 
 class Messages:
@@ -88,7 +88,7 @@ class Messages:
     @staticmethod
     def usage(account: Account, *, output: int) -> dict[str, Any]:
         """The account in the API's fields; writes that have neither of its TTLs stand in the sum alone."""
-        short, long = account["cache_write_5m"], account["cache_write_1h"]
+        short, long = account["cache_write_5m"] or 0, account["cache_write_1h"] or 0
         return {
             "input_tokens": account["uncached"],
             "cache_creation_input_tokens": written(account),

@@ -95,6 +95,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return BROKEN_PIPE
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich's way to say so
+            return BROKEN_PIPE
+        raise
     except OSError as error:
         return _told(f"{error.filename or 'output'}: {error.strerror or error}")
 

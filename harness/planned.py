@@ -24,9 +24,10 @@ class Planned:
             "gap_cap_ns": None if gap_cap is None else round(gap_cap * SECOND),
             "at_once": at_once,
         }
-        table = read_trace_table(trace, ["session", "breakpoints"])
+        table = read_trace_table(trace, ["session", "flow", "breakpoints"])
         self.calls = table.num_rows
         self.sessions = len(table.column("session").unique())
+        self.flows = set(table.column("flow").unique().to_pylist())
         self.marked = len(table.column("breakpoints").combine_chunks().flatten()) > 0
         self.meta = read_meta(trace)
         self.options = {"speed": speed, "gap_cap_s": gap_cap, "sessions": at_once}

@@ -42,14 +42,14 @@ def run_directory(output: Path | None, mode: str, *, force: bool) -> Iterator[Pa
         yield output
 
 
-def finish(path: Path, output: Path | None, what: str) -> None:
+def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False) -> None:
     """Say what came of the run and where it is, or report it while it lasts."""
     if output is not None:
-        click.echo(f"{output}: {what}; see it with: keepwarm report {output}")
-        return
-    from keepwarm.harness.report_commands import report
+        click.echo(f"{output}: {what}; see it with: keepwarm report {output}", err=as_json)
+    if output is None or as_json:
+        from keepwarm.harness.report_commands import report
 
-    report.main([str(path)], standalone_mode=False)
+        report.main([str(path), *(["--json"] if as_json else [])], standalone_mode=False)
 
 
 @click.command()

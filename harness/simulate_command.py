@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,10 @@ import click
 
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import progress
-from keepwarm.harness.run_commands import FORCE, GAP_CAP, OUTPUT, finish, run_directory
+from keepwarm.harness.run_commands import FORCE, GAP_CAP, finish, run_directory
 from keepwarm.harness.simulated import about_cache, about_cluster, cluster_options, make_cluster
 from keepwarm.harness.sweep import grid, sweep
 from keepwarm.replayers import run as runs
-from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.rules import AS_RECORDED, RULES
 from keepwarm.replayers.run import Bound
 from keepwarm.replayers.simulate import Simulated
@@ -23,16 +24,27 @@ from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import OUTCOMES, complete
 from keepwarm.traces.store import write_outcomes
 
+SESSIONS = click.option(
+    "--sessions", type=click.IntRange(1, 1 << 40), metavar="N", help="Run N at a time, not when they were recorded."
+)
+ASSISTANT = click.option(
+    "--assistant",
+    type=click.Choice(["live", "recorded"]),
+    default="live",
+    show_default=True,
+    help="Whose answers later prompts repeat: the cluster's own, whose tokens it finds again, or, as a replay does, "
+    "the recorded ones.",
+)
+
 
 @click.command()
 @click.argument("trace")
-@OUTPUT
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RUN", help="Of a sweep, a Parquet file.")
 @FORCE
 @cluster_options
 @GAP_CAP
-@click.option(
-    "--sessions", type=click.IntRange(1, 1 << 40), metavar="N", help="Run N at a time, not when they were recorded."
-)
+@SESSIONS
+@ASSISTANT
 @click.option(
     "--bound",
     "bounds",
@@ -47,13 +59,14 @@ from keepwarm.traces.store import write_outcomes
     metavar="OPTION=A,B",
     help="Run once with each value of an option, such as cache-ttl=0,300,3600; repeatable for a grid, on all cores.",
 )
-@click.option("--json", "as_json", is_flag=True, help="With --sweep, print JSON on standard output, nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
+@click.pass_context
 def simulate(
+    context: click.Context,
+    /,
     trace: str,
     output: Path | None,
     force: bool,
-    gap_cap: float | None,
-    sessions: int | None,
     bounds: tuple[str, ...],
     axes: tuple[str, ...],
     as_json: bool,
@@ -63,23 +76,33 @@ def simulate(
 
     Without -o the report is printed and the run forgotten. With --sweep a table is printed, and -o names its Parquet.
     """
-    planned = Planned(trace, speed=1.0, gap_cap=gap_cap, at_once=sessions)
     if axes:
         if bounds:
             raise click.UsageError("--bound and --sweep cannot both be given: a sweep tells no bounds")
-        points = grid(axes, options)
+        known = {str(p.name): p for p in context.command.params if p.name in options}
+        points = grid(axes, options, known)
+        planned = _planned(trace, options)
         for _, point in points:
             _check_marks(planned, point)
-        sweep(planned, points, output, force=force, as_json=as_json)
+        sweep(trace, points, output, force=force, as_json=as_json)
         return
+    planned = _planned(trace, options)
     _check_marks(planned, options)
+    if options["background_workers"] and "background" not in planned.flows:
+        click.echo(f"{trace}: no call is known to be background: its workers stay idle (see import --flow)", err=True)
     make_cluster(bounds=bounds, **options)  # what contradicts itself is refused before a place is made
     with run_directory(output, "simulate", force=force) as path:
-        simulate_to(planned, path, bounds=bounds, **options)
+        failed = simulate_to(trace, path, bounds=bounds, **options)
         if output is None:
-            finish(path, output, "")
+            finish(path, output, "", as_json=as_json)
     if output is not None:
-        finish(output, output, f"{planned.calls:,} calls simulated")
+        finish(output, output, f"{planned.calls:,} calls simulated", as_json=as_json)
+    if planned.calls and failed == planned.calls:
+        raise SystemExit(3)
+
+
+def _planned(trace: str, options: dict[str, Any]) -> Planned:
+    return Planned(trace, speed=1.0, gap_cap=options["gap_cap"], at_once=options["sessions"])
 
 
 def _check_marks(planned: Planned, options: dict[str, Any]) -> None:
@@ -92,19 +115,20 @@ def _check_marks(planned: Planned, options: dict[str, Any]) -> None:
         )
 
 
-def simulate_to(
-    planned: Planned, path: Path, *, bounds: tuple[str, ...] = (), quiet: bool = False, **options: Any
-) -> None:
-    """Simulate into a run's directory."""
+def simulate_to(trace: str, path: Path, *, bounds: tuple[str, ...] = (), quiet: bool = False, **options: Any) -> int:
+    """Simulate into a run's directory; how many calls failed, those of a failed session that were not sent included."""
     started = runs.now()
-    cluster = make_cluster(bounds=("endless", *bounds), **options)
+    planned, cluster = _planned(trace, options), make_cluster(bounds=("endless", *bounds), **options)
+    results = in_virtual_time(planned.schedule_in(cluster.tree), cluster, live=options["assistant"] == "live")
     told: list[Bound] = []
-    failed: set[tuple[str, int]] = set()
-    with progress("simulating", None if quiet else planned.calls) as tell:
-        results = _kept(planned, cluster, told, failed, (lambda done, of: None) if quiet else tell)
-        write_outcomes(str(path / OUTCOMES), (done.outcome for done in results))
+    failed: Counter[tuple[str, int]] = Counter()
+    with nullcontext(lambda done, of: None) if quiet else progress("simulating", planned.calls) as tell:
+        try:
+            write_outcomes(str(path / OUTCOMES), (done.outcome for done in _kept(results, told, failed, tell)))
+        except OverflowError as error:
+            raise InputError(f"{trace}: with these times the run takes longer than 292 years") from error
     if failed:
-        complete(path, failed)
+        complete(path, failed.keys())
     runs.write_bounds(path, told)
     cache = about_cache(options)
     about = {
@@ -117,21 +141,20 @@ def simulate_to(
         "seed": options["seed"],
     }
     runs.write_about(path, planned.about("simulate", started, ended=runs.now(), **about))
+    return sum(failed.values())
 
 
 def _kept(
-    planned: Planned,
-    cluster: Cluster,
+    results: Iterable[Simulated],
     bounds: list[Bound],
-    failed: set[tuple[str, int]],
+    failed: Counter[tuple[str, int]],
     told: Callable[[int, int | None], None],
 ) -> Iterator[Simulated]:
-    """Pass results on, keeping what each call could have read and which sessions were not completed."""
-    results: Iterable[Simulated] = in_virtual_time(planned.schedule_in(cluster.tree), cluster)
+    """Pass results on, keeping what each call could have read and whose calls failed."""
     for done, result in enumerate(results, 1):
         outcome = result.outcome
         bounds += [Bound(outcome.call.call, outcome.copy, name, read) for name, read in result.bounds.items()]
         if outcome.error is not None:
-            failed.add((outcome.call.session, outcome.copy))
+            failed[outcome.call.session, outcome.copy] += 1
         told(done, None)
         yield result

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from keepwarm.harness.duration import LONGEST_S, NO_TTL, Duration, Number, Ttl
+from keepwarm.harness.duration import NO_TTL, Duration, Number, Ttl
 from keepwarm.replayers.cache import NEVER, BlockCache
 from keepwarm.replayers.cluster import Cluster, Link, Worker
 from keepwarm.replayers.engine import MAX_BATCHED, MAX_SEQS, Engine
@@ -24,7 +23,7 @@ from keepwarm.traces.errors import InputError
 
 ENGINE, ENGINE_BLOCK = "engine", 16
 MOST = 1 << 40
-LEAST_TPS, MOST_TPS = 1e-3, 1e12
+LEAST_TPS, MOST_TPS, MOST_S = 0.1, 1e12, 86400
 TIMES = ServiceTimes()
 COUNT = click.IntRange(1, MOST)
 TPS = Number(LEAST_TPS, MOST_TPS)
@@ -33,8 +32,19 @@ SHARE = Number(0, 1e6)
 SERVICE = ("base_s", "prefill_tps", "decode_tps")
 STEPS = ("hardware", "times", "max_seqs", "max_batched_tokens", "queue", "eviction", "decode_workers", "host_capacity")
 """Options that need the batching engine."""
-BLOCKS = ("capacity", *STEPS, "workers", "peer_tps", "background_workers")
+BLOCKS = ("capacity", *STEPS, "workers", "router", "peer_tps", "background_workers")
 """Options that managed rules do not know."""
+
+
+class Times(click.ParamType[Any]):
+    """A file of step times, read at once."""
+
+    name = "times"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The times in it."""
+        del param, ctx
+        return value if isinstance(value, StepTimes) else read_times(value)
 
 
 def _option(name: str, kind: Any, text: str, *, metavar: str | None = None) -> Callable[..., Any]:
@@ -58,7 +68,7 @@ _OPTIONS = (
     _option("block", COUNT, f"Tokens a block; {ENGINE_BLOCK} for engine rules, the API's own for others."),
     _option("capacity", click.IntRange(0, MOST), "Blocks a worker holds; else endless.", metavar="BLOCKS"),
     click.option("--no-refresh", is_flag=True, help="A read does not renew the TTL of what it read."),
-    _option("base-s", Number(0, LONGEST_S), f"Seconds to any answer, without --hardware or --times. [{TIMES.base_s}]"),
+    _option("base-s", Number(0, MOST_S), f"Seconds to any answer, without --hardware or --times. [{TIMES.base_s}]"),
     _option("prefill-tps", TPS, f"Uncached prompt tokens a second, likewise. [{TIMES.prefill_tps:g}]"),
     _option("decode-tps", TPS, f"Answer tokens a second, likewise. [{TIMES.decode_tps:g}]"),
     _option(
@@ -66,7 +76,7 @@ _OPTIONS = (
         click.Choice(list(HARDWARE)),
         "Workers that batch, with this machine's step times and capacity. Many of them are claims: docs/hardware.md.",
     ),
-    _option("times", click.Path(path_type=Path), "Step times, as `calibrate` writes them.", metavar="FILE"),
+    _option("times", Times(), "Step times, as `calibrate` writes them.", metavar="FILE"),
     _option("max-seqs", COUNT, f"Calls in a batch. [{MAX_SEQS}]"),
     _option("max-batched-tokens", COUNT, f"Tokens of a step. [{MAX_BATCHED}]"),
     _option("queue", click.Choice(list(QUEUES)), "Who waits least: flow puts interactive calls first. [fcfs]"),
@@ -154,7 +164,7 @@ def about_cache(options: dict[str, Any]) -> dict[str, Any]:
         "capacity": blocks if given is None else given,
         "rules": rules,
         "dated": None if rules == ENGINE else RULES[rules].dated,
-        "outputs_readable": rules == ENGINE,
+        "outputs_readable": rules == ENGINE and options.get("assistant") != "recorded",
         "refresh": not options.get("no_refresh"),
     }
 
@@ -162,11 +172,11 @@ def about_cache(options: dict[str, Any]) -> dict[str, Any]:
 def about_cluster(options: dict[str, Any]) -> dict[str, Any]:
     """What run.json tells of the cluster: the options that were given, and where its times come from."""
     given = _given(options)
-    told = {name: str(given[name]) if name == "times" else given[name] for name in PARAMETERS if name in given}
+    told = {name: given[name]._asdict() if name == "times" else given[name] for name in PARAMETERS if name in given}
     machine = _hardware(options)
     if machine is None:
         return told
-    gpus = GPUS * (told.get("workers", 1) + told.get("decode_workers", 0))
+    gpus = GPUS * (told.get("workers", 1) + (0 if machine.decode_times else told.get("decode_workers", 0)))
     hour = None if machine.hour_usd is None else machine.hour_usd / GPUS
     return told | {"source": machine.source, "claimed": machine.claimed, "gpus": gpus, "gpu_hour_usd": hour}
 
@@ -233,7 +243,7 @@ def _worker(tree: PromptTree, told: dict[str, Any], *, decodes: bool = False) ->
     cache = BlockCache(tree, block=block, capacity=capacity, ttl_ns=ttl_ns)
     if not _batches(told):
         return Plain(KeepBlocks(cache), times=_service(told))
-    times = read_times(told["times"]) if "times" in told else StepTimes()
+    times = told.get("times", StepTimes())
     if machine is not None:
         times = (machine.decode_times if decodes else None) or machine.times
     return Engine(
@@ -270,7 +280,9 @@ def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> KeepBlocks | Ke
     if kind == "rules" and value in RULES:
         return KeepMarked(_marked(tree, {"rules": value}))
     number = value.removesuffix("s") if kind == "ttl" else value
-    if kind in ("ttl", "capacity") and number.isdecimal():
+    if managed and kind == "capacity":
+        raise click.UsageError(f"--bound {name}: --rules {rules_of(told)} know no capacity")
+    if kind in ("ttl", "capacity") and number.isdecimal() and number.isascii() and len(number) < 13:
         size = int(number)
         if managed and kind == "ttl":
             return KeepMarked(_marked(tree, {"rules": rules_of(told), "cache_ttl": size}))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,30 +15,29 @@ from typing import Any
 import click
 import orjson
 
-from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import progress
-from keepwarm.harness.simulated import PARAMETERS, make_cluster
-from keepwarm.replayers.hardware import HARDWARE
+from keepwarm.harness.simulated import make_cluster
 from keepwarm.traces.errors import InputError
 
 Point = dict[str, Any]
 MOST_POINTS = 10_000
 
 
-def grid(axes: tuple[str, ...], options: dict[str, Any]) -> list[tuple[dict[str, str], Point]]:
-    """Every point of a grid: what was asked of each axis, and the whole options. InputError where an axis is none,
-    UsageError where a point contradicts itself.
+def grid(axes: tuple[str, ...], options: Point, known: Mapping[str, click.Parameter]) -> list[tuple[Point, Point]]:
+    """Every point of a grid over the known options: what was asked of each axis, and the whole options. InputError
+    where an axis is none, UsageError where a point contradicts itself.
     """
     named: dict[str, list[tuple[str, Any]]] = {}
     for axis in axes:
         name, equals, told = axis.partition("=")
         key = name.strip().lstrip("-").replace("-", "_")
-        if not equals or key not in PARAMETERS or key in named:
-            known = ", ".join(sorted(option.replace("_", "-") for option in PARAMETERS))
-            raise InputError(f"--sweep {axis!r}: expected OPTION=VALUE,VALUE with an option once, one of {known}")
+        texts = told.split(",")
+        if not equals or key not in known or key in named or len(set(texts)) < len(texts):
+            names = ", ".join(sorted(option.replace("_", "-") for option in known))
+            raise InputError(f"--sweep {axis!r}: expected OPTION=VALUE,VALUE, each once, with one of {names}")
         context = click.Context(click.Command("sweep"))
         try:
-            named[key] = [(text, PARAMETERS[key].type_cast_value(context, text)) for text in told.split(",")]
+            named[key] = [(text, known[key].type_cast_value(context, text)) for text in texts]
         except click.BadParameter as error:
             raise InputError(f"--sweep {axis!r}: {error.message}") from error
     points = []
@@ -51,23 +52,16 @@ def grid(axes: tuple[str, ...], options: dict[str, Any]) -> list[tuple[dict[str,
     return points
 
 
-def sweep(
-    planned: Planned,
-    points: list[tuple[dict[str, str], Point]],
-    output: Path | None,
-    *,
-    force: bool,
-    as_json: bool,
-) -> None:
+def sweep(trace: str, points: list[tuple[Point, Point]], output: Path | None, *, force: bool, as_json: bool) -> None:
     """Simulate every point and tell the figures, in the grid's order."""
-    if output is not None and output.exists() and not force:
-        raise InputError(f"{output}: is there already: choose another file, or give --force")
+    if output is not None:
+        _check_free(output, force)
     rows: list[dict[str, Any]] = [{} for _ in points]
     with (
         progress("sweeping", len(points)) as told,
-        ProcessPoolExecutor(min(os.cpu_count() or 1, len(points))) as pool,
+        ProcessPoolExecutor(min(os.cpu_count() or 1, len(points)), mp_context=get_context("spawn")) as pool,
     ):
-        waiting = {pool.submit(_figures, planned, point): i for i, (_, point) in enumerate(points)}
+        waiting = {pool.submit(_figures, trace, point): i for i, (_, point) in enumerate(points)}
         try:
             for done, future in enumerate(as_completed(waiting), 1):
                 rows[waiting[future]] = points[waiting[future]][0] | future.result()
@@ -76,20 +70,25 @@ def sweep(
             raise InputError("a process of the sweep died, perhaps for lack of memory") from error
     from keepwarm.reports.sweep import render_sweep, write_sweep
 
+    click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2) if as_json else render_sweep(rows))
     if output is not None:
         write_sweep(rows, output)
         click.echo(f"{output}: {len(rows):,} clusters", err=True)
-    click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2) if as_json else render_sweep(rows))
 
 
-def _figures(planned: Planned, options: Point) -> dict[str, Any]:
+def _check_free(output: Path, force: bool) -> None:
+    """InputError where a table cannot be written, before any work."""
+    if output.exists() and (output.is_dir() or not force):
+        raise InputError(f"{output}: is there already: choose another file, or give --force")
+    if not os.access(output.parent, os.W_OK) or not output.parent.is_dir():
+        raise InputError(f"{output}: cannot be written there")
+
+
+def _figures(trace: str, options: Point) -> dict[str, Any]:
     """One point's figures."""
     from keepwarm.harness.simulate_command import simulate_to
     from keepwarm.reports.sweep import figures
 
-    machine = HARDWARE.get(options.get("hardware") or "")
-    workers = (options.get("workers") or 1) + (options.get("decode_workers") or 0)
-    price = None if machine is None or machine.hour_usd is None else machine.hour_usd * workers
     with TemporaryDirectory(prefix="keepwarm-") as scratch:
-        simulate_to(planned, Path(scratch), quiet=True, **options)
-        return figures(scratch, price)
+        simulate_to(trace, Path(scratch), quiet=True, **options)
+        return figures(scratch)

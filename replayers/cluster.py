@@ -150,7 +150,9 @@ class Cluster:
         return where.worker.produced(inner, now_ns) if inner is running else 0
 
     def cancel(self, running: Running, now_ns: int) -> None:
-        """The client left: the job ends as it is."""
+        """The client left: a job that is not done ends as it is."""
+        if running not in self._where:
+            return
         where, inner = self._where.pop(running)
         where.worker.cancel(inner, now_ns)
         self._outer.pop(inner, None)
@@ -271,3 +273,4 @@ class Cluster:
     def _unseen(self, running: Running, now_ns: int) -> None:
         for name, (copy, lease) in self._seen.pop(running, {}).items():
             self._shadows[name].end(copy, lease, now_ns)
+        self.tree.prune(running.job.prompt)

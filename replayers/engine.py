@@ -215,7 +215,7 @@ class Engine:
         while work in self._admitted:
             if self.cache.grow(work.lease, work.running.job.prompt, upto):
                 return True
-            self._preempt(next(reversed(self._admitted)), now_ns)
+            self._preempt(now_ns)
         return False
 
     def _admit(self, budget: int, chunks: list[tuple[_Work, int]], now_ns: int) -> None:
@@ -257,7 +257,7 @@ class Engine:
         self._step = None
         if self._decoding:
             while not self.cache.draw(self._decoding.need(step.steps)):
-                self._preempt(next(reversed(self._admitted)), step.end_ns)
+                self._preempt(step.end_ns)
             self._decoding.go(step.steps)
             while (ended := self._decoding.ended()) is not None:
                 self._end(ended, step.end_ns)
@@ -296,8 +296,9 @@ class Engine:
         running.done_ns = now_ns
         self._events.append(Event(now_ns, DONE, running))
 
-    def _preempt(self, work: _Work, now_ns: int) -> None:
-        """A call makes room for others and begins again."""
+    def _preempt(self, now_ns: int) -> None:
+        """The call that matters least, of equals the one admitted last, makes room for others and begins again."""
+        work = max(reversed(self._admitted), key=lambda one: self._order(one.running.job))
         self.preemptions += 1
         self._leave(work, now_ns)
         work.load_upto = 0
@@ -317,10 +318,9 @@ class Engine:
             self._stop(work, lease)
         hints = job.hints
         level = (hints.priority or 0) if hints is not None and self._priorities else 0
-        keep_ns = (hints.ttl_s or 0) * SECOND if hints is not None else 0
         if self.host is not None:
             self.host.remember(lease.held.node, lease.held.upto, now_ns)
-        self.cache.release(lease, now_ns, level=level, keep_ns=keep_ns)
+        self.cache.release(lease, now_ns, level=level, keep_ns=job.keep_ns())
         work.lease = None
 
     def _stop(self, work: _Work, lease: Lease) -> None:

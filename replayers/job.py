@@ -25,12 +25,17 @@ class Job(NamedTuple):
     session: str | None = None
     model: str | None = None
 
+    def keep_ns(self) -> int:
+        """How long its hints want kept what it leaves in a cache."""
+        return (self.hints.ttl_s or 0) * SECOND if self.hints is not None else 0
+
 
 class Running:
     """A job taken on. ``read`` are its cached tokens, ``loaded`` those of them that came from another tier or worker,
     ``overlap`` what its worker had when it arrived; ``writes`` are tokens newly cached, by their TTL in seconds (None:
-    no TTL), ``bounds`` what other caches would have had. What has not happened yet is None. A job that cannot run is
-    done at once, with an ``error``; nobody is told of a ``silent`` one. ``state`` belongs to the worker that runs it.
+    no TTL), which its account does not tell where they are not ``priced``; ``bounds`` what other caches would have had.
+    What has not happened yet is None. A job that cannot run is done at once, with an ``error``; nobody is told of a
+    ``silent`` one. ``state`` belongs to the worker that runs it.
     """
 
     __slots__ = (
@@ -42,6 +47,7 @@ class Running:
         "job",
         "loaded",
         "overlap",
+        "priced",
         "read",
         "scheduled_ns",
         "silent",
@@ -61,6 +67,7 @@ class Running:
         self.error: str | None = None
         self.read = self.loaded = self.overlap = 0
         self.writes: dict[int | None, int] = {}
+        self.priced = True
         self.state: Any = None
         self.bounds: dict[str, int] = {}
 
@@ -80,20 +87,20 @@ CANCELLED, OVERFLOW = "cancelled", "overflow"
 def account(running: Running) -> dict[str, Any]:
     """The token account of a job whose first token is out, in the columns of an outcome; parts are disjoint and add up
     to the prompt. Writes with the TTLs that the managed APIs sell stand under their names, all others under
-    ``cache_write_other``.
+    ``cache_write_other``; where they have no price they are not told, and are part of what is uncached.
     """
-    writes = dict(running.writes)
-    ttls = [ttl for ttl, tokens in writes.items() if tokens and ttl is not None]
-    prompt = running.job.prompt.end
+    ttls = [ttl for ttl, tokens in running.writes.items() if tokens and ttl is not None]
+    writes = dict(running.writes) if running.priced else {}
+    prompt, told = running.job.prompt.end, running.priced
     return {
         "prompt": prompt,
         "uncached": prompt - running.read - sum(writes.values()),
         "cache_read": running.read,
-        "cache_write_5m": writes.pop(300, 0),
-        "cache_write_1h": writes.pop(3600, 0),
-        "cache_write_other": sum(writes.values()),
+        "cache_write_5m": writes.pop(300, 0) if told else None,
+        "cache_write_1h": writes.pop(3600, 0) if told else None,
+        "cache_write_other": sum(writes.values()) if told else None,
         "write_ttl_s": max(ttls) if ttls else None,
         "output": running.job.output,
         "usage_source": "reported",
-        "write_source": "reported",
+        "write_source": "reported" if told else "inferred",
     }

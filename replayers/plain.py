@@ -66,8 +66,7 @@ class KeepBlocks:
         upto = job.prompt.end + job.output - 1
         if self.answers and lease.room == job.prompt.end and self.cache.spend(lease, upto) and job.answer:
             self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), upto)
-        self.cache.release(lease, now_ns)
-        self.cache.tree.prune(job.prompt)
+        self.cache.release(lease, now_ns, keep_ns=job.keep_ns())
 
 
 class KeepMarked:
@@ -84,10 +83,10 @@ class KeepMarked:
 
     def first_token(self, running: Running, lease: MarkedLease, now_ns: int) -> None:
         running.writes = self.cache.store(lease, now_ns)
+        running.priced = self.cache.rules.priced
 
     def end(self, running: Running, lease: MarkedLease, now_ns: int) -> None:
         self.cache.release(lease, now_ns)
-        self.cache.tree.prune(running.job.prompt)
 
 
 class Plain:

@@ -21,10 +21,11 @@ class Simulated(NamedTuple):
     bounds: dict[str, int]
 
 
-def simulate(schedule: Schedule[Node], cluster: Cluster) -> Iterator[Simulated]:
+def simulate(schedule: Schedule[Node], cluster: Cluster, *, live: bool = True) -> Iterator[Simulated]:
     """Every planned call's outcome, in the order in which they end. Virtual time never runs back.
 
-    The schedule makes its prompts in the cluster's tree.
+    The schedule makes its prompts in the cluster's tree. ``live``: later prompts repeat the answers that the cluster
+    gave, so that what it generated is found again; else they repeat the recorded ones, as a replay does.
     """
     running: dict[Running, Planned[Node]] = {}
     now_ns = 0
@@ -40,7 +41,8 @@ def simulate(schedule: Schedule[Node], cluster: Cluster) -> Iterator[Simulated]:
             now_ns = max(now_ns, due_ns)
             planned = schedule.pop()
             schedule.started(planned.call, now_ns)
-            running[cluster.submit(job(planned), now_ns)] = planned
+            asked = job(planned) if live else job(planned)._replace(answer=())
+            running[cluster.submit(asked, now_ns)] = planned
         else:
             return
 
@@ -48,7 +50,7 @@ def simulate(schedule: Schedule[Node], cluster: Cluster) -> Iterator[Simulated]:
 def job(planned: Planned[Node]) -> Job:
     """A planned call as the cluster takes it."""
     call = planned.call
-    output = max(planned.output or 1, 1)
+    output = planned.output or sum(part.tokens for part in planned.answer) or 1
     marks, hints = call.breakpoints, call.hints
     return Job(planned.prompt, output, planned.answer, marks, hints, call.flow, call.session, call.model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,8 @@ import orjson
 from keepwarm.traces.errors import InputError
 
 SECOND = 1_000_000_000
+LONGEST_S = 3600
+"""No step time is longer, s."""
 TIMES_FORMAT = 1
 
 
@@ -90,10 +91,12 @@ def read_times(path: Path | str) -> StepTimes:
         raise InputError(
             f'{path}: expected a JSON object with "format": {TIMES_FORMAT}, as keepwarm calibrate writes it'
         )
+    if unknown := set(told) - {*StepTimes._fields, "format", "fitted"}:
+        raise InputError(f"{path}: field {min(unknown)!r} is no step time, expected {', '.join(StepTimes._fields)}")
     values = {name: 0.0 if told.get(name) is None else told[name] for name in StepTimes._fields}
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise InputError(f"{path}: field {name!r} is {value!r:.40}, expected a number of seconds, 0 or more")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
+            raise InputError(f"{path}: field {name!r} is {value!r:.40}, expected seconds, 0 to {LONGEST_S:,}")
     if not any(values.values()):
         raise InputError(f"{path}: no times in it: expected one of {', '.join(StepTimes._fields)} above 0")
     return StepTimes(**values)

@@ -107,7 +107,7 @@ def _check_stat(text: str, metric: str, stat: str | None) -> None:
     elif metric in STATISTICS:
         known = STATISTICS[metric]
         if stat is None or (known and stat not in known):
-            some = f"one of {', '.join(known)}" if known else "the name of a bound, such as endless or ttl"
+            some = f"one of {', '.join(known)}" if known else f"the name of a bound, as in {metric}.endless"
             raise InputError(f"--require {text!r}: {metric} needs a statistic: {some}")
     elif stat is not None:
         raise InputError(f"--require {text!r}: {metric} is one figure and has no {stat!r}")

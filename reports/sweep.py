@@ -18,20 +18,14 @@ FIGURES = (
 """Times are from due, in seconds of the simulated clock; ``failed`` are calls without an answer, skipped ones too."""
 
 
-def figures(run: str, hour_usd: float | None) -> dict[str, Any]:
-    """FIGURES of a run, as its own report has them. ``hour_usd`` is what an hour of all its workers costs, from the
-    first call due to the last one done.
-    """
+def figures(run: str) -> dict[str, Any]:
+    """FIGURES of a run, as its own report has them."""
     loaded = load(run)
     report = summarise(loaded, load_prices(None))
     ttft = report["latency"]["ttft"] or {}
-    done = report["cost"]["sessions_completed"]
-    wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
-    known = hour_usd is not None and wall is not None and done
     told = {
         **{name: report[name] for name in ("hit_rate", "warm_hit_rate", "read_write_ratio", "turn_drift")},
-        "cost_per_completed_task": report["cost"]["cost_per_completed_task"],
-        "gpu_cost_per_completed_task": wall * hour_usd / done if known else None,
+        **{name: report["cost"][name] for name in ("cost_per_completed_task", "gpu_cost_per_completed_task")},
         "ttft_p50_s": ttft.get("p50"),
         "ttft_p99_s": ttft.get("p99"),
         "failed": loaded.rows["error"].count(),

@@ -134,8 +134,8 @@ class Stepping:
         call.done = now
 
     def preempt(self, now: int) -> None:
-        """The call admitted last waits again, before all others of its rank."""
-        call = self.running[-1]
+        """The call admitted last of those that matter least waits again, before all others of its rank."""
+        call = sorted(self.running, key=lambda each: self.order(each.job))[-1]
         self.preemptions += 1
         self.leave(call, now)
         call.target, call.computed = call.job.prompt.end + call.generated, 0

@@ -246,13 +246,18 @@ class Service:
     def parts(
         self, asked: Prompt, now_s: float, marks: Marks = (), *, output: int = 1, model: str | None = None
     ) -> tuple[int, ...]:
-        """The account of a call: uncached, read, and the writes for 5 minutes, for 1 hour and for any other time."""
+        """The account of a call: uncached, read, and the writes for 5 minutes, for 1 hour and for any other time; 0
+        where an API does not tell them.
+        """
         running = self.begin(asked, now_s, marks, output=output, model=model)
         while running.done_ns is None:
             self.worker.advance(self.worker.next_ns() or 0)
         told = account(running)
-        assert sum(told[name] for name in PARTS) == told["prompt"]
-        return tuple(told[name] for name in PARTS)
+        parts = tuple(told[name] or 0 for name in PARTS)
+        assert sum(parts) == told["prompt"]
+        untold = [None] * 3 if told["write_source"] == "inferred" else [told[name] for name in PARTS[2:]]
+        assert [told[name] for name in PARTS[2:]] == untold
+        return parts
 
     def read(self, asked: Prompt, now_s: float, marks: Marks = (), **more: Any) -> int:
         """What a call reads."""
@@ -454,6 +459,16 @@ def test_openai_caches_whole_prompts_in_steps_of_128() -> None:
         assert service.read(prompt((1, tokens)), 2) == read
     assert service.read(prompt((1, 1500), (2, 900)), 4) == 1408
     assert service.read(prompt((1, 1000), (2, 900)), 6) == 0
+
+
+def test_openai_tells_no_writes_but_in_its_priced_form() -> None:
+    """What is not told is None, no 0, and part of what is uncached."""
+    for rules, written, uncached in (("openai", None, 1300), ("openai-priced", 1300, 0)):
+        service = Service(rules)
+        running = service.begin(prompt((1, 1300)), 0, ())
+        service.worker.advance(10 * SECOND)
+        told = account(running)
+        assert (told["cache_write_other"], told["uncached"]) == (written, uncached), rules
 
 
 def test_openais_ttls() -> None:
