@@ -112,6 +112,7 @@ class MarkedCache:
         if not self.rules.entries:
             above = upper.held[self._slot] = _Kept(kept.ttl_ns, kept.writer)
             above.expires, above.users = kept.expires, kept.users
+            self._all.append((upper, above))
 
     def _ttl(self, ttl_s: int) -> int:
         return ttl_s * SECOND if self.ttl_ns is None else self.ttl_ns
@@ -191,20 +192,18 @@ class MarkedCache:
         """Look at two kept things a call, so that what nobody asks for again is forgotten in the end."""
         for _ in range(min(2, len(self._all))):
             node, kept = self._all.popleft()
-            if node.held[self._slot] is kept:
-                if self._alive(node, now_ns):
-                    self._all.append((node, kept))
-                else:
-                    self.tree.prune(node)
+            if node.held[self._slot] is kept and self._alive(node, now_ns):
+                self._all.append((node, kept))
+            else:
+                self.tree.prune(node)
 
     def _forget(self, top: Node) -> None:
-        """Forget a node and all below it that is not in use."""
+        """Forget a node and all below it that is not in use. They stay in the tree until they are swept: whoever found
+        that they have expired may be on its way through them.
+        """
         nodes = [top]
         for node in nodes:
             nodes += node.children.values()
-        for node in reversed(nodes):
             kept = node.held[self._slot]
             if kept is not None and not kept.users:
                 node.held[self._slot] = None
-                if node is not top:
-                    self.tree.prune(node)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keepwarm.replayers.endpoint import Piece
@@ -148,7 +148,18 @@ STEPS = st.lists(
 )
 
 
+LONG = (Piece(2, 2, "tool_result"), *[Piece(1, 7, "system")] * 4, Piece(5, 1, "user"))
+EXPIRED = [
+    (0, ("begin", LONG, [(1, 5)])),
+    (0, ("whole", LONG, [(0, 5), (1, 5)])),
+    (5, ("store", 0)),
+    (0, ("whole", (*LONG[:2], LONG[-1]), [(1, 5)])),
+]
+"""A call's prompt is kept by another meanwhile, and has expired, in two parts, as the call keeps it itself."""
+
+
 @settings(max_examples=500, deadline=None)
+@example(entries=False, look_back=1, least=1, most=2, refresh=False, inside=False, steps=EXPIRED)
 @given(
     entries=st.booleans(),
     look_back=st.integers(1, 5),
