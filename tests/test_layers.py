@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import tokenize
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,26 @@ def offences(layer: str, source: str) -> set[str]:
         if not top or top in LAYERS or layer not in OUTSIDE.get(top, {layer}):
             bad.add(name)
     return bad
+
+
+def code_lines(source: str) -> int:
+    """Lines that hold code: neither blank nor comment nor docstring."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(StringIO(source).readline):
+        if token.type not in skipped:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_the_product_is_small_enough_to_read() -> None:
+    """The budget for all of it: 12,000 lines of code, no file above 350 lines of any kind."""
+    files = [file for layer in LAYERS for file in (ROOT / layer).rglob("*.py")]
+    assert sum(code_lines(file.read_text()) for file in files) <= 12_000
+    assert [file.name for file in files if file.read_text().count("\n") > 350] == []
 
 
 @pytest.mark.parametrize("layer", LAYERS)
