@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-FIXED = ("hit_rate", "warm_hit_rate", "warm_hit_range", "read_write_ratio", "cold_write_share", "compaction", "ttl")
+FIXED = (
+    *("hit_rate", "warm_hit_rate", "warm_hit_range", "read_write_ratio", "cold_write_share", "compaction", "ttl"),
+    *("achievable_hit_rate[endless]", "cost_per_completed_task"),
+)
 
 
 def squeezed(text: str) -> set[str]:
