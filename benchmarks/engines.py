@@ -175,9 +175,15 @@ def cluster_of(meta: dict[str, Any], tree: PromptTree, router: Router) -> Cluste
     return Cluster(tree, [Engine(each, times=times, max_seqs=16, max_batched=4096) for each in caches], router)
 
 
-def simulated(sessions: Iterable[list[Call]], asked: list[Asked], meta: dict[str, Any]) -> dict[str, Running]:
-    """What becomes of the calls in the simulated cluster, asked as the real engine was."""
-    tree, router, now_ns = PromptTree(), Ties("kv_aware", block=meta["block"]), 0
+def simulated(
+    sessions: Iterable[list[Call]], asked: list[Asked], meta: dict[str, Any], seed: int | None = None
+) -> dict[str, Running]:
+    """What becomes of the calls in the simulated cluster, asked as the real engine was; with a seed its own lots are
+    drawn.
+    """
+    tree, now_ns = PromptTree(), 0
+    lots = Ties("kv_aware", block=meta["block"])
+    router: Router = lots if seed is None else Router("kv_aware", block=meta["block"], seed=seed)
     cluster = cluster_of(meta, tree, router)
     names = list(dict.fromkeys(each.worker for each in asked))
     really = {each.call: each for each in asked}
@@ -189,7 +195,7 @@ def simulated(sessions: Iterable[list[Call]], asked: list[Asked], meta: dict[str
             planned = schedule.pop()
             schedule.started(planned.call, now_ns)
             each = really[planned.call.call]
-            router.really = names.index(each.worker)
+            lots.really = names.index(each.worker)
             answer = planned.answer if meta["live"] else ()
             running[cluster.submit(Job(planned.prompt, each.output, answer), now_ns)] = planned.call
         now_ns = cluster.next_ns() or now_ns
@@ -198,6 +204,8 @@ def simulated(sessions: Iterable[list[Call]], asked: list[Asked], meta: dict[str
                 call = running.pop(event.running)
                 over[call.call] = event.running
                 schedule.ended(call, now_ns)
+    if seed is not None:
+        return over
     same = sum(names[int(over[each.call].worker or 0)] == each.worker for each in asked)
     print(f"simulated: {same} of {len(asked)} calls on the same worker")
     return over
@@ -224,6 +232,10 @@ def report(run: Path) -> None:
     print(f"{run}: {meta['engine']}, {meta['workers']} workers of {meta['blocks']} blocks of {meta['block']};", end=" ")
     print(f"blocks computed {pressed:,}; calls per worker {sorted(Counter(each.worker for each in asked).values())}")
     compare("simulated", asked, {call: job.read for call, job in simulated(sessions, asked, meta).items()})
+    if meta["workers"] > 1:
+        prompt = sum(each.prompt for each in asked)
+        own = [sum(job.read for job in simulated(sessions, asked, meta, seed).values()) / prompt for seed in range(8)]
+        print("lots of its own, eight seeds: hit_rate", ", ".join(f"{rate:.2%}" for rate in sorted(own)))
     told = partial(oracle, asked, calls, block=meta["block"], live=meta["live"])
     if not meta["concurrent"]:
         compare("oracle", asked, told(blocks=meta["blocks"] + (meta["engine"] == "dynamo")))

@@ -66,7 +66,9 @@ def code_lines(source: str) -> int:
 
 
 def test_the_product_is_small_enough_to_read() -> None:
-    """The budget for all of it: 12,000 lines of code, no file above 350 lines of any kind."""
+    """12,000 lines of code for all of it (by ``wc``, blank lines and docstrings too, it is more), and no file above
+    350 lines of any kind.
+    """
     files = [file for layer in LAYERS for file in (ROOT / layer).rglob("*.py")]
     assert sum(code_lines(file.read_text()) for file in files) <= 12_000
     assert [file.name for file in files if file.read_text().count("\n") > 350] == []
