@@ -9,19 +9,20 @@ import pyarrow as pa
 import pytest
 
 from keepwarm.traces import schema
+from keepwarm.traces.model import After, Attempt, Breakpoint, Hints, PrefixBreak, Segment, ToolUse
 
 DOC = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| .+ \|$", re.MULTILINE)
 BEFORE_STRUCTS, _, REST = DOC.partition("### after")
 OUTCOME_PART = DOC.partition("## Outcomes")[2].partition("### attempt")[0]
 STRUCTS = {
-    "after": schema.AFTER,
-    "segment": schema.SEGMENT,
-    "breakpoint": schema.BREAKPOINT,
-    "tool": schema.TOOL,
-    "prefix_break": schema.PREFIX_BREAK,
-    "hints": schema.HINTS,
-    "attempt": schema.ATTEMPT,
+    "after": schema.struct_of(After),
+    "segment": schema.struct_of(Segment),
+    "breakpoint": schema.struct_of(Breakpoint),
+    "tool": schema.struct_of(ToolUse),
+    "prefix_break": schema.struct_of(PrefixBreak),
+    "hints": schema.struct_of(Hints),
+    "attempt": schema.struct_of(Attempt),
 }
 
 

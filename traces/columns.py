@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -13,14 +13,16 @@ import pyarrow as pa
 from keepwarm.traces import schema
 from keepwarm.traces.model import After, Attempt, Breakpoint, Call, Hints, Outcome, PrefixBreak, Segment, ToolUse
 
-ROW_TYPES: dict[str, Callable[..., Any]] = {
+MADE_OF: dict[str, Callable[..., Any]] = {
     "after": After,
     "append": Segment,
     "breakpoints": Breakpoint,
     "tools": ToolUse,
     "attempts": Attempt,
+    "hints": Hints,
+    "prefix_break": PrefixBreak,
 }
-STRUCT_TYPES: dict[str, Callable[..., Any]] = {"hints": Hints, "prefix_break": PrefixBreak}
+"""What the columns hold that are structs, or lists of them."""
 
 
 def _struct_array(rows: Sequence[Any], kind: pa.StructType) -> pa.Array:
@@ -34,9 +36,7 @@ def _struct_array(rows: Sequence[Any], kind: pa.StructType) -> pa.Array:
 
 
 def _list_array(rows: Sequence[Sequence[Any]], kind: pa.ListType) -> pa.Array:
-    offsets = [0]
-    for row in rows:
-        offsets.append(offsets[-1] + len(row))
+    offsets = list(accumulate(map(len, rows), initial=0))
     values = _struct_array(list(chain.from_iterable(rows)), kind.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
 
@@ -52,11 +52,8 @@ def to_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def calls_to_batch(calls: Sequence[Call]) -> pa.RecordBatch:
     """Calls as one record batch of the trace schema; a Call's fields stand in the schema's order."""
-    columns = zip(*calls, strict=True)
-    kinds = [schema.TRACE.field(name).type for name in Call._fields]
-    return pa.RecordBatch.from_arrays(
-        [to_array(c, k) for c, k in zip(columns, kinds, strict=True)], schema=schema.TRACE
-    )
+    columns = zip(zip(*calls, strict=True), schema.TRACE.types, strict=True)
+    return pa.RecordBatch.from_arrays([to_array(*column) for column in columns], schema=schema.TRACE)
 
 
 Order = tuple[int, str, int, str]
@@ -122,30 +119,17 @@ def outcomes_to_batch(outcomes: Sequence[Outcome]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema.OUTCOMES)
 
 
-def _read_structs(values: pa.StructArray, make: Callable[..., Any]) -> list[Any]:
-    if not len(values):
-        return []
-    columns = [column.to_pylist() for column in values.flatten()]
-    return [make(*row) for row in zip(*columns, strict=True)]
-
-
 def _read_column(name: str, column: pa.Array) -> list[Any]:
-    if name in STRUCT_TYPES:
-        return [None if row is None else STRUCT_TYPES[name](**row) for row in column.to_pylist()]
-    if name not in ROW_TYPES:
+    make = MADE_OF.get(name)
+    if make is None:
         values: list[Any] = column.to_pylist()
         return values
-    flat = _read_structs(column.flatten(), ROW_TYPES[name])
-    lengths = column.value_lengths().to_pylist()
-    rows, at = [], 0
-    for length in lengths:
-        rows.append(tuple(flat[at : at + (length or 0)]))
-        at += length or 0
-    return rows
+    if not pa.types.is_list(column.type):
+        return [None if row is None else make(**row) for row in column.to_pylist()]
+    rows = map(make, *(values.to_pylist() for values in column.flatten().flatten()))
+    return [tuple(islice(rows, length or 0)) for length in column.value_lengths().to_pylist()]
 
 
 def batch_to_calls(batch: pa.RecordBatch) -> Iterator[Call]:
     """The calls of a record batch that has every column of the trace schema, in its order."""
-    columns = [_read_column(name, batch.column(name)) for name in Call._fields]
-    for row in zip(*columns, strict=True):
-        yield Call(*row)
+    return map(Call, *(_read_column(name, batch.column(name)) for name in Call._fields))
