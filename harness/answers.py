@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from keepwarm.harness.bodies import Pieces, item, said
 from keepwarm.replayers import chat, messages, responses
+from keepwarm.replayers.account import account
 from keepwarm.replayers.sse import Events, failure, fault, part, string
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
@@ -122,7 +123,6 @@ class _Response(responses.Reader):
 Reader = _Message | _Completion | _Response
 """An answer in the making."""
 READERS: dict[str, Callable[[], Reader]] = {"messages": _Message, "chat": _Completion, "responses": _Response}
-USAGE = {"messages": messages.usage, "chat": chat.usage, "responses": responses.usage}
 
 
 class Answer:
@@ -187,7 +187,7 @@ class Answer:
 
     def usage(self) -> tuple[Usage | None, dict[str, Any]]:
         """The account, and what else it tells, in trace columns."""
-        told = USAGE[self._dialect](self.reader.heard.usage)
+        told = account(self.reader.heard.usage, self._dialect)
         if told["usage_source"] == "absent":
             return None, told
         read, writes = told["cache_read"], [told.get(f"cache_write_{ttl}") for ttl in ("5m", "1h", "other")]
