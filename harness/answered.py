@@ -17,19 +17,15 @@ class Speech(Protocol):
 
     def opening(self, account: Account) -> bytes:
         """A stream's first events."""
-        ...
 
     def delta(self, text: bytes) -> bytes:
         """An event with some of the text, escaped as JSON wants it."""
-        ...
 
     def closing(self, account: Account) -> bytes:
         """A stream's last events."""
-        ...
 
     def whole(self, account: Account) -> bytes:
         """An answer that is not streamed."""
-        ...
 
 
 def event(kind: str, **fields: Any) -> bytes:

@@ -11,14 +11,7 @@ from keepwarm.replayers.sse import count, part, string
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import Hints
 from keepwarm.traces.steps import Input, Piece
-from keepwarm.traces.thread import (
-    ASSISTANT_WEIGHT,
-    IMAGE_TOKENS,
-    RESULT_WEIGHT,
-    TOOL_RESULT_TOKENS,
-    TOOL_USE_TOKENS,
-    USER_WEIGHT,
-)
+from keepwarm.traces.thread import CHARACTER_TOKENS, PIECE_TOKENS
 
 TTL_5M, TTL_1H = 300, 3600
 NEWS = ("<task-notification>", "<subagent_notification>")
@@ -41,11 +34,8 @@ _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _UNSEEN = ("id", "status", "internal_chat_message_metadata_passthrough")
 _CLIENTS = dict.fromkeys(("agent_message", "compaction_trigger", "compaction"), "user")
 _SHAPED = ("system", "user")
-_WEIGHTS = {"tools": 0.25, "system": 0.25, "user": USER_WEIGHT, "answer": ASSISTANT_WEIGHT}
-_WEIGHTS["tool_result"] = RESULT_WEIGHT
-_MORE = {"tool_result": TOOL_RESULT_TOKENS, "tool_use": TOOL_USE_TOKENS}
+_WEIGHTS = {"tools": 0.25, "system": 0.25, **CHARACTER_TOKENS}
 _PICTURES = ("image", "input_image", "image_url", "document")
-
 
 Recent = deque[tuple[Sequence[Any], Sequence[Piece]]]
 Made = TypeVar("Made", covariant=True)
@@ -56,23 +46,18 @@ class Prompt(Protocol[Made]):
 
     def tools(self, tools: Sequence[Any], /) -> None:
         """The list of tools."""
-        ...
 
     def add(self, kind: str, block: Any, /) -> object:
         """One block of some kind, its cache mark with it."""
-        ...
 
     def mark(self, control: Any, /) -> None:
         """A cache_control mark on what was added last."""
-        ...
 
     def begin(self) -> None:
         """What the provider has of the conversation already comes here."""
-        ...
 
     def body(self, body: dict[str, Any], /) -> Made:
         """All of it."""
-        ...
 
 
 class Body(NamedTuple):
@@ -214,8 +199,8 @@ def _weight(kind: str, block: Any, content: bytes) -> float:
     """About how many tokens a block has."""
     name = _type(block)
     if name in _PICTURES:
-        return IMAGE_TOKENS
-    return len(content) * _WEIGHTS[kind] + _MORE.get(name, 0)
+        return PIECE_TOKENS["image"]
+    return len(content) * _WEIGHTS[kind] + PIECE_TOKENS.get(name, 0)
 
 
 def _type(block: Any) -> str:
@@ -333,7 +318,6 @@ class Reader(Protocol):
 
     def __call__(self, body: dict[str, Any], pieces: Prompt[Made], /) -> Made:
         """Take in all of a body."""
-        ...
 
 
 READERS: dict[str, Reader] = {"messages": messages, "chat": chat, "responses": responses}

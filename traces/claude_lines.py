@@ -16,14 +16,7 @@ from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
 from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, flow_of
-from keepwarm.traces.thread import (
-    ASSISTANT_WEIGHT,
-    IMAGE_TOKENS,
-    RESULT_WEIGHT,
-    TOOL_RESULT_TOKENS,
-    TOOL_USE_TOKENS,
-    USER_WEIGHT,
-)
+from keepwarm.traces.thread import CHARACTER_TOKENS, PIECE_TOKENS
 
 TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""
@@ -201,9 +194,9 @@ class FileFold:
         step.answer.append(self._hash(content))
         kind = block["type"]
         if kind == "text":
-            step.weight += len(block["text"]) * ASSISTANT_WEIGHT
+            step.weight += len(block["text"]) * CHARACTER_TOKENS["answer"]
         elif kind == "tool_use":
-            step.weight += len(content) * ASSISTANT_WEIGHT + TOOL_USE_TOKENS
+            step.weight += len(content) * CHARACTER_TOKENS["answer"] + PIECE_TOKENS["tool_use"]
             asked, agent_type, prompt = block["input"], None, None
             if block["name"] in SPAWN_TOOLS:
                 agent_type = maybe_string(asked.get("subagent_type"))
@@ -218,9 +211,9 @@ class FileFold:
             if (line.get("origin") or {}).get("kind") == "task-notification":
                 return self._news(text, hash_, at_ns)
             human = not line.get("isMeta") and not line.get("isCompactSummary")
-            return Input("user", hash_, len(text) * USER_WEIGHT, at_ns, human)
+            return Input("user", hash_, len(text) * CHARACTER_TOKENS["user"], at_ns, human)
         if block["type"] != "tool_result":
-            return Input("user", hash_, IMAGE_TOKENS, at_ns, human=True)
+            return Input("user", hash_, PIECE_TOKENS["image"], at_ns, human=True)
         told = line.get("toolUseResult")
         told = told if isinstance(told, dict) else {}
         resumed = maybe_string(told.get("resumedAgentId"))
@@ -228,7 +221,7 @@ class FileFold:
         return Input(
             "tool_result",
             hash_,
-            _result_weight(block.get("content") or "") + TOOL_RESULT_TOKENS,
+            _result_weight(block.get("content") or "") + PIECE_TOKENS["tool_result"],
             at_ns,
             tool_use=self._name("use", string(block["tool_use_id"])),
             is_error=maybe_bool(block.get("is_error")),
@@ -240,7 +233,7 @@ class FileFold:
     def _news(self, text: str, hash_: int, at_ns: int) -> Input:
         found = TASK_ID.search(text)
         agent = self._agent_name(found[1] if found else None)
-        return Input("user", hash_, len(text) * USER_WEIGHT, at_ns, agent=agent)
+        return Input("user", hash_, len(text) * CHARACTER_TOKENS["user"], at_ns, agent=agent)
 
     def _agent_name(self, agent: str | None) -> str | None:
         return self._name("agent", self._told, agent) if agent else None
@@ -273,6 +266,7 @@ def _blocks(content: Any) -> list[Any]:
 
 
 def _result_weight(content: str | list[dict[str, Any]]) -> float:
+    each = CHARACTER_TOKENS["tool_result"]
     if isinstance(content, str):
-        return len(content) * RESULT_WEIGHT
-    return sum(len(part["text"]) * RESULT_WEIGHT if part.get("type") == "text" else IMAGE_TOKENS for part in content)
+        return len(content) * each
+    return sum(len(part["text"]) * each if part.get("type") == "text" else PIECE_TOKENS["image"] for part in content)

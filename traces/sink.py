@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import orjson
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.place import first_line, locate
+from keepwarm.traces.schema import VERSION
 
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
 
@@ -26,15 +27,16 @@ def leaves(fields: Any, above: str = "") -> list[str]:
 
 
 class ParquetSink:
-    """A Parquet file written a row group at a time, its metadata given at the end. Nothing is left of a file whose
-    writing failed; an existing file is replaced only when the new one is whole."""
+    """A Parquet file written a row group at a time, as a context manager; ``meta``, which may be added to, goes in at the
+    end. Nothing is left of a file whose writing failed; an existing one is replaced only when the new one is whole.
+    """
 
-    def __init__(self, path: str, columns: pa.Schema) -> None:
-        self.path = path
+    def __init__(self, path: str, columns: pa.Schema, key: bytes) -> None:
         self._fs, self._inner = locate(path)
         self._part = self._inner + ".part"
-        self._meta = {"columns": leaves(columns)}
-        self._rows = 0
+        self._key = key
+        self.meta: dict[str, Any] = {"version": VERSION, "columns": leaves(columns)}
+        self.rows = 0
         if self._fs.get_file_info(self._inner).type == pafs.FileType.Directory:
             raise InputError(f"{path}: is a directory, expected the name of a file to write")
         try:
@@ -45,15 +47,17 @@ class ParquetSink:
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)
-        self._rows += batch.num_rows
+        self.rows += batch.num_rows
 
-    def commit(self, key: bytes, meta: dict[str, Any]) -> None:
-        self._writer.add_key_value_metadata({key: orjson.dumps(meta | self._meta | {"rows": self._rows})})
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
         self._writer.close()
         self._sink.close()
-        self._fs.move(self._part, self._inner)
-
-    def discard(self) -> None:
-        self._writer.close()
-        self._sink.close()
-        self._fs.delete_file(self._part)
+        if kind is None:
+            self._fs.move(self._part, self._inner)
+        else:
+            self._fs.delete_file(self._part)

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from heapq import merge
 from itertools import groupby, islice
 from operator import attrgetter
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import orjson
@@ -49,10 +48,10 @@ class TraceWriter:
     """
 
     def __init__(self, path: str, *, producer: str, version: str, tokens: str, notes: dict[str, Any] | None = None):
-        self._sink = ParquetSink(path, schema.TRACE)
-        self._meta = {"version": schema.VERSION, "producer": producer, "producer_version": version}
-        self._meta |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "tokens": tokens}
-        self._notes = notes if notes is not None else {}
+        self._sink = ParquetSink(path, schema.TRACE, schema.TRACE_KEY)
+        self._sink.meta |= {"producer": producer, "producer_version": version, "tokens": tokens}
+        self._sink.meta["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._sink.meta["notes"] = notes if notes is not None else {}
         self._buffer: list[Call] = []
         self._batches: list[pa.RecordBatch] = []
         self._hash = hashlib.blake2b(digest_size=16)
@@ -99,41 +98,29 @@ class TraceWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._sink.discard()
+            self._sink.__exit__(kind)
             return
-        try:
+        with self._sink:
             self._flush()
-        except BaseException:
-            self._sink.discard()
-            raise
-        self.digest = self._hash.hexdigest()
-        self._sink.commit(schema.TRACE_KEY, self._meta | {"digest": self.digest, "notes": self._notes})
+            self.digest = self._sink.meta["digest"] = self._hash.hexdigest()
 
 
 def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> int:
     """Write a run's outcomes, a row group in memory at a time; how many there were."""
-    sink = ParquetSink(path, schema.OUTCOMES)
-    rows = 0
-    try:
-        rest = iter(outcomes)
+    rest = iter(outcomes)
+    with ParquetSink(path, schema.OUTCOMES, schema.OUTCOMES_KEY) as sink:
         while chunk := list(islice(rest, ROWS_PER_GROUP)):
             sink.write(outcomes_to_batch(chunk))
-            rows += len(chunk)
-    except BaseException:
-        sink.discard()
-        raise
-    sink.commit(schema.OUTCOMES_KEY, {"version": schema.VERSION})
-    return rows
+    return sink.rows
 
 
 def write_outcome_table(path: str, table: pa.Table) -> None:
     """Write a run's outcomes that are a table already."""
-    sink = ParquetSink(path, schema.OUTCOMES)
-    for batch in table.to_batches(ROWS_PER_GROUP):
-        sink.write(batch)
-    sink.commit(schema.OUTCOMES_KEY, {"version": schema.VERSION})
+    with ParquetSink(path, schema.OUTCOMES, schema.OUTCOMES_KEY) as sink:
+        for batch in table.to_batches(ROWS_PER_GROUP):
+            sink.write(batch)
 
 
 def trace_files(path: str) -> list[str]:
