@@ -7,6 +7,7 @@ OpenRouter, xAI, Moonshot, Qwen, and gateways such as LiteLLM and Portkey that m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ from keepwarm.replayers.sse import count
 
 HOUR_S = 3600
 MOST_EXTRA = 1000
-"""How many bytes of fields that are not understood an outcome keeps."""
+"""How many characters of fields that are not understood an outcome keeps."""
 
 Path = tuple[str, ...]
 NAMES: dict[str, list[Path]] = {
@@ -24,8 +25,8 @@ NAMES: dict[str, list[Path]] = {
         "input": "prompt_tokens input_tokens inputTokens promptTokenCount",
         "output": "completion_tokens output_tokens outputTokens candidatesTokenCount",
         "total": "total_tokens totalTokens totalTokenCount",
-        "read": """prompt_tokens_details.cached_tokens input_tokens_details.cached_tokens cache_read_input_tokens
-            prompt_cache_hit_tokens cached_tokens cacheReadInputTokens cachedContentTokenCount""",
+        "read": """prompt_tokens_details.cached_tokens input_tokens_details.cached_tokens cached_tokens
+            cache_read_input_tokens prompt_cache_hit_tokens cacheReadInputTokens cachedContentTokenCount""",
         "missed": "prompt_cache_miss_tokens",
         "written": """prompt_tokens_details.cache_write_tokens prompt_tokens_details.created_cache_tokens
             prompt_tokens_details.cache_creation_input_tokens prompt_tokens_details.cache_creation_tokens
@@ -43,7 +44,7 @@ NAMES: dict[str, list[Path]] = {
 }
 """What providers call each number; the first that is a count holds, those in the dialect's own words before others."""
 
-OWN = {"messages": ("input_tokens", "output_", "cache_"), "responses": ("input_", "output_")}
+OWN = {"messages": ("input_", "output_", "cache_"), "responses": ("input_", "output_")}
 """How the names of a dialect's own fields begin; those of the others begin as chat's do."""
 
 Numbers = dict[str, int | None]
@@ -52,23 +53,24 @@ Numbers = dict[str, int | None]
 def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
     """The account in outcome columns; what was not told, or cannot hold, is None.
 
-    Input that a cache has part in is told as a whole by most, as the rest beside the cached parts by Anthropic and
-    Bedrock, and by gateways either way: they mean the rest where the parts exceed it, or where their total counts both.
-    In a rest the untold stands as nothing. A field left out means none in two places only: Google's, whose JSON omits
-    zeros, and the read of a rest that goes with a write, because Dynamo omits a read of zero there and always tells
-    the write; a server that tells neither knows nothing of caches. ``usage_extra`` is JSON of the fields that are not
-    understood, contradict others or cannot hold, a value null where it would be too long; empty ones say nothing.
+    Most tell the whole input; Anthropic and Bedrock tell the rest beside the cached parts, in which sum the untold
+    stands as nothing; gateways do either (see ``_is_rest``). A field that was left out means none in two places only:
+    Google's, whose JSON omits zeros, and the read beside such a rest where the written part is told, because Dynamo
+    leaves out just a read of zero there. A server that tells neither part knows nothing of caches: None.
+    ``usage_extra`` is JSON of the fields that are not understood, disagree with the account or cannot hold; a value
+    that is too long is null there, and empty ones are left out.
     """
-    fields = dict(_fields(told or {}))
-    first = OWN.get(dialect, ("prompt_", "completion_"))
-    where = {number: _where(fields, names, first) for number, names in NAMES.items()}
+    told = _keyed(told or {})
+    fields, own = dict(_fields(told)), OWN.get(dialect, ("prompt_", "completion_"))
+    where = {number: _where(fields, names, own) for number, names in NAMES.items()}
     got: Numbers = {number: fields[path] if path else None for number, path in where.items()}
     if where["input"] is None:
-        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(fields, {})}
+        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, {})}
     rest = where["input"] == ("inputTokens",) or (dialect == "messages" and where["input"] == ("input_tokens",))
-    _fill(got, fields, rest, google=where["input"] == ("promptTokenCount",))
+    google = where["input"] == ("promptTokenCount",)
+    _fill(got, fields, rest, google)
     prompt = _split(got, rest or _is_rest(got, fields))
-    output = _answer(got, prompt, google=where["input"] == ("promptTokenCount",))
+    output = _answer(got, prompt, google)
     read, written, short, long = (got[name] for name in ("read", "written", "short", "long"))
     return {
         "prompt": prompt,
@@ -82,50 +84,52 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
         "reasoning": got["reasoning"],
         "usage_source": "reported",
         "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
-        "usage_extra": _extra(fields, got),
+        "usage_extra": _extra(told, got),
     }
 
 
+def _keyed(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with Bedrock's list of writes as a mapping from TTL to tokens, where it is such a list."""
+    with suppress(TypeError, KeyError):
+        rows = {row["ttl"]: row["inputTokens"] for row in told["cacheDetails"]}
+        return {**told, "cacheDetails": rows} if len(rows) == len(told["cacheDetails"]) else told
+    return told
+
+
 def _fields(told: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Each field under its path; Bedrock's list of writes under their TTLs."""
     for name, value in told.items():
-        if name == "cacheDetails" and isinstance(value, list):
-            by_ttl = {str(row.get("ttl")): row.get("inputTokens") for row in value if isinstance(row, dict)}
-            value = by_ttl if len(by_ttl) == len(value) else value
+        yield (*path, name), value
         if isinstance(value, Mapping) and len(path) < 2:
             yield from _fields(value, (*path, name))
-        else:
-            yield (*path, name), value
 
 
-def _where(fields: Mapping[Path, Any], names: list[Path], first: tuple[str, ...]) -> Path | None:
+def _where(fields: Mapping[Path, Any], names: list[Path], own: tuple[str, ...]) -> Path | None:
     told = (name for name in names if count(fields.get(name)) is not None)
-    return min(told, key=lambda name: not name[0].startswith(first), default=None)
+    return min(told, key=lambda name: not name[0].startswith(own), default=None)
 
 
-def _fill(got: Numbers, fields: Mapping[Path, Any], rest: bool, *, google: bool) -> None:
-    """What was left out and means none, and the sum of writes that were told by their TTLs alone."""
+def _fill(got: Numbers, fields: Mapping[Path, Any], rest: bool, google: bool) -> None:
+    """Puts in what was left out and means none, and the sum of writes that were told by their TTLs alone."""
     if got["written"] is None and (got["short"] is not None or got["long"] is not None):
         got["written"] = (got["short"] or 0) + (got["long"] or 0)
     for name in ("read", "output", "reasoning") if google else ("read",) if rest and got["written"] is not None else ():
-        if not any(path in fields for path in (*NAMES[name], ("cacheTokensDetails",))):
+        if not fields.keys() & {*NAMES[name], ("cacheTokensDetails",)}:
             got[name] = 0
 
 
 def _is_rest(got: Numbers, fields: Mapping[Path, Any]) -> bool:
-    """Whether a gateway's input is the rest: only those that name the parts as Anthropic does tell it so."""
-    if not fields.keys() & {("cache_read_input_tokens",), ("cache_creation_input_tokens",)}:
-        return False
+    """Whether a gateway's input is the rest beside parts that it names as Anthropic does: they exceed it, or its total
+    counts both.
+    """
     told, parts = got["input"] or 0, (got["read"] or 0) + (got["written"] or 0)
-    return parts > told or (parts > 0 and got["total"] == told + parts + (got["output"] or 0))
+    beside = parts > told or (parts > 0 and got["total"] == told + parts + (got["output"] or 0))
+    return beside and bool(fields.keys() & {("cache_read_input_tokens",), ("cache_creation_input_tokens",)})
 
 
 def _split(got: Numbers, rest: bool) -> int:
-    """The whole prompt; parts that it has no room for are dropped."""
-    prompt = got["input"] or 0
-    if rest:
-        prompt += (got["read"] or 0) + (got["written"] or 0)
-    elif (got["read"] or 0) > prompt:
+    """The whole prompt; takes away parts that it has no room for."""
+    prompt = (got["input"] or 0) + ((got["read"] or 0) + (got["written"] or 0) if rest else 0)
+    if (got["read"] or 0) > prompt:
         got["read"] = None
     if (got["written"] or 0) > prompt - (got["read"] or 0):
         got["written"] = None
@@ -136,8 +140,8 @@ def _split(got: Numbers, rest: bool) -> int:
     return prompt
 
 
-def _answer(got: Numbers, prompt: int, *, google: bool) -> int | None:
-    """All of the output: reasoning is a part of it, but Google and xAI tell it beside; so shows xAI's total."""
+def _answer(got: Numbers, prompt: int, google: bool) -> int | None:
+    """All of the output: reasoning is a part of it, but beside it at Google's and, as their total shows, at xAI's."""
     output, reasoning = got["output"], got["reasoning"] or 0
     if output is not None and (google or (reasoning and got["total"] == prompt + output + reasoning)):
         output += reasoning
@@ -148,22 +152,19 @@ def _answer(got: Numbers, prompt: int, *, google: bool) -> int | None:
     return output
 
 
-def _extra(fields: Mapping[Path, Any], got: Numbers) -> str | None:
-    known = {path: got.get(number) for number, names in NAMES.items() for path in names}
-    extra: dict[str, Any] = {}
-    for path, value in fields.items():
-        understood = known.get(path) is not None and count(value) == known[path]
-        if not understood and value not in (None, "", [], {}):
-            inner = extra
-            for name in path[:-1]:
-                inner = inner.setdefault(name, {})
-            inner[path[-1]] = value
-    try:
-        sizes = {name: len(orjson.dumps(value)) for name, value in extra.items()}
-        for name in sorted(sizes, key=lambda name: -sizes[name]):
-            if len(orjson.dumps(extra)) > MOST_EXTRA:
-                extra[name] = None
-        text = orjson.dumps(extra, option=orjson.OPT_SORT_KEYS).decode()
-    except TypeError:  # nested too deep
-        return None
-    return text if extra and len(text) <= MOST_EXTRA else None
+def _extra(told: Mapping[str, Any], got: Numbers) -> str | None:
+    extra = _unread(told, {path: got.get(number) for number, names in NAMES.items() for path in names})
+    with suppress(TypeError):  # nested deeper than JSON is written
+        for name in (None, *sorted(extra, key=lambda name: -len(orjson.dumps(extra[name])))):
+            extra |= {name: None} if name else {}
+            text = orjson.dumps(extra, option=orjson.OPT_SORT_KEYS).decode()
+            if len(text) <= MOST_EXTRA:
+                return text if extra else None
+    return None
+
+
+def _unread(value: Any, known: Mapping[Path, int | None], path: Path = ()) -> Any:
+    if isinstance(value, Mapping) and len(path) < 3:
+        left = ((name, _unread(inner, known, (*path, name))) for name, inner in value.items())
+        return {name: inner for name, inner in left if inner not in (None, "", [], {})}
+    return value if known.get(path) is None or count(value) != known[path] else None
