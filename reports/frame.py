@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,10 +104,7 @@ def recorded_side(rows: pl.DataFrame) -> pl.DataFrame:
         (start + pl.col("rec_start_ns")).alias("sent_ns"),
         (start + pl.col("rec_first_token_ns")).alias("first_token_ns"),
         (start + pl.col("rec_end_ns")).alias("done_ns"),
-        pl.when(pl.col("rec_cache_write_5m") > 0)
-        .then(300)
-        .when(pl.col("rec_cache_write_1h") > 0)
-        .then(3600)
+        first_of([(pl.col("rec_cache_write_5m") > 0, 300), (pl.col("rec_cache_write_1h") > 0, 3600)], None)
         .cast(pl.Int32)
         .alias("write_ttl_s"),
         written("rec_").alias("written"),
@@ -125,22 +123,21 @@ def written(prefix: str = "") -> pl.Expr:
     )
 
 
+def first_of(cases: Iterable[tuple[pl.Expr, Any]], otherwise: Any) -> pl.Expr:
+    """What stands beside the first condition that holds: an expression, or a text."""
+    told = [pl.when(holds).then(pl.lit(what) if isinstance(what, str) else what) for holds, what in cases]
+    return pl.coalesce(*told, pl.lit(otherwise) if isinstance(otherwise, str) else otherwise)
+
+
 def turn_bucket() -> pl.Expr:
     """The name of the turn bucket of a row."""
-    bucket: Any = pl
-    for last, name in TURNS:
-        bucket = bucket.when(pl.col("turn") <= last).then(pl.lit(name))
-    named: pl.Expr = bucket.otherwise(pl.lit("50+"))
-    return named
+    return first_of(((pl.col("turn") <= last, name) for last, name in TURNS), "50+")
 
 
 def gap_bucket() -> pl.Expr:
     """The name of the gap bucket of a row."""
-    bucket: Any = pl.when(pl.col("gap_ns").is_null()).then(pl.lit("none"))
-    for end, name in GAPS:
-        bucket = bucket.when(pl.col("gap_ns") < end * 1_000_000_000).then(pl.lit(name))
-    named: pl.Expr = bucket.otherwise(pl.lit(">1h"))
-    return named
+    named = ((pl.col("gap_ns") < end * 1_000_000_000, name) for end, name in GAPS)
+    return first_of([(pl.col("gap_ns").is_null(), "none"), *named], ">1h")
 
 
 def arranged(rows: pl.DataFrame) -> pl.DataFrame:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from operator import eq, ge, gt, le, lt
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from keepwarm.reports import latency, metrics
-from keepwarm.reports.frame import Loaded, clock_told, time_scale
+from keepwarm.reports.frame import USAGE, Loaded, clock_told, time_scale
 from keepwarm.reports.prices import Prices, completion, cost
 from keepwarm.reports.requirement import KINDS, RATES, WHOLE, Requirement, parse, percent
 from keepwarm.reports.validity import validity
 from keepwarm.traces.errors import InputError
 
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "==": operator.eq,
-}
-ON_CACHE = {*RATES, "read_write_ratio", "hit_rate_macro", "cold_write_share", "warm_hit_range", "retention"}
-ON_CACHE |= {"achievable_hit_rate", "efficiency", "cost_per_completed_task", "cache_read", "uncached"}
-ON_CACHE |= {"cache_write_5m", "cache_write_1h", "cache_write_other", "written"}
+OPERATORS: dict[str, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt, "==": eq}
+ON_CACHE = {*RATES, "read_write_ratio", "hit_rate_macro", "cold_write_share", "warm_hit_range", "retention", "written"}
+ON_CACHE |= {"achievable_hit_rate", "efficiency", "cost_per_completed_task", *USAGE} - {"prompt", "output"}
 """Figures that depend on what a TTL left in the cache."""
 
 ESTIMATED = 0.2

@@ -9,12 +9,16 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import recorded_side
+from keepwarm.reports.frame import first_of, recorded_side
 from keepwarm.reports.metrics import REPORTED, WARM, with_previous
 
 LOSS = 0.5
 SMALL = 32
 FALL = 1024
+RATES = {
+    "run": pl.col("run_read").sum() / pl.col("run_prompt").sum(),
+    "recorded": pl.col("cache_read").sum() / pl.col("prompt").sum(),
+}
 CAUSES = ("model_switch", "compaction", "prompt_changed", "ttl", "unknown")
 
 
@@ -27,19 +31,14 @@ def cause(scale: float, provider: bool) -> pl.Expr:
     told = pl.col("rec_miss_reason") if provider else pl.lit(None, pl.String)
     change = pl.col("prefix_change").fill_null("")
     idle_s = (pl.col("sent_ns") - pl.col("prev_done_ns")) / 1e9 * scale
-    return (
-        pl.when(told.is_not_null())
-        .then("provider: " + told)
-        .when((change == "model_switch") | (pl.col("model") != pl.col("prev_model")))
-        .then(pl.lit("model_switch"))
-        .when(change.is_in(["compaction", "microcompaction"]))
-        .then(pl.lit("compaction"))
-        .when((pl.col("planned_keep") < pl.col("prev_planned_prompt")) | (change != ""))
-        .then(pl.lit("prompt_changed"))
-        .when(idle_s > pl.col("prev_write_ttl_s"))
-        .then(pl.lit("ttl"))
-        .otherwise(pl.lit("unknown"))
+    causes = (
+        (told.is_not_null(), "provider: " + told),
+        ((change == "model_switch") | (pl.col("model") != pl.col("prev_model")), "model_switch"),
+        (change.is_in(["compaction", "microcompaction"]), "compaction"),
+        ((pl.col("planned_keep") < pl.col("prev_planned_prompt")) | (change != ""), "prompt_changed"),
+        (idle_s > pl.col("prev_write_ttl_s"), "ttl"),
     )
+    return first_of(causes, "unknown")
 
 
 def table(linked: pl.DataFrame, scale: float = 1.0, provider: bool = False) -> list[dict[str, Any]]:
@@ -75,7 +74,7 @@ def compare_recorded(rows: pl.DataFrame) -> dict[str, Any] | None:
     if not len(linked):
         return None
     warm = linked.filter(WARM)
-    rates = _rates(warm)
+    rates = warm.select(**RATES).row(0) if len(warm) else (None, None)
     exact = warm.select((pl.col("difference").abs() <= SMALL).mean()).item()
     return {
         "calls": len(linked),
@@ -89,18 +88,9 @@ def compare_recorded(rows: pl.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def _rates(warm: pl.DataFrame) -> tuple[Any, Any]:
-    run = pl.col("run_read").sum() / pl.col("run_prompt").sum()
-    recorded = pl.col("cache_read").sum() / pl.col("prompt").sum()
-    return warm.select(run=run, recorded=recorded).row(0) if len(warm) else (None, None)
-
-
 def session_differences(warm: pl.DataFrame) -> dict[str, Any]:
     """Points of warm hit rate, session by session, that the run is away from the recording."""
-    sessions = warm.group_by("session_no").agg(
-        run=pl.col("run_read").sum() / pl.col("run_prompt").sum(),
-        recorded=pl.col("cache_read").sum() / pl.col("prompt").sum(),
-    )
+    sessions = warm.group_by("session_no").agg(**RATES)
     away = (100 * (sessions["run"] - sessions["recorded"])).abs()
     within = {f"within_{p:g}": (away <= p).mean() if len(away) else None for p in (0.5, 1.0, 1.5, 2.0)}
     return {"sessions": len(away), **within, "max": away.max()}
@@ -112,21 +102,16 @@ def explanation() -> pl.Expr:
     why = cause(1.0, provider=True)
     fell = pl.col("cache_read") < pl.min_horizontal(left, pl.col("prompt")) - FALL
     kind = pl.col("gap_kind").fill_null("unknown")
-    return (
-        pl.when(pl.col("turn") == 0)
-        .then(pl.lit("first call: warmed by traffic outside the data"))
-        .when(pl.col("difference").abs() <= SMALL)
-        .then(pl.lit("32 tokens or less"))
-        .when(pl.col("prefix_change") == "recorded_break")
-        .then(pl.lit("prefix cut to what was read (informed)"))
-        .when(pl.col("cache_read") > left + SMALL)
-        .then(pl.lit("read more than its predecessor left: a call outside the data wrote"))
-        .when(why.is_in(["unknown", "prompt_changed"]) & fell & pl.col("prefix_change").is_null())
-        .then("fell inside its TTL, no cause in the log, after a " + kind + " gap")
-        .when(why == "unknown")
-        .then(pl.lit("other"))
-        .otherwise(why)
+    unexplained = why.is_in(["unknown", "prompt_changed"]) & fell & pl.col("prefix_change").is_null()
+    explanations = (
+        (pl.col("turn") == 0, "first call: warmed by traffic outside the data"),
+        (pl.col("difference").abs() <= SMALL, "32 tokens or less"),
+        (pl.col("prefix_change") == "recorded_break", "prefix cut to what was read (informed)"),
+        (pl.col("cache_read") > left + SMALL, "read more than its predecessor left: a call outside the data wrote"),
+        (unexplained, "fell inside its TTL, no cause in the log, after a " + kind + " gap"),
+        (why == "unknown", "other"),
     )
+    return first_of(explanations, why)
 
 
 def explained(linked: pl.DataFrame) -> list[dict[str, Any]]:
@@ -134,15 +119,8 @@ def explained(linked: pl.DataFrame) -> list[dict[str, Any]]:
     hit rate for first calls.
     """
     prompts = linked.select(all=pl.col("run_prompt").sum(), warm=pl.col("run_prompt").filter(WARM).sum()).row(0)
-    groups = (
-        linked.filter(pl.col("difference") != 0)
-        .group_by(cause=explanation())
-        .agg(
-            calls=pl.len(),
-            tokens=pl.col("difference").sum(),
-            first=(pl.col("turn") == 0).all(),
-        )
-    )
+    groups = linked.filter(pl.col("difference") != 0).group_by(cause=explanation())
+    sums = groups.agg(calls=pl.len(), tokens=pl.col("difference").sum(), first=(pl.col("turn") == 0).all())
     whole = pl.when(pl.col("first")).then(prompts[0]).otherwise(prompts[1])
-    points = groups.with_columns(points=100 * pl.col("tokens") / whole)
+    points = sums.with_columns(points=100 * pl.col("tokens") / whole)
     return points.sort(pl.col("tokens").abs(), "cause", descending=[True, False]).drop("first").to_dicts()

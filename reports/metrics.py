@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, Loaded, time_scale
+from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, first_of, time_scale
 
 READ, PROMPT, UNCACHED, WRITTEN = (pl.col(name) for name in ("cache_read", "prompt", "uncached", "written"))
 WARM = pl.col("turn") > 0
@@ -18,14 +18,8 @@ RATE = READ / PROMPT
 SECOND = 1e9
 PUBLISHED_RANGE = (0.85, 0.97)
 
-GROUPS = {
-    "role": "role",
-    "agent_type": "agent_type",
-    "flow": "flow",
-    "model": "model",
-    "turn": "turn_bucket",
-    "gap": "gap_bucket",
-}
+GROUPS = {name: name for name in ("role", "agent_type", "flow", "model")}
+GROUPS |= {"turn": "turn_bucket", "gap": "gap_bucket"}
 """What figures are given by, and the column that holds it."""
 
 
@@ -43,9 +37,7 @@ def _total(name: str) -> pl.Expr:
 
 def _source() -> pl.Expr:
     told = pl.col("write_source").filter(REPORTED)
-    return (pl.when(told.len() == 0).then(pl.lit("absent")).when(told.n_unique() > 1).then(pl.lit("mixed"))).otherwise(
-        told.first()
-    )
+    return first_of([(told.len() == 0, "absent"), (told.n_unique() > 1, "mixed")], told.first())
 
 
 FIGURES: dict[str, pl.Expr] = {
@@ -57,14 +49,7 @@ FIGURES: dict[str, pl.Expr] = {
     "warm_calls": (WARM & REPORTED).sum(),
     "rate_prompt": PROMPT.filter(REPORTED).sum(),
     "warm_prompt": PROMPT.filter(WARM & REPORTED).sum(),
-    "prompt": _total("prompt"),
-    "uncached": _total("uncached"),
-    "cache_read": _total("cache_read"),
-    "cache_write_5m": _total("cache_write_5m"),
-    "cache_write_1h": _total("cache_write_1h"),
-    "cache_write_other": _total("cache_write_other"),
-    "written": _total("written"),
-    "output": _total("output"),
+    **{name: _total(name) for name in (*USAGE, "written")},
     "output_calls": pl.col("output").count(),
     "output_est": pl.col("rec_output_est").filter(pl.col("output").is_null()).sum(),
     "write_source": _source(),
@@ -127,6 +112,13 @@ def spread(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, 
     return {name: None if value is None else value / unit for name, value in found.items()}
 
 
+def spread_to_max(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
+    """The same, and the largest value as ``max``."""
+    found = spread(values, *percents, 100, unit=unit)
+    most = found.pop("p100")
+    return {**found, "max": most}
+
+
 def warm_hit_range(rows: pl.DataFrame) -> dict[str, Any]:
     """How the hit rates of single warm calls spread (p5, p50, p95), and the share of them inside 85-97 %."""
     rates = rows.filter(OVER["inside_85_97"]).select(RATE.alias("rate"))["rate"]
@@ -183,8 +175,8 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
     stretch = tasks.filter(pl.col("recorded") > 0).select(s=pl.col("wall") * scale / pl.col("recorded"))["s"]
     known = same_plan and loaded.kind == "run" and len(stretch) > 0
     return {
-        "task_time": {**spread(tasks["wall"], 50, 90, unit=SECOND), "max": _seconds(tasks["wall"].max())},
-        "stretch": {**spread(stretch, 50, 90), "max": stretch.max()} if known else None,
+        "task_time": spread_to_max(tasks["wall"], 50, 90, unit=SECOND),
+        "stretch": spread_to_max(stretch, 50, 90) if known else None,
     }
 
 
@@ -201,17 +193,12 @@ def turn_drift(rows: pl.DataFrame) -> float | None:
 def schedule_lag(rows: pl.DataFrame) -> dict[str, Any]:
     """How late calls were sent after they were due, in seconds."""
     lag = rows.select(lag=pl.col("sent_ns") - pl.col("due_ns"))["lag"].drop_nulls()
-    return {**spread(lag, 50, 99, unit=SECOND), "max": _seconds(lag.max())}
-
-
-def _seconds(ns: Any) -> float | None:
-    return None if ns is None else ns / SECOND
+    return spread_to_max(lag, 50, 99, unit=SECOND)
 
 
 def whole(loaded: Loaded, linked: pl.DataFrame) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``linked`` is its rows with_previous."""
-    rows = loaded.rows
-    rates = achievable(loaded)
+    rows, rates = loaded.rows, achievable(loaded)
     hit = of(rows)["hit_rate"]
     return {
         "warm_hit_range": warm_hit_range(rows),

@@ -58,11 +58,6 @@ def breaks(linked: pl.DataFrame) -> list[dict[str, Any]]:
     return groups.sort("tokens_behind", "role", "kind", "change", descending=[True, False, False, False]).to_dicts()
 
 
-def _percentiles(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
-    """Percentiles and the largest value, each divided by ``unit``."""
-    return {**metrics.spread(values, *percents, unit=unit), "max": metrics.spread(values, 100, unit=unit)["p100"]}
-
-
 def _span(rows: pl.DataFrame) -> float | None:
     span: float | None = rows.select((pl.col("done_ns").max() - pl.col("sent_ns").min()) / 1e9).item()
     return span
@@ -72,17 +67,13 @@ def gaps(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """Gaps by kind: how many, p50 p90 p99 max in seconds, and the share of all gap time."""
     known = rows.filter(pl.col("gap_ns").is_not_null()).select("gap_ns", kind=pl.col("gap_kind").fill_null("unknown"))
     kinds = known["kind"].value_counts().sort("count", "kind", descending=[True, False])["kind"]
-    found = {}
+    found, total = {}, int(known["gap_ns"].sum())
     for kind in kinds:
         values = known.filter(pl.col("kind") == kind)["gap_ns"]
-        percentiles = _percentiles(values, 50, 90, 99, unit=metrics.SECOND)
-        found[kind] = {"count": len(values), **percentiles, "share_of_time": _share(values, known["gap_ns"])}
+        percentiles = metrics.spread_to_max(values, 50, 90, 99, unit=metrics.SECOND)
+        share = int(values.sum()) / total if total else None
+        found[kind] = {"count": len(values), **percentiles, "share_of_time": share}
     return found
-
-
-def _share(part: pl.Series, whole: pl.Series) -> float | None:
-    total = int(whole.sum())
-    return int(part.sum()) / total if total else None
 
 
 def growth(linked: pl.DataFrame) -> dict[str, Any]:
@@ -91,7 +82,7 @@ def growth(linked: pl.DataFrame) -> dict[str, Any]:
     first = linked.filter((pl.col("turn") == 0) & pl.col("prompt").is_not_null()).group_by("role")
     medians = first.agg(p50=pl.col("prompt").quantile(0.5, "equiprobable")).sort("role")
     return {
-        "added_a_call": _percentiles(added, 50, 90, 99),
+        "added_a_call": metrics.spread_to_max(added, 50, 90, 99),
         "shrinking_calls": int((added < 0).sum()),
         "first_prompt_p50": {role: int(p50) for role, p50 in medians.iter_rows()},
         "longest_prompt": linked["prompt"].max(),
@@ -104,13 +95,12 @@ def fan_out(rows: pl.DataFrame) -> dict[str, Any]:
         calls=pl.len(), subagents=pl.col("agent_no").filter(pl.col("role") == "subagent").n_unique()
     )
     peaks = peak_concurrent(rows)
+    peak_counts = peaks.group_by("peak").len().sort("peak")
     counts = sessions.group_by("subagents").len().sort("subagents")
     return {
-        "calls_a_session": _percentiles(sessions["calls"], 50, 90, 99),
+        "calls_a_session": metrics.spread_to_max(sessions["calls"], 50, 90, 99),
         "sessions_by_subagents": {str(number): count for number, count in counts.iter_rows()},
-        "sessions_by_peak_at_once": {
-            str(peak): count for peak, count in peaks.group_by("peak").len().sort("peak").iter_rows()
-        },
+        "sessions_by_peak_at_once": {str(peak): count for peak, count in peak_counts.iter_rows()},
         "most_at_once": peaks["peak"].max(),
     }
 
@@ -119,13 +109,9 @@ def peak_concurrent(rows: pl.DataFrame) -> pl.DataFrame:
     """The most sub-agents at work at the same moment, session by session (``session_no``, ``peak``)."""
     agents = rows.filter(pl.col("role") == "subagent").group_by("session_no", "agent_no")
     spans = agents.agg(start=pl.col("sent_ns").min(), end=pl.col("done_ns").max())
-    steps = pl.concat(
-        [
-            spans.select("session_no", at="start", step=pl.lit(1, pl.Int32)),
-            spans.select("session_no", at="end", step=pl.lit(-1, pl.Int32)),
-        ]
-    ).sort("session_no", "at", "step")
-    running = steps.with_columns(running=pl.col("step").cum_sum().over("session_no"))
+    ends = (("start", 1), ("end", -1))
+    steps = pl.concat([spans.select("session_no", at=end, step=pl.lit(step, pl.Int32)) for end, step in ends])
+    running = steps.sort("session_no", "at", "step").with_columns(running=pl.col("step").cum_sum().over("session_no"))
     return running.group_by("session_no").agg(peak=pl.col("running").max())
 
 

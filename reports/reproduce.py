@@ -80,19 +80,9 @@ def reproduce(loaded: Loaded) -> dict[str, Any]:
         for definition in claim["definition"]:
             low, high = definition.get("low", claim["low"]), definition.get("high", claim["high"])
             value, calls, sessions = measured(loaded.rows, definition)
-            results.append(
-                {
-                    "claim": claim["name"],
-                    "definition": definition["name"],
-                    "metric": definition["metric"],
-                    "measured": value,
-                    "calls": calls,
-                    "sessions": sessions,
-                    "low": low,
-                    "high": high,
-                    "verdict": verdict(value, low, high),
-                }
-            )
+            row = {"claim": claim["name"], "definition": definition["name"], "metric": definition["metric"]}
+            row |= {"measured": value, "calls": calls, "sessions": sessions, "low": low, "high": high}
+            results.append(row | {"verdict": verdict(value, low, high)})
     return {
         "name": loaded.name,
         "path": loaded.path,

@@ -27,8 +27,9 @@ def leaves(fields: Any, above: str = "") -> list[str]:
 
 
 class ParquetSink:
-    """A Parquet file written a row group at a time, as a context manager; ``meta``, which may be added to, goes in at the
-    end. Nothing is left of a file whose writing failed; an existing one is replaced only when the new one is whole.
+    """A Parquet file written a row group at a time, its metadata (``meta``: it may be added to) at the end. Use it as
+    a context manager: nothing is left of a file whose writing failed, and an existing file is replaced only when the
+    new one is whole.
     """
 
     def __init__(self, path: str, columns: pa.Schema, key: bytes) -> None:
