@@ -19,8 +19,8 @@ MOST_EXTRA = 1000
 """How many characters of fields that are not understood an outcome keeps."""
 
 Path = tuple[str, ...]
-NAMES: dict[str, list[Path]] = {
-    number: [tuple(name.split(".")) for name in names.split()]
+NUMBERS: dict[Path, str] = {
+    tuple(name.split(".")): number
     for number, names in {
         "input": "prompt_tokens input_tokens inputTokens promptTokenCount",
         "output": "completion_tokens output_tokens outputTokens candidatesTokenCount",
@@ -41,13 +41,14 @@ NAMES: dict[str, list[Path]] = {
         "reasoning": """completion_tokens_details.reasoning_tokens output_tokens_details.reasoning_tokens
             output_tokens_details.thinking_tokens reasoning_tokens thoughtsTokenCount""",
     }.items()
+    for name in names.split()
 }
 """What providers call each number; the first that is a count holds, those in the dialect's own words before others."""
 
 OWN = {"messages": ("input_", "output_", "cache_"), "responses": ("input_", "output_")}
 """How the names of a dialect's own fields begin; those of the others begin as chat's do."""
 
-Numbers = dict[str, int | None]
+Counts = dict[str, int | None]
 
 
 def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
@@ -61,11 +62,11 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
     that is too long is null there, and empty ones are left out.
     """
     told = _keyed(told or {})
-    fields, own = dict(_fields(told)), OWN.get(dialect, ("prompt_", "completion_"))
-    where = {number: _where(fields, names, own) for number, names in NAMES.items()}
-    got: Numbers = {number: fields[path] if path else None for number, path in where.items()}
-    if where["input"] is None:
+    fields = dict(_fields(told))
+    where = _where(fields, OWN.get(dialect, ("prompt_", "completion_")))
+    if "input" not in where:
         return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, {})}
+    got: Counts = dict.fromkeys(NUMBERS.values()) | {number: fields[path] for number, path in where.items()}
     rest = where["input"] == ("inputTokens",) or (dialect == "messages" and where["input"] == ("input_tokens",))
     google = where["input"] == ("promptTokenCount",)
     _fill(got, fields, rest, google)
@@ -103,21 +104,22 @@ def _fields(told: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, An
             yield from _fields(value, (*path, name))
 
 
-def _where(fields: Mapping[Path, Any], names: list[Path], own: tuple[str, ...]) -> Path | None:
-    told = (name for name in names if count(fields.get(name)) is not None)
-    return min(told, key=lambda name: not name[0].startswith(own), default=None)
+def _where(fields: Mapping[Path, Any], own: tuple[str, ...]) -> dict[str, Path]:
+    """Which field each number is taken from."""
+    told = [path for path in reversed(NUMBERS) if path in fields and count(fields[path]) is not None]
+    return {NUMBERS[path]: path for path in sorted(told, key=lambda path: path[0].startswith(own))}  # the last holds
 
 
-def _fill(got: Numbers, fields: Mapping[Path, Any], rest: bool, google: bool) -> None:
+def _fill(got: Counts, fields: Mapping[Path, Any], rest: bool, google: bool) -> None:
     """Puts in what was left out and means none, and the sum of writes that were told by their TTLs alone."""
     if got["written"] is None and (got["short"] is not None or got["long"] is not None):
         got["written"] = (got["short"] or 0) + (got["long"] or 0)
     for name in ("read", "output", "reasoning") if google else ("read",) if rest and got["written"] is not None else ():
-        if not fields.keys() & {*NAMES[name], ("cacheTokensDetails",)}:
+        if not any(NUMBERS.get(path) == name or path == ("cacheTokensDetails",) for path in fields):
             got[name] = 0
 
 
-def _is_rest(got: Numbers, fields: Mapping[Path, Any]) -> bool:
+def _is_rest(got: Counts, fields: Mapping[Path, Any]) -> bool:
     """Whether a gateway's input is the rest beside parts that it names as Anthropic does: they exceed it, or its total
     counts both.
     """
@@ -126,7 +128,7 @@ def _is_rest(got: Numbers, fields: Mapping[Path, Any]) -> bool:
     return beside and bool(fields.keys() & {("cache_read_input_tokens",), ("cache_creation_input_tokens",)})
 
 
-def _split(got: Numbers, rest: bool) -> int:
+def _split(got: Counts, rest: bool) -> int:
     """The whole prompt; takes away parts that it has no room for."""
     prompt = (got["input"] or 0) + ((got["read"] or 0) + (got["written"] or 0) if rest else 0)
     if (got["read"] or 0) > prompt:
@@ -140,7 +142,7 @@ def _split(got: Numbers, rest: bool) -> int:
     return prompt
 
 
-def _answer(got: Numbers, prompt: int, google: bool) -> int | None:
+def _answer(got: Counts, prompt: int, google: bool) -> int | None:
     """All of the output: reasoning is a part of it, but beside it at Google's and, as their total shows, at xAI's."""
     output, reasoning = got["output"], got["reasoning"] or 0
     if output is not None and (google or (reasoning and got["total"] == prompt + output + reasoning)):
@@ -152,8 +154,8 @@ def _answer(got: Numbers, prompt: int, google: bool) -> int | None:
     return output
 
 
-def _extra(told: Mapping[str, Any], got: Numbers) -> str | None:
-    extra = _unread(told, {path: got.get(number) for number, names in NAMES.items() for path in names})
+def _extra(told: Mapping[str, Any], got: Counts) -> str | None:
+    extra = _unread(told, got)
     with suppress(TypeError):  # nested deeper than JSON is written
         for name in (None, *sorted(extra, key=lambda name: -len(orjson.dumps(extra[name])))):
             extra |= {name: None} if name else {}
@@ -163,8 +165,9 @@ def _extra(told: Mapping[str, Any], got: Numbers) -> str | None:
     return None
 
 
-def _unread(value: Any, known: Mapping[Path, int | None], path: Path = ()) -> Any:
+def _unread(value: Any, got: Counts, path: Path = ()) -> Any:
     if isinstance(value, Mapping) and len(path) < 3:
-        left = ((name, _unread(inner, known, (*path, name))) for name, inner in value.items())
+        left = ((name, _unread(inner, got, (*path, name))) for name, inner in value.items())
         return {name: inner for name, inner in left if inner not in (None, "", [], {})}
-    return value if known.get(path) is None or count(value) != known[path] else None
+    known = got.get(NUMBERS.get(path, ""))
+    return value if known is None or count(value) != known else None

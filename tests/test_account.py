@@ -193,11 +193,13 @@ def test_what_merely_equals_a_count_is_none() -> None:
 
 
 def test_a_dialects_own_words_come_first() -> None:
-    """Gateways fill in the other dialect's names with zeros."""
+    """Gateways fill in the other dialect's names with zeros. Among its own, OpenAI's come before an engine's."""
     told = {"prompt_tokens": 9, "completion_tokens": 2, "input_tokens": 0, "output_tokens": 0}
     assert columns(told, "chat")[0] == 9
     assert columns(told, "responses")[0] == 0
     assert extra(told, "chat") == {"input_tokens": 0, "output_tokens": 0}
+    both = {"cache_write_tokens": 1, "created_cache_tokens": 2}
+    assert columns({"prompt_tokens": 9, "prompt_tokens_details": both}, "chat")[5] == 1
 
 
 def test_extra_is_compact_sorted_and_bounded() -> None:
