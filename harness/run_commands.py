@@ -14,11 +14,14 @@ from typing import Any
 import click
 
 from keepwarm.harness.duration import Duration, Number
+from keepwarm.harness.endpoint_options import DIALECT, endpoint_options, take_address
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
+from keepwarm.replayers.hints import HINTING
 from keepwarm.traces.errors import InputError
 
 DEMO_SPEED = 60.0
+STARTS = ("salt", "cache-salt", "reset", "warm")
 LEAST_SPEED, MOST_SPEED = 1e-3, 1e6
 
 OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
@@ -56,29 +59,67 @@ def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False)
 @click.argument("trace")
 @click.option("--endpoint", "url", required=True, metavar="URL", help="Base URL, with or without /v1.")
 @OUTPUT
-@click.option("--dialect", type=click.Choice(["messages", "chat"]), default="messages", show_default=True)
-@click.option("--model", help="The model to ask for; else the only one that the endpoint serves.")
-@click.option("--key-env", metavar="NAME", help="Environment variable that holds the API key.")
+@DIALECT
+@endpoint_options
 @click.option("--speed", type=Number(LEAST_SPEED, MOST_SPEED), default=1.0, help="Divide every gap by this.")
 @GAP_CAP
+@click.option(
+    "--scale-tokens", type=Number(1e-6, 1), metavar="SHARE", help="Cut every prompt and answer to this share."
+)
 @click.option("--sessions", type=click.IntRange(1, 1 << 40), default=8, show_default=True, help="Sessions at a time.")
 @click.option("--max-rate", type=click.IntRange(min=1), metavar="N", help="At most N calls a second.")
-@click.option("--timeout", type=Duration(), default=600.0, show_default=True, help="For one whole call.")
 @click.option("--no-stream", is_flag=True, help="Ask for whole answers: no first-token times then.")
-@click.option("--warm", is_flag=True, help="Send prompts without a run salt: what an earlier run left may be read.")
+@click.option(
+    "--start",
+    type=click.Choice(STARTS),
+    default="salt",
+    show_default=True,
+    help="How the cache is cold: by other texts, the server's cache_salt, its reset; or warm.",
+)
+@click.option(
+    "--assistant",
+    type=click.Choice(["recorded", "live"]),
+    default="recorded",
+    show_default=True,
+    help="Whose answers later prompts repeat: recorded ones, the same on every endpoint, or the endpoint's own.",
+)
+@click.option(
+    "--hints", type=click.Choice(HINTING), default="recorded", show_default=True, help="Scheduling hints to send."
+)
+@click.option(
+    "--match",
+    type=click.Choice(["tokens", "bytes"]),
+    default="tokens",
+    show_default=True,
+    help="Prompts of the planned tokens, or of bytes that do not depend on the endpoint.",
+)
+@click.option(
+    "--like", type=click.Path(path_type=Path), metavar="RUN", help="With --match bytes: the bytes that this run sent."
+)
+@click.option("--metrics", multiple=True, metavar="URL", help="A further server whose counters are read; repeatable.")
+@click.option("--no-preflight", is_flag=True, help="Send without asking first what the endpoint can do.")
 @FORCE
 def replay(trace: str, url: str, output: Path | None, force: bool, **options: Any) -> None:
     """Replay a trace against an HTTP endpoint.
 
     Ctrl-C ends it with its results so far kept (exit code 130). Without -o the report is printed and the run forgotten.
     """
-    speed, gap_cap, sessions = options.pop("speed"), options.pop("gap_cap"), options.pop("sessions")
-    from keepwarm.harness.replaying import asked_endpoint, replay_to
+    from keepwarm.harness.replaying import asked_endpoint, frozen_costs, replay_to
 
-    planned = Planned(trace, speed=speed, gap_cap=gap_cap, at_once=sessions)
-    server = asked_endpoint(url, options["dialect"], options["key_env"], options.pop("model"))
+    take = options.pop
+    times = {name: take(name) for name in ("speed", "gap_cap")}
+    planned = Planned(trace, **times, at_once=take("sessions"), scale=take("scale_tokens"))
+    like, match = take("like"), take("match")
+    if like is not None and match != "bytes":
+        raise click.UsageError("--like is for --match bytes")
+    frozen, salt = frozen_costs(like) if match == "bytes" else (None, None)
+    dialect, preflight = take("dialect"), not take("no_preflight")
+    address = take_address(url, dialect, options)
+    asking = asked_endpoint(
+        address, dialect, take("model"), preflight=preflight, tokenizer=take("tokenizer"), frozen=frozen
+    )
     with run_directory(output, "replay", force=force) as path:
-        came = replay_to(path, planned, url, server, **options)
+        came = replay_to(path, planned, asking, salt=salt, **options)
         finish(path, output, came.words())
     if came.interrupted:
         raise SystemExit(130)
@@ -99,6 +140,7 @@ def demo(output: Path | None, speed: float, force: bool) -> None:
     """
     from keepwarm.harness.replaying import asked_endpoint, replay_to
     from keepwarm.harness.report_commands import report
+    from keepwarm.replayers.address import Address
 
     with (
         as_file(files("keepwarm.harness") / "demo.parquet") as trace,
@@ -106,7 +148,7 @@ def demo(output: Path | None, speed: float, force: bool) -> None:
         run_directory(output, "replay", force=force) as path,
     ):
         planned = Planned(str(trace), speed=speed, gap_cap=None, at_once=8)
-        if replay_to(path, planned, url, asked_endpoint(url)).interrupted:
+        if replay_to(path, planned, asked_endpoint(Address(url, {}))).interrupted:
             raise SystemExit(130)
         report.main([str(path)], standalone_mode=False)
 

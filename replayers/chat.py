@@ -1,21 +1,22 @@
-"""The OpenAI chat completions dialect: bodies to send, token accounts and streams to read."""
+"""The OpenAI chat completions dialect: bodies to send and streams to read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import orjson
 
 from keepwarm.replayers import sse
-from keepwarm.replayers.endpoint import Request
-from keepwarm.replayers.sse import count, fault, part, string
-from keepwarm.replayers.text import PromptText, roles
+from keepwarm.replayers.blocks import Block
+from keepwarm.replayers.sse import fault, part, string
 
 PATH = "/v1/chat/completions"
 KEY_ENV = "OPENAI_API_KEY"
-WRITES = ("cache_write_tokens", "created_cache_tokens")
-"""What OpenAI and vLLM call the tokens newly cached."""
+LIMIT = "max_tokens"
+NO_TOOL: Any = "none"
+PARAMETERS = b'"parameters":{"type":"object","properties":{"text":{"type":"string"}}}'
 
 
 def headers(key: str | None) -> dict[str, str]:
@@ -23,55 +24,53 @@ def headers(key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
-def body(
-    request: Request, *, text: PromptText, model: str, stream: bool = True, extra: Mapping[str, Any] | None = None
-) -> bytes:
-    """A request body: parameters (and ``extra`` ones) first, then the prompt, one message a run of pieces of one role,
-    its content a string, because that is the shape every server takes. A prompt that grew from another has the other's
-    bytes from ``messages`` on up to where they part.
+def body(head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
+    """A request body: the parameters of ``head`` first, then the prompt, one message a run of blocks of one role, its
+    content a string, because that is the shape every server takes. A prompt that grew from another has the other's
+    bytes from ``tools`` on up to where they part.
     """
-    prompt = [piece for piece in request.prompt if piece.tokens]
-    head: dict[str, Any] = {"model": model, "max_tokens": request.output or 1, "stream": stream}
-    if stream:
-        head["stream_options"] = {"include_usage": True}
-    out = [orjson.dumps(head | dict(extra or {}))[:-1], b',"messages":[']
-    before = None
-    for piece, role in zip(prompt, roles(prompt), strict=True):
-        if role == before:
-            out.append(b" ")
+    out = [orjson.dumps(head)[:-1]]
+    messages = []
+    for place, run in groupby(blocks, _place):
+        if place == "tool":
+            tools = b",".join(b'{"type":"function","function":{' + offered(block) + b"}}" for block in run)
+            out.append(b',"tools":[' + tools + b"]")
         else:
-            out += (b'"},' if before else b"", b'{"role":"', role.encode(), b'","content":"')
-        out.append(text.fragment(piece))
-        before = role
-    out.append(b'"}]}' if before else b"]}")
-    return b"".join(out)
+            messages.append(_message(place, list(run)))
+    return b"".join((*out, b',"messages":[', b",".join(messages), b"]}"))
 
 
-def usage(told: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The API's token account in outcome columns."""
-    return openai_account(told, "prompt", "completion")
+def offered(block: Block) -> bytes:
+    """A tool as the OpenAI dialects describe it."""
+    return b'"name":"' + block.name.encode() + b'","description":"' + block.text + b'",' + PARAMETERS
 
 
-def openai_account(told: Mapping[str, Any] | None, prompt_name: str, output_name: str) -> dict[str, Any]:
-    """An account in which ``<prompt_name>_tokens`` are all of the prompt, in outcome columns; what was not reported is
-    None; writes have no TTL that the API would tell.
-    """
-    prompt = count(told.get(f"{prompt_name}_tokens")) if told else None
-    if told is None or prompt is None:
-        return {"usage_source": "absent", "write_source": "absent"}
-    details = part(told, f"{prompt_name}_tokens_details")
-    read = count(details.get("cached_tokens"))
-    written = next((tokens for name in WRITES if (tokens := count(details.get(name))) is not None), None)
-    return {
-        "prompt": prompt,
-        "uncached": None if read is None else max(prompt - read - (written or 0), 0),
-        "cache_read": read,
-        "cache_write_other": written,
-        "output": count(told.get(f"{output_name}_tokens")),
-        "reasoning": count(part(told, f"{output_name}_tokens_details").get("reasoning_tokens")),
-        "usage_source": "reported",
-        "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
-    }
+_SPEAKERS = {"use": "assistant", "answer": "assistant"}
+
+
+def _place(block: Block) -> str:
+    """What makes a message: results have one each."""
+    return (
+        block.name
+        if block.role == "result"
+        else {"use": "assistant", "answer": "assistant"}.get(block.role, block.role)
+    )
+
+
+def _message(place: str, blocks: Sequence[Block]) -> bytes:
+    text = b'"' + b" ".join(block.text for block in blocks if block.role != "use") + b'"'
+    if blocks[0].role == "result":
+        return b'{"role":"tool","tool_call_id":"' + place.encode() + b'","content":' + text + b"}"
+    uses = [block for block in blocks if block.role == "use"]
+    out = b'{"role":"' + place.encode() + b'","content":' + (text if len(uses) < len(blocks) else b"null")
+    if uses:
+        out += b',"tool_calls":[' + b",".join(map(_use, uses)) + b"]"
+    return out + b"}"
+
+
+def _use(block: Block) -> bytes:
+    arguments = b'"arguments":"{\\"text\\": \\"' + block.text + b'\\"}"'
+    return b'{"id":"' + block.name.encode() + b'","type":"function","function":{"name":"a0a0",' + arguments + b"}}"
 
 
 _SAID = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal")
@@ -85,20 +84,22 @@ class Reader(sse.Reader):
         if event.get("error"):
             self.heard.fault = fault(event)
         self.heard.usage = part(event, "usage") or self.heard.usage
-        choice = _choice(event)
-        delta = part(choice, "delta")
+        said = choice(event)
+        delta = part(said, "delta")
         if any(delta.get(name) for name in _SAID):
-            self.heard.token_ns.append(now_ns)
-        self.heard.stop_reason = string(choice.get("finish_reason")) or self.heard.stop_reason
+            self.heard.token(now_ns, delta.get("content"))
+        self.heard.stop_reason = string(said.get("finish_reason")) or self.heard.stop_reason
 
     def take_whole(self, body: dict[str, Any]) -> None:
         """The whole of it."""
-        choice = _choice(body)
+        said = choice(body)
         self.heard.usage = part(body, "usage") or None
-        self.heard.stop_reason = string(choice.get("finish_reason"))
-        self.heard.finished = bool(choice)
+        self.heard.stop_reason = string(said.get("finish_reason"))
+        self.heard.finished = bool(said)
+        self.heard.says(part(said, "message").get("content"))
 
 
-def _choice(event: dict[str, Any]) -> dict[str, Any]:
+def choice(event: dict[str, Any]) -> dict[str, Any]:
+    """What an event or a body says of its only choice."""
     choices = event.get("choices")
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

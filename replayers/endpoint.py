@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from keepwarm.traces.model import Attempt, Call
@@ -17,11 +18,19 @@ class Piece(NamedTuple):
     text: str | None = None
 
 
+class Said(NamedTuple):
+    """What an endpoint answered: its text, escaped for JSON, and its tokens."""
+
+    text: bytes
+    tokens: int
+
+
 class Request(NamedTuple):
     """A planned call made ready to be sent.
 
     ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None. ``answer`` are the
-    pieces in which later prompts repeat this call's answer.
+    pieces in which later prompts repeat this call's answer. ``said`` are answers, by their calls, that stand in the
+    prompt in place of the recorded ones; None if none do.
     """
 
     call: Call
@@ -29,12 +38,14 @@ class Request(NamedTuple):
     output: int | None
     answer: tuple[Piece, ...] = ()
     copy: int = 0
+    said: Mapping[str, Said] | None = None
 
 
 class Answer(NamedTuple):
     """What came of a request. Times are ns on the clock the endpoint was given; failures are values, not exceptions.
 
-    The token account is the endpoint's own report, None where it reported nothing.
+    The token account is the endpoint's own report, None where it reported nothing. ``said`` is kept where later prompts
+    are to repeat it; ``told`` is an error's text, for people only: it may hold anything.
     """
 
     sent_ns: int
@@ -54,11 +65,14 @@ class Answer(NamedTuple):
     reasoning: int | None = None
     usage_source: str = "absent"
     write_source: str = "absent"
+    usage_extra: str | None = None
     status: int | None = None
     error: str | None = None
     stop_reason: str | None = None
     worker: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    said: Said | None = None
+    told: str | None = None
 
 
 class Endpoint(Protocol):

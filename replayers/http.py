@@ -7,117 +7,182 @@ real client keeps an idle one: httpx's shared pool does work that grows with the
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import httpx
 import orjson
 
-from keepwarm.replayers import chat, messages
-from keepwarm.replayers.endpoint import Answer, Request
-from keepwarm.replayers.sse import Events, Heard, Reader, failure, fault, part, string
-from keepwarm.replayers.text import PromptText
-from keepwarm.traces.errors import InputError
+from keepwarm.replayers import chat, completions, messages, responses, sse
+from keepwarm.replayers.account import account
+from keepwarm.replayers.address import Address, base_url, more_headers, secret, trusting
+from keepwarm.replayers.blocks import Block, Writer
+from keepwarm.replayers.endpoint import Answer, Request, Said
+from keepwarm.replayers.hints import nvext, session_headers
+from keepwarm.replayers.sse import Events, failure, fault
+from keepwarm.replayers.tokens import Costs
 
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
 
+ACCEPTS = ("tools", "no_tool_call", "exact_output", "cache_key")
+"""What an endpoint may take or refuse: tools at all; that none is called; an answer's exact length (``min_tokens``,
+``ignore_eos``); a ``prompt_cache_key``. And ``max_completion_tokens`` where it refuses ``max_tokens``.
+"""
 
-class Dialect(NamedTuple):
-    """What a dialect's module gives."""
-
-    path: str
-    key_env: str
-    headers: Callable[[str | None], dict[str, str]]
-    body: Callable[..., bytes]
-    usage: Callable[[Mapping[str, Any] | None], dict[str, Any]]
-    reader: Callable[[], Reader]
+PROBE = ("", "", -1)
+"""The agent whose connection a request has that is no call of a trace."""
 
 
-DIALECTS = {
-    "messages": Dialect(
-        messages.PATH, messages.KEY_ENV, messages.headers, messages.body, messages.usage, messages.Reader
-    ),
-    "chat": Dialect(chat.PATH, chat.KEY_ENV, chat.headers, chat.body, chat.usage, chat.Reader),
+class Dialect(Protocol):
+    """What a dialect's module gives: where to post, the environment variable its vendor's key is in, the name of the
+    output's limit, the tool_choice that has no tool called (None where there are no tools).
+    """
+
+    PATH: str
+    KEY_ENV: str
+    LIMIT: str
+    NO_TOOL: Any
+
+    @property
+    def Reader(self) -> type[sse.Reader]:  # noqa: N802, as the modules have it
+        """Takes in its answers."""
+        ...
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        """What the API wants in every request."""
+        ...
+
+    def body(self, head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
+        """A request body: the parameters of ``head``, then the prompt."""
+        ...
+
+
+DIALECTS: dict[str, Dialect] = {
+    "messages": messages,
+    "chat": chat,
+    "responses": responses,
+    "completions": completions,
 }
 
 
-def base_url(url: str) -> httpx.URL:
-    """An endpoint's address without its ``/v1``; InputError if it is not http or https."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise InputError(f"endpoint {url!r}: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InputError(f"endpoint {url!r}: expected http://HOST[:PORT] or https://HOST[:PORT]")
-    path = parsed.path.rstrip("/").removesuffix("/v1")
-    return parsed.copy_with(path=path + "/", query=None, fragment=None)
-
-
-def endpoint_headers(url: str, dialect: str, *, key_env: str | None = None) -> dict[str, str]:
-    """The dialect's headers, with a key from the environment: ``key_env``, which must then be set, or else the name its
-    vendor uses; but no key that was not named goes out unencrypted.
+def reach(
+    url: str,
+    dialect: str,
+    *,
+    key_env: str | None = None,
+    key_file: str | None = None,
+    header: Sequence[str] = (),
+    ca: str | None = None,
+) -> Address:
+    """Where an endpoint is, with what its dialect's API wants in every request. The key is the one that was named, or
+    else what its vendor's variable holds; but no key that was not named goes out unencrypted.
     """
     given = DIALECTS[dialect]
-    key = os.environ.get(key_env or given.key_env)
-    if key_env and not key:
-        raise InputError(f"environment variable {key_env}: expected an API key, found nothing")
-    return given.headers(key if key_env or base_url(url).scheme == "https" else None)
+    named = bool(key_env or key_file)
+    key = secret("an API key", key_env or (None if key_file else given.KEY_ENV), key_file, must=named)
+    usable = key if named or base_url(url).scheme == "https" else None
+    return Address(url, {**given.headers(usable), **more_headers(header)}, trusting(ca))
 
 
 class HttpEndpoint:
-    """An endpoint behind a URL. ``clock`` gives the ns that answers are timed in; ``timeout_s`` bounds a whole call;
-    ``extra`` are fields for every body; with ``exact_output`` a chat endpoint of the vLLM kind is told not to stop
-    early; ``transport`` makes a connection's transport.
+    """An endpoint at an address. ``clock`` gives the ns that answers are timed in; ``timeout_s`` bounds a whole call;
+    ``extra`` are fields of every body.
+
+    Prompts are written as ``costs`` tell. ``accepts`` are those of ACCEPTS that may be asked for; without
+    ``writes_told`` what it says of cache writes is not taken for true; ``hints`` is ``off``,
+    ``recorded`` or ``derived``. ``salt`` makes all texts and sessions others; ``cache_salt`` is the server's own way to
+    that. With ``live`` answers are kept for later prompts. ``transport`` makes a connection's transport.
     """
 
     def __init__(
         self,
-        url: str,
+        address: Address,
         *,
         dialect: str,
         model: str,
         clock: Callable[[], int],
-        headers: Mapping[str, str] | None = None,
-        key_env: str | None = None,
         stream: bool = True,
         timeout_s: float = 600.0,
+        costs: Costs | None = None,
+        accepts: frozenset[str] = frozenset(("tools",)),
+        writes_told: bool = True,
+        hints: str = "recorded",
         salt: str = "",
+        cache_salt: str | None = None,
+        live: bool = False,
         extra: Mapping[str, Any] | None = None,
-        exact_output: bool = False,
         transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
-        self._dialect = DIALECTS[dialect]
-        self._url = base_url(url).join(self._dialect.path.removeprefix("/"))
+        self.name, self._dialect = dialect, DIALECTS[dialect]
+        self._url = base_url(address.url).join(self._dialect.PATH.removeprefix("/"))
         self._headers = httpx.Headers(
             {
                 "content-type": "application/json",
                 "accept": "text/event-stream" if stream else "application/json",
                 "accept-encoding": "identity",
                 "user-agent": "keepwarm",
-                **endpoint_headers(url, dialect, key_env=key_env),
-                **(headers or {}),
+                **address.headers,
             }
         )
-        self._model = model
+        self._fixed: dict[str, Any] = {"model": model, "stream": stream}
+        if stream and dialect in ("chat", "completions"):
+            self._fixed["stream_options"] = {"include_usage": True}
+        if dialect == "responses":
+            self._fixed["store"] = False
+        if cache_salt:
+            self._fixed["cache_salt"] = cache_salt
+        self._fixed |= extra or {}
+        self.accepts = accepts
+        self.costs = Costs() if costs is None else costs
+        self.writer = Writer(self.costs, salt=salt, ids=dialect == "completions")
         self._clock = clock
         self._stream = stream
         self._timeout_s = timeout_s
-        self._text = PromptText(salt=salt)
-        self._extra = dict(extra or {})
-        self._exact_output = exact_output
-        self._transport = transport or _transports(self._url.scheme)
+        self._hints = hints
+        self._salt = salt or cache_salt or ""
+        self._live = live
+        self._writes_told = writes_told
+        self._transport = transport or _transports(self._url.scheme, address.tls)
         self._idle: dict[tuple[str, str, int], tuple[httpx.AsyncBaseTransport, int]] = {}
+
+    @property
+    def no_tool_choice(self) -> Any:
+        """The tool_choice that has no tool called; None where there are no tools."""
+        return self._dialect.NO_TOOL
 
     async def send(self, request: Request) -> Answer:
         """Send one request and wait for the whole answer; what goes wrong stands in the answer."""
-        prepared = httpx.Request("POST", self._url, headers=self._headers, content=self._body(request))
-        transport = await self._take(request)
-        reader = self._dialect.reader()
-        seen = _Seen()
+        call = request.call
+        fields: dict[str, Any] = {}
+        if "cache_key" in self.accepts:
+            fields["prompt_cache_key"] = f"{self._salt}{call.session}-{request.copy}"
+        if hinted := nvext(call, request.output, self._hints):
+            fields["nvext"] = hinted
+        blocks = self.writer.blocks(request.prompt, call.breakpoints, request.said)
+        headers = session_headers(self.name, call, request.copy, self._salt)
+        agent = call.session, call.agent, request.copy
+        return await self.ask(blocks, output=request.output, fields=fields, headers=headers, agent=agent)
+
+    async def ask(
+        self,
+        blocks: Sequence[Block],
+        *,
+        output: int | None = 1,
+        fields: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        agent: tuple[str, str, int] = PROBE,
+    ) -> Answer:
+        """Ask for the answer to a prompt, with ``fields`` and ``headers`` of its own, on an agent's connection."""
+        body = self._dialect.body(self._head(output or 1, fields or {}), blocks)
+        sent_headers = {**self._headers, **headers} if headers else self._headers
+        prepared = httpx.Request("POST", self._url, headers=sent_headers, content=body)
+        transport = await self._take(agent)
+        reader, seen = self._dialect.Reader(), _Seen()
+        if self._live:
+            reader.heard.text = []
         error: str | None = "reset"
         sent_ns = self._clock()
         try:
@@ -131,22 +196,26 @@ class HttpEndpoint:
             error = "other"
         finally:
             done_ns = self._clock()
-            await self._give_back(request, transport, whole=error is None)
-        return self._answer(reader.heard, seen, sent_ns, done_ns, error)
+            await self._give_back(agent, transport, whole=error is None)
+        return self._answer(reader, seen, sent_ns, done_ns, error)
 
     async def aclose(self) -> None:
         """Close the connections."""
         while self._idle:
             await self._idle.popitem()[1][0].aclose()
 
-    def _body(self, request: Request) -> bytes:
-        extra = self._extra
-        if self._exact_output:
-            extra = {"min_tokens": request.output or 1, "ignore_eos": True, **extra}
-        return self._dialect.body(request, text=self._text, model=self._model, stream=self._stream, extra=extra)
+    def _head(self, output: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A body's parameters."""
+        limit = "max_completion_tokens" if "max_completion_tokens" in self.accepts else self._dialect.LIMIT
+        head = {**self._fixed, limit: output}
+        if "exact_output" in self.accepts:
+            head |= {"min_tokens": output, "ignore_eos": True}
+        if "no_tool_call" in self.accepts and self._dialect.NO_TOOL is not None:
+            head["tool_choice"] = self._dialect.NO_TOOL
+        return {**head, **fields}
 
     async def _exchange(
-        self, transport: httpx.AsyncBaseTransport, request: httpx.Request, reader: Reader, seen: _Seen
+        self, transport: httpx.AsyncBaseTransport, request: httpx.Request, reader: sse.Reader, seen: _Seen
     ) -> str | None:
         """One request and its answer; the error's class if there was one."""
         response = await transport.handle_async_request(request)
@@ -167,7 +236,7 @@ class HttpEndpoint:
             return failure(200, *reader.heard.fault)
         return None if reader.heard.finished else "reset"
 
-    async def _whole(self, response: httpx.Response, reader: Reader, seen: _Seen) -> str | None:
+    async def _whole(self, response: httpx.Response, reader: sse.Reader, seen: _Seen) -> str | None:
         chunks = []
         async for chunk in response.stream:  # type: ignore[union-attr]
             if seen.first_byte_ns is None:
@@ -178,12 +247,20 @@ class HttpEndpoint:
             reader.whole(data)
             return None if reader.heard.finished else "other"
         try:
-            told = fault(orjson.loads(data))
+            seen.told = fault(orjson.loads(data))
         except orjson.JSONDecodeError:
-            told = ("", "")
-        return failure(response.status_code, *told)
+            seen.told = ("", "")
+        return failure(response.status_code, *seen.told)
 
-    def _answer(self, heard: Heard, seen: _Seen, sent_ns: int, done_ns: int, error: str | None) -> Answer:
+    def _answer(self, reader: sse.Reader, seen: _Seen, sent_ns: int, done_ns: int, error: str | None) -> Answer:
+        heard = reader.heard
+        usage = account(heard.usage, self.name)
+        if not self._writes_told and usage["write_source"] == "reported":
+            usage |= dict.fromkeys(("cache_write_5m", "cache_write_1h", "cache_write_other"))
+            usage |= {"write_source": "inferred", "uncached": usage["prompt"] - usage["cache_read"]}
+        said = None
+        if heard.text is not None and usage.get("output"):
+            said = Said(orjson.dumps("".join(heard.text))[1:-1], usage["output"])
         return Answer(
             sent_ns,
             done_ns,
@@ -194,101 +271,45 @@ class HttpEndpoint:
             status=seen.status,
             error=error,
             stop_reason=heard.stop_reason,
-            **self._dialect.usage(heard.usage),
+            said=said,
+            told=" ".join(seen.told) or None,
+            **usage,
         )
 
-    async def _take(self, request: Request) -> httpx.AsyncBaseTransport:
+    async def _take(self, agent: tuple[str, str, int]) -> httpx.AsyncBaseTransport:
         """The agent's idle connection, or a new one; those that have been idle too long are closed."""
         stale = self._clock() - IDLE_NS
         while self._idle and next(iter(self._idle.values()))[1] < stale:
             transport, _ = self._idle.pop(next(iter(self._idle)))
             await transport.aclose()
-        kept = self._idle.pop(_agent(request), None)
+        kept = self._idle.pop(agent, None)
         return self._transport() if kept is None else kept[0]
 
-    async def _give_back(self, request: Request, transport: httpx.AsyncBaseTransport, *, whole: bool) -> None:
-        if whole and _agent(request) not in self._idle:
-            self._idle[_agent(request)] = transport, self._clock()
+    async def _give_back(
+        self, agent: tuple[str, str, int], transport: httpx.AsyncBaseTransport, *, whole: bool
+    ) -> None:
+        if whole and agent not in self._idle:
+            self._idle[agent] = transport, self._clock()
         else:
             await transport.aclose()
 
 
 class _Seen:
-    """What the exchange itself showed."""
+    """What the exchange itself showed; ``told`` is an error's type and text."""
 
-    __slots__ = ("first_byte_ns", "status")
+    __slots__ = ("first_byte_ns", "status", "told")
 
     def __init__(self) -> None:
         self.first_byte_ns: int | None = None
         self.status: int | None = None
+        self.told = ("", "")
 
 
-def _agent(request: Request) -> tuple[str, str, int]:
-    return request.call.session, request.call.agent, request.copy
-
-
-def _transports(scheme: str) -> Callable[[], httpx.AsyncBaseTransport]:
+def _transports(scheme: str, context: ssl.SSLContext | None) -> Callable[[], httpx.AsyncBaseTransport]:
     """Makes transports of one connection each that share one TLS context."""
     for late in ("httpcore", "anyio.streams.tls", "anyio._backends._asyncio"):
         import_module(late)  # else httpx imports them in the first call's time, 0.1 s
-    context = httpx.create_ssl_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if context is None:
+        context = httpx.create_ssl_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
     return lambda: httpx.AsyncHTTPTransport(verify=context, limits=limits)
-
-
-def preflight(
-    url: str, *, dialect: str = "messages", key_env: str | None = None, timeout_s: float = 5.0
-) -> dict[str, Any]:
-    """What listens at a URL, None where it does not say: ``server`` and its ``version``, its ``speed``, the cache's
-    ``ttl``, ``block``, ``capacity`` and ``rules``, and the ``model`` if it serves a single one. InputError if nothing
-    listens, or what does is no endpoint.
-    """
-    base = base_url(url)
-    headers = endpoint_headers(url, dialect, key_env=key_env)
-    where = f"endpoint {base.scheme}://{base.netloc.decode()}"
-    with httpx.Client(headers=headers, timeout=timeout_s, trust_env=False) as client:
-        try:
-            answers = client.get(base.join("health")), client.get(base.join("v1/models"))
-        except httpx.RequestError as error:
-            raise InputError(f"{where}: {_unanswered(error, timeout_s)}") from error
-    faults = [_unusable(answer) for answer in answers]
-    if all(faults):
-        raise InputError(f"{where}: is no endpoint: GET /v1/models gave {faults[1]}, GET /health {faults[0]}")
-    health, models = map(_json, answers)
-    served = models.get("data")
-    names = [name for model in served if (name := string(model.get("id")))] if isinstance(served, list) else []
-    ours = string(health.get("server")) is not None
-    cache = part(health, "cache")
-    return {
-        "server": health.get("server") if ours else None,
-        "version": health.get("version") if ours else None,
-        "speed": health.get("speed") if ours else None,
-        **{name: cache.get(name) for name in ("ttl", "block", "capacity", "rules")},
-        "model": names[0] if len(names) == 1 else None,
-    }
-
-
-def _unanswered(error: httpx.RequestError, timeout_s: float) -> str:
-    """Why there was no answer: nobody, nothing in time, no TLS, or something that is no HTTP."""
-    if isinstance(error, httpx.TimeoutException):
-        return f"no answer within {timeout_s:g} s"
-    if isinstance(error, httpx.ConnectError):
-        return "what listens there does not speak TLS as it should" if "SSL" in str(error) else "nothing answers there"
-    return "what listens there gave no HTTP answer"
-
-
-def _unusable(response: httpx.Response) -> str | None:
-    """What of an answer no endpoint gives: a server's error, or a page. A path that is unknown or not allowed is."""
-    if response.status_code >= 500 and response.status_code != 501:
-        return f"status {response.status_code}"
-    if response.is_success and not _json(response):
-        return f"{response.headers.get('content-type') or 'something'} that is no JSON object"
-    return None
-
-
-def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        value = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) and response.is_success else {}

@@ -122,6 +122,10 @@ class Schedule(Generic[P]):
         self._closed(call, "end", now_ns)
         self._count_down(call, 1)
 
+    def runs(self, session: str) -> bool:
+        """Whether a session has calls that are not over."""
+        return session in self._running
+
     def failed(self, call: Call) -> list[Call]:
         """A call failed: the rest of its session that was not sent yet will not be; which calls those are."""
         session = self._running[call.session]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from asyncio_throttle.throttler import Throttler
 
-from keepwarm.replayers.endpoint import Answer, Endpoint, Piece, Request
+from keepwarm.replayers.endpoint import Answer, Endpoint, Piece, Request, Said
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.traces.model import NOT_ANSWERED, Attempt, Outcome
 
@@ -21,6 +22,7 @@ class Replay:
 
     Every planned call comes out of ``emit`` exactly once: answered, failed, or never sent because its session failed
     or the replay was cut off. ``max_rate`` caps the calls sent a second; waiting for it shows in latency from due.
+    What an endpoint kept of its answers stands in later prompts in place of the recorded ones.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Replay:
         self._throttle = Throttler(rate_limit=max_rate, period=1.0) if max_rate else None
         self._running: dict[str, Planned[Prompt]] = {}
         self._sent: dict[str, int] = {}
+        self._said: dict[str, dict[str, Said]] = defaultdict(dict)
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -83,20 +86,28 @@ class Replay:
         self._sent[call.call] = self._clock()
         self._schedule.started(call, self._sent[call.call])
         self._wake.set()
-        answer = await self._endpoint.send(Request(call, planned.prompt, planned.output, planned.answer, planned.copy))
+        said = self._said.get(call.session)
+        request = Request(call, planned.prompt, planned.output, planned.answer, planned.copy, said)
+        answer = await self._endpoint.send(request)
         del self._running[call.call], self._sent[call.call]
         self._emit(self._answered(planned, answer))
         if answer.error is None and answer.status is not None and answer.status < 300:
+            if answer.said is not None:
+                self._said[call.session][call.call] = answer.said
             self._schedule.ended(call, answer.done_ns)
         else:
             for skipped in self._schedule.failed(call):
                 self._emit(Outcome(skipped, endpoint=self._name, error=NOT_SENT))
+        if not self._schedule.runs(call.session):
+            self._said.pop(call.session, None)
         self._wake.set()
 
     def _answered(self, planned: Planned[Prompt], answer: Answer) -> Outcome:
         told = answer._asdict()
+        del told["said"], told["told"]
         told["attempts"] = answer.attempts or (Attempt(answer.sent_ns, answer.done_ns, answer.status, answer.error),)
-        return Outcome(planned.call, copy=planned.copy, due_ns=planned.due_ns, endpoint=self._name, **told)
+        told |= {"due_ns": planned.due_ns, "endpoint": self._name, "planned_output": planned.output}
+        return Outcome(planned.call, copy=planned.copy, **told)
 
     def _cut_off(self) -> Iterator[Outcome]:
         for name, planned in self._running.items():

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 import pyarrow as pa
@@ -106,13 +105,6 @@ def about_machine() -> dict[str, Any]:
         "versions": {name: version(name) for name in libraries},
         "byteorder": sys.byteorder,
     }
-
-
-def shown_url(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return urlunsplit((parts.scheme, host if parts.port is None else f"{host}:{parts.port}", parts.path, "", ""))
 
 
 def now() -> str:

@@ -84,5 +84,6 @@ def _outcome(running: Running, planned: Planned[Node]) -> Outcome:
         completed=whole,
         endpoint="simulated",
         worker=running.worker,
+        planned_output=running.job.output,
         **(account(running) if whole else {}),
     )

@@ -35,17 +35,29 @@ class Events:
 
 class Heard:
     """What an answer has told so far. ``token_ns`` are the arrival times of events that carried output; ``usage`` is
-    the API's own token account, None until the final one came; ``fault`` the type and text of an error it told.
+    the API's own token account, None until the final one came; ``fault`` the type and text of an error it told;
+    ``text`` what was said, None where nobody asked to keep it.
     """
 
-    __slots__ = ("fault", "finished", "stop_reason", "token_ns", "usage")
+    __slots__ = ("fault", "finished", "stop_reason", "text", "token_ns", "usage")
 
     def __init__(self) -> None:
         self.token_ns: list[int] = []
+        self.text: list[str] | None = None
         self.usage: dict[str, Any] | None = None
         self.stop_reason: str | None = None
         self.fault: tuple[str, str] | None = None
         self.finished = False
+
+    def token(self, now_ns: int, text: Any) -> None:
+        """An event that carried output, and its text if it has one."""
+        self.token_ns.append(now_ns)
+        self.says(text)
+
+    def says(self, text: Any) -> None:
+        """Keep what was said, if it is to be kept."""
+        if self.text is not None and isinstance(text, str):
+            self.text.append(text)
 
 
 class Reader:

@@ -1,8 +1,9 @@
 """Prompt text made from pieces: a piece's ident alone decides its words, on any machine, for ever.
 
-A word is one token to the simulated cluster, four letters and a space. The words of an ident are the output of an
-extendable hash, so a cut piece is a byte-for-byte prefix of the whole one. No word needs escaping in JSON, so a piece's
-text is also its JSON fragment, and a grown prompt costs only its new pieces.
+Words are common English ones of four letters, with the space before them one token to all tokenizers that we know of.
+A piece's words are chosen by the output of an extendable hash, so a cut piece is a byte-for-byte prefix of the whole
+one. No word needs escaping in JSON, so a piece's text is also its JSON fragment, and a grown prompt costs only its new
+pieces.
 """
 
 from __future__ import annotations
@@ -11,58 +12,75 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import shake_128
 
-from keepwarm.replayers.endpoint import Piece
+WORDS = b"""
+    note time that with this from have more will what when only some then them into over such make like most used
+    same part work year well down back even good must call name data type list file code line text test user read
+    true none self else pass main path open size args keys item node base last next left sort find init form page
+    view load save send stop wait lock host port date hour week long char byte bits null case loop copy move push
+    head tail root tree leaf edge step rule hand side room home life live body hold keep turn word tell said know
+    seen look take give come want need mean show help care fact kind rest half full high deep near here once each
+    also both very much many less free real able easy hard fast slow late soon away upon onto than your they were
+    been does done made plus lost seed sign mark post mail race walk cost deal unit task flag tool disk core link
+    sync bind poll pool says came goes seem idea sure salt jump void pull role team game play face door city town
+    land area love mind book talk gone went feel felt stay plan wide rain wind fire blue gray gold iron wood rock
+    sand lake hill farm food rice corn fish bird bear wolf rose song band card ball goal kick ride road rail ship
+    boat deck bank cash shop rent paid rich kids girl boys wife king lord
+""".split()
+"""In the order of how common they are: small vocabularies have most of the first ones. Every text begins with the very
+first, so that what it costs to begin one does not depend on the text.
+"""
+
+IDS = [b"%d" % ident for ident in range(1000, 1256)]
+"""Token ids in place of words, that all vocabularies have and none uses for control."""
 
 WORD = 5
 """Bytes a word takes, with the space after it."""
 
 
-def _letters(letters: bytes, shift: int) -> bytes:
-    """A table from a byte to a letter, chosen by the byte's bits from ``shift`` on."""
-    return bytes(letters[(byte >> shift) % len(letters)] for byte in range(256))
+def _columns(words: Sequence[bytes]) -> list[bytes]:
+    """For each letter of a word the table from a byte to it; fewer than 256 words are gone through again."""
+    return [bytes(words[byte % len(words)][at] for byte in range(256)) for at in range(WORD - 1)]
 
 
-# Consonant, vowel, consonant, vowel: 4,096 words. The consonants are chosen so that no word offends.
-_COLUMNS = (
-    (0, _letters(b"bcdfgjlmnprstvwz", 2)),
-    (0, _letters(b"aeio", 0)),
-    (1, _letters(b"bcfhjklmnqrstvwy", 2)),
-    (1, _letters(b"aeio", 0)),
-)
+_COLUMNS = _columns(WORDS)
 
 
-def words(seed: bytes, count: int) -> bytes:
+def words(seed: bytes, count: int, columns: Sequence[bytes] = _COLUMNS, gap: bytes = b" ") -> bytes:
     """The first ``count`` words of a seed, a space between two; more words of the same seed begin with the same."""
-    digest = shake_128(seed).digest(2 * count)
-    text = bytearray(b" ") * (WORD * count)
-    for column, (byte, letters) in enumerate(_COLUMNS):
-        text[column::WORD] = digest[byte::2].translate(letters)
+    digest = shake_128(seed).digest(count)
+    text = bytearray(gap) * (WORD * count)
+    for column, letters in enumerate(columns):
+        text[column::WORD] = digest.translate(letters)
     return bytes(text[:-1])
 
 
 class PromptText:
-    """The texts of pieces, those used last kept up to ``limit_bytes``.
+    """The texts of pieces, those used last kept up to ``limit_bytes``; of some of the words, or of token ids.
 
     With a ``salt`` every text is another one, of as many words: a run under a salt of its own starts cold, and its
     prompts are as long as planned.
     """
 
-    def __init__(self, *, salt: str = "", limit_bytes: int = 128 << 20) -> None:
-        self._salt = b"keepwarm.text.1\0" + salt.encode() + b"\0"
+    def __init__(
+        self, *, salt: str = "", words: Sequence[bytes] = WORDS, ids: bool = False, limit_bytes: int = 128 << 20
+    ) -> None:
+        self._salt = b"keepwarm.text.2\0" + salt.encode() + b"\0"
+        self._columns = _columns(IDS if ids else words)
+        self._gap, self._first = (b",", b"") if ids else (b" ", WORDS[0])
         self._limit = limit_bytes
         self._held = 0
         self._texts: OrderedDict[int, bytes] = OrderedDict()
 
-    def fragment(self, piece: Piece) -> bytes:
-        """A piece's text, ``piece.tokens`` words without a space at either end; what ``piece.text`` keeps is not used,
-        for its length in tokens is not the piece's.
-        """
-        need = max(WORD * piece.tokens - 1, 0)
-        text = self._texts.get(piece.ident)
+    def fragment(self, ident: int, count: int) -> bytes:
+        """The first ``count`` words of a text, at least one, without a space at either end."""
+        need = WORD * count - 1
+        text = self._texts.get(ident)
         if text is None or len(text) < need:
-            text = words(self._salt + piece.ident.to_bytes(32, "big", signed=True), piece.tokens)
-            self._hold(piece.ident, text)
-        self._texts.move_to_end(piece.ident)
+            seed = self._salt + ident.to_bytes(32, "big", signed=True)
+            text = words(seed, count, self._columns, self._gap)
+            text = self._first + text[len(self._first) :]
+            self._hold(ident, text)
+        self._texts.move_to_end(ident)
         return text if len(text) == need else text[:need]
 
     def _hold(self, ident: int, text: bytes) -> None:
@@ -70,23 +88,3 @@ class PromptText:
         self._texts[ident] = text
         while self._held > self._limit and len(self._texts) > 1:
             self._held -= len(self._texts.popitem(last=False)[1])
-
-
-_SYSTEM = ("lead", "tools", "system")
-
-
-def roles(prompt: Sequence[Piece]) -> list[str]:
-    """Who says each piece: ``system`` for the leads, tools and system blocks a prompt starts with, ``assistant`` for
-    answers, ``user`` for all else, the first and the last thing said among them, because endpoints refuse a
-    conversation that an assistant opens or closes.
-    """
-    names: list[str] = []
-    for piece in prompt:
-        opening = not names or names[-1] == "system"
-        if opening and piece.kind in _SYSTEM:
-            names.append("system")
-        else:
-            names.append("assistant" if piece.kind == "answer" and not opening else "user")
-    if names:
-        names[-1] = "user"
-    return names

@@ -193,6 +193,7 @@ class Outcome(NamedTuple):
     reasoning: int | None = None
     usage_source: str = "absent"
     write_source: str = "absent"
+    usage_extra: str | None = None
     status: int | None = None
     error: str | None = None
     stop_reason: str | None = None
@@ -200,3 +201,4 @@ class Outcome(NamedTuple):
     endpoint: str | None = None
     worker: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    planned_output: int | None = None

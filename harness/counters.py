@@ -1,0 +1,82 @@
+"""What a server counted itself: its Prometheus counters, read before a run and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from keepwarm.replayers.address import Address
+from keepwarm.replayers.server import client
+
+COUNTERS: dict[str, dict[str, str]] = {
+    "vllm": {
+        "requests": "vllm:request_success_total",
+        "prompt_tokens": "vllm:prompt_tokens_total",
+        "cache_queries": "vllm:prefix_cache_queries_total",
+        "cached_tokens": "vllm:prefix_cache_hits_total",
+        "output_tokens": "vllm:generation_tokens_total",
+        "preemptions": "vllm:num_preemptions_total",
+    },
+    "dynamo": {
+        "requests": "dynamo_frontend_requests_total",
+        "prompt_tokens": "dynamo_frontend_input_sequence_tokens_sum",
+        "cached_tokens": "dynamo_frontend_cached_tokens_sum",
+        "output_tokens": "dynamo_frontend_output_sequence_tokens_sum",
+        "router_requests": "dynamo_component_router_kv_hit_rate_count",
+        "router_hit_rates": "dynamo_component_router_kv_hit_rate_sum",
+    },
+    "sglang": {
+        "requests": "sglang:num_requests_total",
+        "prompt_tokens": "sglang:prompt_tokens_total",
+        "cached_tokens": "sglang:cached_tokens_total",
+        "output_tokens": "sglang:generation_tokens_total",
+    },
+}
+"""By the server's kind what each counter is called; SGLang's cache_hit_rate is a gauge, and not read."""
+
+
+SHAPES = {
+    "dynamo_frontend_model_kv_cache_block_size": "block",
+    "dynamo_frontend_model_total_kv_blocks": "blocks",
+}
+
+
+def read_counters(address: Address, more: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The counters of the server at an address, and of those at ``more`` URLs, added up over all of their labels; its
+    ``kind`` with them, and the ``block`` and ``blocks`` of its cache, where it tells. None where it tells nothing.
+    """
+    samples: dict[str, float] = {}
+    shape: dict[str, int] = {}
+    for where in (address, *(Address(url, {}, address.tls) for url in more)):
+        for name, labels, value in _samples(where):
+            samples[name] = samples.get(name, 0.0) + value
+            shape |= _shape(name, labels, value)
+    for kind, names in COUNTERS.items():
+        if names["prompt_tokens"] in samples:
+            found = {figure: round(samples[name], 6) for figure, name in names.items() if name in samples}
+            return {"kind": kind, **shape, "counters": found}
+    return None
+
+
+def _samples(where: Address) -> Sequence[tuple[str, dict[str, str], float]]:
+    try:
+        with client(where) as asking:
+            response = asking.get("metrics")
+        if not response.is_success:
+            return []
+        families = list(text_string_to_metric_families(response.text))
+    except (httpx.RequestError, ValueError):
+        return []
+    return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+
+
+def _shape(name: str, labels: dict[str, str], value: float) -> dict[str, int]:
+    """What of a cache's shape a sample tells."""
+    if name == "vllm:cache_config_info":
+        told = {"block": labels.get("block_size", ""), "blocks": labels.get("num_gpu_blocks", "")}
+        return {figure: int(text) for figure, text in told.items() if text.isdecimal()}
+    figure = SHAPES.get(name)
+    return {figure: int(value)} if figure and value else {}
