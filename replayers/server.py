@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 
-from keepwarm.replayers.address import Address, base_url, shown_url
+from keepwarm.replayers.address import Address, base_url
 from keepwarm.replayers.blocks import Block, label
 from keepwarm.replayers.endpoint import Answer
 from keepwarm.replayers.http import HttpEndpoint
@@ -180,7 +180,8 @@ def identify(address: Address, *, timeout_s: float = 5.0) -> dict[str, Any]:
     ``ttl``, ``block``, ``capacity`` and ``rules``, and the ``model`` if it serves a single one, the ``context`` it
     takes. InputError if nothing listens, or what does is no endpoint.
     """
-    where = f"endpoint {shown_url(str(base_url(address.url)))}"
+    base = base_url(address.url)
+    where = f"endpoint {base.scheme}://{base.netloc.decode()}"
     with client(address, timeout_s) as asking:
         try:
             answers = [asking.get(path) for path in ("health", "v1/models", "version")]
