@@ -34,6 +34,15 @@ STEPS = ("hardware", "times", "max_seqs", "max_batched_tokens", "queue", "evicti
 """Options that need the batching engine."""
 BLOCKS = ("capacity", *STEPS, "workers", "router", "peer_tps", "background_workers")
 """Options that managed rules do not know."""
+NEEDS = {
+    **dict.fromkeys(
+        ("router_temperature", "overlap_weight", "router_view"), ("router", "--router kv_aware or kv_classic")
+    ),
+    "no_refresh": ("rules", "rules other than engine"),
+    "transfer_tps": ("decode_workers", "--decode-workers"),
+    "host_tps": ("host_capacity", "--host-capacity"),
+}
+"""Options that need another, and how that is said."""
 
 
 class Times(click.ParamType[Any]):
@@ -103,14 +112,8 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
-@cluster_options
-def _command(**options: Any) -> None:
-    """A command with these options and no other."""
-
-
-PARAMETERS = {str(parameter.name): parameter for parameter in _command.params}
-"""These options by name."""
+NAMES = [str(option.name) for option in click.command()(cluster_options(lambda **_: None)).params]
+"""What these options are called, in their order."""
 
 
 def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
@@ -134,11 +137,11 @@ def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
     if "router_view" in told:
         ttl_ns = round(told["router_view"] * SECOND)
         more["guesses"] = [BlockCache(tree, block=_block(told), ttl_ns=ttl_ns) for _ in pool]
-    if told.get("background_workers", 0) >= len(pool):
+    background = told.get("background_workers", 0)
+    if background >= len(pool):
         raise click.UsageError("--background-workers must be fewer than --workers")
     shadows = {name: _bound(tree, name, told) for name in bounds}
     router = _router(told, told.get("router", "round_robin"))
-    background = told.get("background_workers", 0)
     return Cluster(tree, pool, router, decoders=decoders, background=background, shadows=shadows, **more)
 
 
@@ -172,7 +175,7 @@ def about_cache(options: dict[str, Any]) -> dict[str, Any]:
 def about_cluster(options: dict[str, Any]) -> dict[str, Any]:
     """What run.json tells of the cluster: the options that were given, and where its times come from."""
     given = _given(options)
-    told = {name: given[name]._asdict() if name == "times" else given[name] for name in PARAMETERS if name in given}
+    told = {name: given[name]._asdict() if name == "times" else given[name] for name in NAMES if name in given}
     machine = _hardware(options)
     if machine is None:
         return told
@@ -199,21 +202,13 @@ def _check(told: dict[str, Any]) -> None:
         one, other = (name.replace("_", "-") for name in pairs[0])
         value = f" {rules_of(told)}" if one == "rules" else ""
         raise click.UsageError(f"--{one}{value} and --{other} cannot both be given")
-    needs = [("router_temperature", "router", told.get("router") in COSTS), ("no_refresh", "rules", managed)]
-    needs += [("overlap_weight", "router", told.get("router") in COSTS)]
-    needs += [("router_view", "router", told.get("router") in COSTS)]
-    needs += [("transfer_tps", "decode_workers", "decode_workers" in told)]
-    needs += [("host_tps", "host_capacity", "host_capacity" in told)]
     machine = _hardware(told)
-    needs += [
-        ("hardware", "decode_workers", "decode_workers" in told or machine is None or machine.decode_times is None)
-    ]
-    for name, other, holds in needs:
-        if name in told and not holds:
-            what = {"router": "--router kv_aware or kv_classic", "rules": "rules other than engine"}
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} needs {what.get(other, '--' + other.replace('_', '-'))}"
-            )
+    in_two = machine is not None and machine.decode_times is not None
+    needs = NEEDS | {"hardware": NEEDS["transfer_tps"]} if in_two else NEEDS
+    holds = {"router": told.get("router") in COSTS, "rules": managed}
+    for name, (other, what) in needs.items():
+        if name in told and not holds.get(other, other in told):
+            raise click.UsageError(f"--{name.replace('_', '-')} needs {what}")
 
 
 def _hardware(options: dict[str, Any]) -> Hardware | None:
@@ -279,19 +274,15 @@ def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> KeepBlocks | Ke
     managed = rules_of(told) != ENGINE
     if kind == "rules" and value in RULES:
         return KeepMarked(_marked(tree, {"rules": value}))
-    number = value.removesuffix("s") if kind == "ttl" else value
     if managed and kind == "capacity":
         raise click.UsageError(f"--bound {name}: --rules {rules_of(told)} know no capacity")
-    if kind in ("ttl", "capacity") and number.isdecimal() and number.isascii() and len(number) < 13:
-        size = int(number)
-        if managed and kind == "ttl":
-            return KeepMarked(_marked(tree, {"rules": rules_of(told), "cache_ttl": size}))
-        ttl_ns, capacity = (size * SECOND, None) if kind == "ttl" else (None, size)
-        return KeepBlocks(
-            BlockCache(tree, block=_block(told), capacity=capacity, ttl_ns=ttl_ns), at_once=_batches(told)
-        )
-    if name == "endless" and managed:
-        return KeepMarked(_marked(tree, {"rules": rules_of(told), "cache_ttl": NO_TTL}))
-    if name == "endless":
-        return KeepBlocks(BlockCache(tree, block=_block(told)), at_once=_batches(told))
-    raise InputError(f"--bound {name!r}: expected ttl_300s, capacity_1000, or rules_ with one of {', '.join(RULES)}")
+    number = value.removesuffix("s") if kind == "ttl" else value
+    sized = kind in ("ttl", "capacity") and number.isdecimal() and number.isascii() and len(number) < 13
+    if not sized and name != "endless":
+        known = f"ttl_300s, capacity_1000, or rules_ with one of {', '.join(RULES)}"
+        raise InputError(f"--bound {name!r}: expected {known}")
+    size = int(number) if sized else None
+    if managed:
+        return KeepMarked(_marked(tree, {"rules": rules_of(told), "cache_ttl": NO_TTL if size is None else size}))
+    kept = {} if size is None else {"ttl_ns": size * SECOND} if kind == "ttl" else {"capacity": size}
+    return KeepBlocks(BlockCache(tree, block=_block(told), **kept), at_once=_batches(told))
