@@ -15,6 +15,7 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import httptools
@@ -31,22 +32,15 @@ LINGER_S = 5.0
 """So long a client that was answered before it had asked to the end may go on sending."""
 
 
+@dataclass
 class Proxy:
     """What all connections share. ``token`` is what a client must show; None where none is asked for."""
 
-    def __init__(
-        self,
-        routes: Sequence[Route],
-        recorder: Recorder,
-        *,
-        token: str | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self.routes = routes
-        self.recorder = recorder
-        self.token = token
-        self.tls = tls
-        self.clients: set[Client] = set()
+    routes: Sequence[Route]
+    recorder: Recorder
+    token: str | None = None
+    tls: ssl.SSLContext | None = None
+    clients: set[Client] = field(default_factory=set)
 
     def client(self) -> Client:
         """The protocol of a client that connects."""
@@ -73,7 +67,7 @@ class Client(asyncio.BufferedProtocol):
         self.slow = False
         self._upstreams: dict[Route, Upstream] = {}
         self._parser = httptools.HttpRequestParser(self)
-        self._coming: Exchange | None = None
+        self._coming = Exchange()
         self._raw = False
         self._held = self._heading = 0
 
@@ -103,7 +97,7 @@ class Client(asyncio.BufferedProtocol):
         except httptools.HttpParserError:
             self._malformed()
         else:
-            if self._coming is not None and not self._coming.method:
+            if not self._coming.method:
                 self._heading += len(data)
                 if self._heading > MOST_HEAD_BYTES:
                     self._malformed()
@@ -145,17 +139,13 @@ class Client(asyncio.BufferedProtocol):
             self.transport.pause_reading()
 
     def on_url(self, url: bytes) -> None:
-        assert self._coming is not None
         self._coming.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        exchange = self._coming
-        assert exchange is not None
-        (exchange.trailers if exchange.method else exchange.headers).append((name, value))
+        (self._coming.trailers if self._coming.method else self._coming.headers).append((name, value))
 
     def on_headers_complete(self) -> None:
         exchange = self._coming
-        assert exchange is not None
         exchange.method = self._parser.get_method().decode()
         upgrade = self._parser.should_upgrade()
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.headers}
@@ -178,14 +168,12 @@ class Client(asyncio.BufferedProtocol):
 
     def on_body(self, data: bytes) -> None:
         exchange = self._coming
-        assert exchange is not None
         self._pass(exchange, b"%x\r\n%b\r\n" % (len(data), data) if exchange.chunked else data)
         if exchange.passing is not None:
             exchange.passing.request(data)
 
     def on_message_complete(self) -> None:
         exchange = self._coming
-        assert exchange is not None
         exchange.whole = True
         if exchange.chunked:
             self._pass(exchange, b"0\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in exchange.trailers) + b"\r\n")
