@@ -14,7 +14,7 @@ from keepwarm.traces.claude_prompts import TranscriptPrompts
 from keepwarm.traces.columns import Packed, pack
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Call
-from keepwarm.traces.sessions import SessionBuilder
+from keepwarm.traces.sessions import SessionBuilder, Totals
 from keepwarm.traces.steps import Step, Stream
 
 
@@ -36,21 +36,6 @@ class Waiting(NamedTuple):
     streams: Sequence[bytes]
 
 
-class Totals(NamedTuple):
-    """What was noticed while building; token counts as in Imported."""
-
-    sessions: int = 0
-    negative_waits: int = 0
-    recorded_breaks: int = 0
-    new_tokens: int = 0
-    hidden: int = 0
-    scaled: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        """Both together."""
-        return Totals(*(one + more for one, more in zip(self, other, strict=True)))
-
-
 def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed | None, Totals]:
     """Build some sessions that follow one another in trace order; None for a pack without a call."""
     identity = Identity(common.salt)
@@ -66,5 +51,5 @@ def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed 
         builder = SessionBuilder(session, owns=owns, prompts=prompts.of, flow=common.flow, origin="transcript")
         built = builder.build([stream for part in pickled for stream in pickle.loads(part)], start_ns)
         calls += built.calls
-        totals = totals.plus(Totals(int(bool(built.calls)), *built[1:]))
+        totals = totals.plus(built.totals)
     return pack(calls) if calls else None, totals

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-from keepwarm.traces.claude_build import Common, Totals, Waiting, build_sessions
+from keepwarm.traces.claude_build import Common, Waiting, build_sessions
 from keepwarm.traces.claude_files import (
     Folded,
     FoldedFile,
@@ -30,6 +30,7 @@ from keepwarm.traces.claude_files import (
 )
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.pool import ordered_map
+from keepwarm.traces.sessions import Totals
 from keepwarm.traces.store import TraceWriter
 
 PARALLEL_BYTES = 64 << 20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from keepwarm.traces.claude_files import LeadKey
@@ -16,6 +16,9 @@ TTL_5M, TTL_1H = 300, 3600
 BREAK_TOKENS = 1024
 """A read this much below what the predecessor left is a changed prefix, where prefix breaks are taken as recorded."""
 
+Grown = tuple[Growth, str | None, str | None]
+"""How a prompt grew, from which call's, and why it did not keep all of that."""
+
 
 class TranscriptPrompts:
     """Makes the prompts of a session's agents. ``leads`` gives the size of each group's shared lead."""
@@ -24,53 +27,40 @@ class TranscriptPrompts:
         self._identity = identity
         self._session = session
         self._leads = leads
-        self._informed = informed
+        self.informed = informed
         self._fresh = count()
 
     def of(self, stream: Stream) -> AgentPrompt:
         """A prompt for a stream's agent."""
-        return AgentPrompt(
-            leads=lambda step: self._lead(stream, step),
-            hash_answer=self._hash_answer,
-            fresh=self._fresh_hash,
-            informed=self._informed,
-        )
+        return AgentPrompt(self, stream)
 
-    def _lead(self, stream: Stream, step: Step) -> list[Segment]:
+    def lead(self, stream: Stream, step: Step) -> list[Segment]:
+        """The lead that a stream's agent shares with others of the step's model, and its own."""
         key = stream.project, step.version, step.model, stream.role
         shared = self._identity.hash("\0".join(("lead", *key)).encode())
         own = self._identity.hash("\0".join(("own", self._session, stream.agent, step.model)).encode())
         return [Segment(shared, self._leads.get(key, 0), "lead"), Segment(own, 0, "lead")]
 
-    def _hash_answer(self, step: Step) -> int:
+    def hash_answer(self, step: Step) -> int:
+        """The identity of an answer as later prompts repeat it."""
         return self._identity.hash(b"".join(part.to_bytes(8, "big", signed=True) for part in step.answer))
 
-    def _fresh_hash(self) -> int:
+    def fresh(self) -> int:
+        """An identity that nothing else has."""
         return self._identity.hash(f"fresh\0{self._session}\0{next(self._fresh)}".encode())
 
 
 class AgentPrompt:
-    """One agent's prompt as it grows.
-
-    ``leads`` gives a model's shared lead and the agent's own, ``hash_answer`` the identity of an answer as later
-    prompts repeat it, ``fresh`` an identity that nothing else has. With ``informed`` prefix breaks are taken from what
-    was read; ``breaks`` counts them.
+    """One agent's prompt as it grows. In an informed import prefix breaks are taken from what was read; ``breaks``
+    counts them.
     """
 
-    def __init__(
-        self,
-        *,
-        leads: Callable[[Step], list[Segment]],
-        hash_answer: Callable[[Step], int],
-        fresh: Callable[[], int],
-        informed: bool,
-    ) -> None:
-        self.thread = Thread(fresh)
+    def __init__(self, made: TranscriptPrompts, stream: Stream) -> None:
+        self.thread = Thread(made.fresh)
         self.given: dict[str, int] = {}
         self.breaks = self.hidden = self.scaled = 0
-        self._leads = leads
-        self._hash_answer = hash_answer
-        self._informed = informed
+        self._made = made
+        self._stream = stream
         self._last: Turn | None = None
         self._ttl_s = TTL_5M
         self._resets = 0
@@ -94,11 +84,11 @@ class AgentPrompt:
         self.hidden, self.scaled = self.thread.hidden, self.thread.scaled
         return turn
 
-    def _grow(self, step: Step, start_ns: int) -> tuple[Growth, str | None, str | None]:
+    def _grow(self, step: Step, start_ns: int) -> Grown:
         thread, last = self.thread, self._last
         inputs = [Block(i.hash, i.weight, i.kind, tool_use=i.tool_use) for i in step.inputs]
         if last is None:
-            return thread.begin(_size(step, thread, inputs), self._leads(step), inputs), None, None
+            return thread.begin(_size(step, thread, inputs), self._made.lead(self._stream, step), inputs), None, None
         blocks = [self._answer(last), *inputs]
         size = _size(step, thread, blocks)
         read = self._informed_read(last, step, start_ns)
@@ -115,19 +105,17 @@ class AgentPrompt:
         growth = thread.extend(size, blocks)
         return growth, last.step.id, "shrunk" if growth.keep < had else None
 
-    def _switch(
-        self, last: Turn, step: Step, size: int, blocks: Sequence[Block]
-    ) -> tuple[Growth, str | None, str | None]:
+    def _switch(self, last: Turn, step: Step, size: int, blocks: Sequence[Block]) -> Grown:
         """Another model shares nothing with the last call, but all with its own last call in this conversation."""
         known = self._seen.get(step.model)
         if known is not None and known[2] == self._resets:
             return self.thread.break_at(known[1], size, blocks), known[0], "model_switch"
-        return self.thread.break_at(0, size, blocks, self._leads(step)), last.step.id, "model_switch"
+        return self.thread.break_at(0, size, blocks, self._made.lead(self._stream, step)), last.step.id, "model_switch"
 
     def _informed_read(self, last: Turn, step: Step, start_ns: int) -> int | None:
         """What was read, where inside the TTL it is much less than the predecessor left; None for a blind import."""
         left, now = last.step.usage, step.usage
-        if not self._informed or left is None or now is None or not now.read_told or step.model != last.step.model:
+        if not self._made.informed or left is None or now is None or not now.read_told or step.model != last.step.model:
             return None
         readable = min(left.prompt - left.uncached, now.prompt)
         if start_ns - last.end_ns > self._ttl_s * SECOND or now.cache_read >= readable - BREAK_TOKENS:
@@ -139,7 +127,7 @@ class AgentPrompt:
         """The last answer as the next prompt repeats it."""
         told = last.step.output
         weight = last.step.weight if told is None else told
-        return Block(self._hash_answer(last.step), weight, "answer", last.step.id, exact=told is not None)
+        return Block(self._made.hash_answer(last.step), weight, "answer", last.step.id, exact=told is not None)
 
     def _mark(self, usage: Usage | None) -> tuple[Breakpoint, ...]:
         """The cache marks that the account lets one infer: what lies past the last mark is the uncached part, and what

@@ -61,19 +61,14 @@ class _Agent:
         if not self._failed:
             return
         tries, self._failed = self._failed, []
-        (first, _), (asked, answer) = tries[0], tries[-1]
-        self.stream.steps.append(self._step(first.record.at_ns, asked, answer, tries))
+        asked, answer = tries[-1]
+        self.stream.steps.append(self._step(asked, answer, tries))
         self.stream.ended = False if answer.error else None
         self._pieces = asked.pieces
         self.summary = False
 
-    def _step(
-        self,
-        start_ns: int,
-        asked: _Asked,
-        answer: AnswerRecord,
-        tries: list[tuple[_Asked, AnswerRecord]],
-    ) -> Step:
+    def _step(self, asked: _Asked, answer: AnswerRecord, tries: list[tuple[_Asked, AnswerRecord]]) -> Step:
+        """The step that a request became, with all that was tried of it."""
         record = asked.record
         keep = common(self._pieces, asked.pieces)
         known = {piece.hash for piece in self._pieces} if self.summary else ()
@@ -83,7 +78,7 @@ class _Agent:
             id=answer.call or self._identity.name("call", self.stream.agent, str(record.number), str(record.at_ns)),
             model=record.model,
             version="",
-            start_ns=start_ns,
+            start_ns=attempts[0].sent_ns,
             end_ns=answer.end_ns,
             inputs=[given for given in record.inputs if given.hash not in known],
             reset="compaction" if self.summary else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any, NamedTuple
 
 from keepwarm.traces.kin import Kin
@@ -12,15 +13,26 @@ from keepwarm.traces.steps import INLINE, Asked, Step, Stream, Wire
 from keepwarm.traces.turns import SECOND, Prompt, Turn
 
 
-class Built(NamedTuple):
-    """A session's calls in trace order, and what was noticed on the way; token counts as in Imported."""
+class Totals(NamedTuple):
+    """What was noticed while sessions were built; token counts as in Imported."""
 
-    calls: list[Call]
+    sessions: int = 0
     negative_waits: int = 0
     recorded_breaks: int = 0
     new_tokens: int = 0
     hidden: int = 0
     scaled: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        """Both together."""
+        return Totals(*map(add, self, other))
+
+
+class Built(NamedTuple):
+    """A session's calls in trace order, and what was noticed on the way."""
+
+    calls: list[Call]
+    totals: Totals = Totals()
 
 
 @dataclass(slots=True)
@@ -84,14 +96,11 @@ class SessionBuilder:
         agents = list({agent.name: agent for agent in self._agents.values()}.values())
         calls = [self._call(a, turn, session_start_ns, completed) for a in agents for turn in range(len(a.turns))]
         calls.sort(key=lambda call: (call.start_ns, call.call))
-        return Built(
-            calls,
-            self._negative,
-            sum(agent.prompt.breaks for agent in agents),
-            sum(segment.tokens for call in calls for segment in call.append),
-            sum(agent.prompt.hidden for agent in agents),
-            sum(agent.prompt.scaled for agent in agents),
+        breaks, hidden, scaled = (
+            sum(getattr(a.prompt, name) for a in agents) for name in ("breaks", "hidden", "scaled")
         )
+        new_tokens = sum(segment.tokens for call in calls for segment in call.append)
+        return Built(calls, Totals(1, self._negative, breaks, new_tokens, hidden, scaled))
 
     def _agent(self, stream: Stream) -> _Agent:
         """The stream's agent, made when its first step comes; a resumed one is the agent that it resumes."""
