@@ -13,6 +13,9 @@ from keepwarm.harness.answered import Account, event
 from keepwarm.harness.script import Said
 
 Fields = dict[str, Any]
+UNSAID: Fields = dict.fromkeys(("error", "instructions", "previous_response_id", "temperature", "top_p"))
+UNSAID |= {"metadata": {}, "parallel_tool_calls": True, "store": False, "tool_choice": "auto", "tools": []}
+"""What every response of the API has and none of these needs."""
 
 
 class Responses:
@@ -40,24 +43,13 @@ class Responses:
 
     def _response(self, status: str, account: Account | None = None) -> Fields:
         """The response as it is at some time; whole with an account."""
-        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return {
-            **self._about,
+        told = {
             "status": status,
             "output": [self._item(self._said.text, "completed")] if account else [],
             "usage": self._usage(account) if account else None,
-            "error": None,
-            "incomplete_details": cut,
-            "instructions": None,
-            "metadata": {},
-            "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "store": False,
-            "temperature": None,
-            "tool_choice": "auto",
-            "tools": [],
-            "top_p": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         }
+        return {**self._about, **told, **UNSAID}
 
     def _item(self, text: str, status: str) -> Fields:
         """The answer's one item."""

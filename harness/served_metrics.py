@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from keepwarm.replayers.cluster import Gauge
 from keepwarm.replayers.job import Running
@@ -45,11 +48,8 @@ class _Histogram:
 
     def told(self) -> tuple[list[tuple[str, float]], float]:
         """Cumulative counts by bound, and the sum."""
-        total, buckets = 0, []
-        for bound, number in zip((*map(str, map(float, self._bounds)), "+Inf"), self._counts, strict=True):
-            total += number
-            buckets.append((bound, float(total)))
-        return buckets, self._sum
+        bounds = (*(str(float(bound)) for bound in self._bounds), "+Inf")
+        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True)), self._sum
 
 
 class Metrics:
@@ -59,13 +59,12 @@ class Metrics:
         self._model = model
         self._second = SECOND * speed
         self._histograms: dict[tuple[str, str], _Histogram] = {}
-        self._ended: dict[tuple[str, str], int] = {}
+        self._ended: Counter[tuple[str, str]] = Counter()
 
     def over(self, running: Running, stop: str) -> None:
         """A call is over: the model's end, or ``abort`` by its client."""
         engine = running.worker or ""
-        key = engine, REASONS[stop]
-        self._ended[key] = self._ended.get(key, 0) + 1
+        self._ended[engine, REASONS[stop]] += 1
         first_ns, done_ns = running.first_token_ns, running.done_ns
         if stop == "abort" or first_ns is None or done_ns is None:
             return
@@ -91,9 +90,7 @@ class Metrics:
 
     def text(self, gauges: Iterable[Gauge]) -> bytes:
         """All of it in Prometheus' own text, the workers' state as the gauges tell it."""
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Told([*self._states(list(gauges)), *self._series()]))
-        return generate_latest(registry)
+        return generate_latest(_Told([*self._states(list(gauges)), *self._series()]))
 
     def _states(self, gauges: Sequence[Gauge]) -> Iterator[Metric]:
         for name, (text, field, kind) in STATES.items():
@@ -122,7 +119,7 @@ class Metrics:
             yield family
 
 
-class _Told:
+class _Told(Collector):
     """Metrics that are there already."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:

@@ -97,8 +97,7 @@ class FileFold:
             told = self._session or string(line["sessionId"])
             session, name = self._name("session", told), self._name("agent", told, agent or "")
             flow = flow_of(maybe_string(line.get("entrypoint")))
-            role = role_of(agent)
-            stream = Stream(self._place, self._project, session, name, role, source, flow=flow)
+            stream = Stream(self._place, self._project, session, name, role_of(agent), source, flow=flow)
             self._told = told
             self.streams[key] = stream
             if source == OWN_FILE:
@@ -110,7 +109,8 @@ class FileFold:
         uuid = line.get("uuid")
         if uuid is not None:
             if uuid in self._seen:
-                self._again(kind, line)
+                if kind == "assistant":  # history that a client wrote once more
+                    self._repeated.add(string(line["message"]["id"]))
                 return
             self._seen.add(uuid)
         if not stream.last_ns:
@@ -123,11 +123,6 @@ class FileFold:
                 stream.ended = None
             stream.inputs.extend(inputs)
         stream.last_ns = max(stream.last_ns, at_ns)
-
-    def _again(self, kind: str, line: dict[str, Any]) -> None:
-        """A line that the file has already: history that a client wrote once more."""
-        if kind == "assistant":
-            self._repeated.add(string(line["message"]["id"]))
 
     @property
     def repeated(self) -> int:

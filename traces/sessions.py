@@ -220,7 +220,7 @@ class SessionBuilder:
         step, start_ns, end_ns, growth, parent, change, marks, broke = agent.turns[turn]
         after = agent.after[turn]
         last = self._last_satisfied(after) if after else None
-        account = step.usage.account() if step.usage else (None,) * 5
+        account = step.usage.columns() if step.usage else dict.fromkeys(("usage_source", "write_source"), "absent")
         call = Call(
             session=self._session,
             agent=agent.name,
@@ -230,8 +230,6 @@ class SessionBuilder:
             start_ns=start_ns,
             end_ns=end_ns,
             keep=growth.keep,
-            usage_source="reported" if step.usage else "absent",
-            write_source="reported" if step.usage and step.usage.write_told else "absent",
             origin=self._source,
             session_start_ns=session_start_ns,
             agent_type=agent.type,
@@ -247,12 +245,6 @@ class SessionBuilder:
             append=growth.append,
             prefix_change=change,
             breakpoints=marks,
-            prompt=step.usage.prompt if step.usage else None,
-            uncached=account[0],
-            cache_read=account[1],
-            cache_write_5m=account[2],
-            cache_write_1h=account[3],
-            cache_write_other=account[4],
             output=step.output,
             output_est=round(step.weight),
             tools=tuple(self._tool(asked, agent) for asked in step.tools),
@@ -261,6 +253,7 @@ class SessionBuilder:
             retries=step.retries or None,
             completed=completed,
             prefix_break=broke,
+            **account,
         )
         return call if step.wire is None else call._replace(**self._seen(step.wire))
 

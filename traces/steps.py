@@ -39,12 +39,16 @@ class Usage(NamedTuple):
         """All prompt tokens."""
         return sum(self[:5])
 
-    def account(self) -> tuple[int | None, ...]:
-        """Uncached, read, and written for 5 m, 1 h and other: what was told of them. Without a word on reads nobody
-        knows what of the prompt was uncached.
+    def columns(self) -> dict[str, Any]:
+        """The account in trace columns, as far as it was told. Without a word on reads nobody knows what of the prompt
+        was uncached.
         """
-        read = (self.uncached, self.cache_read) if self.read_told else (None, None)
-        return (*read, *(self[2:5] if self.write_told else (None, None, None)))
+        told = {"prompt": self.prompt, "usage_source": "reported"}
+        if self.read_told:
+            told |= {"uncached": self.uncached, "cache_read": self.cache_read}
+        if self.write_told:
+            told |= {f"cache_{name}": getattr(self, name) for name in ("write_5m", "write_1h", "write_other")}
+        return told | {"write_source": "reported" if self.write_told else "absent"}
 
 
 class Asked(NamedTuple):
