@@ -21,7 +21,7 @@ COUNTERS: dict[str, dict[str, str]] = {
         "preemptions": "vllm:num_preemptions_total",
     },
     "dynamo": {
-        "requests": "dynamo_frontend_requests_total",
+        "requests": "dynamo_frontend_input_sequence_tokens_count",
         "prompt_tokens": "dynamo_frontend_input_sequence_tokens_sum",
         "cached_tokens": "dynamo_frontend_cached_tokens_sum",
         "output_tokens": "dynamo_frontend_output_sequence_tokens_sum",
@@ -42,22 +42,31 @@ SHAPES = {
     "dynamo_frontend_model_kv_cache_block_size": "block",
     "dynamo_frontend_model_total_kv_blocks": "blocks",
 }
+WORKERS = {
+    "vllm:cache_config_info": ("engine",),
+    "dynamo_frontend_worker_active_decode_blocks": ("worker_id", "dp_rank"),
+}
+"""Samples of which each worker has one, and the labels that tell it from others."""
 
 
 def read_counters(address: Address, more: Sequence[str] = ()) -> dict[str, Any] | None:
     """The counters of the server at an address, and of those at ``more`` URLs, added up over all of their labels; its
-    ``kind`` with them, and the ``block`` and ``blocks`` of its cache, where it tells. None where it tells nothing.
+    ``kind`` with them, how many ``workers`` it has, and the ``block`` and ``blocks`` of their caches, where it tells.
+    None where it tells nothing.
     """
     samples: dict[str, float] = {}
     shape: dict[str, int] = {}
+    workers = set()
     for where in (address, *(Address(url, {}, address.tls) for url in more)):
         for name, labels, value in _samples(where):
             samples[name] = samples.get(name, 0.0) + value
             shape |= _shape(name, labels, value)
+            if name in WORKERS:
+                workers.add((where.url, *(labels.get(label) for label in WORKERS[name])))
     for kind, names in COUNTERS.items():
         if names["prompt_tokens"] in samples:
             found = {figure: round(samples[name], 6) for figure, name in names.items() if name in samples}
-            return {"kind": kind, **shape, "counters": found}
+            return {"kind": kind, "workers": len(workers) or None, **shape, "counters": found}
     return None
 
 

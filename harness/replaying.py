@@ -219,21 +219,22 @@ def _bounds(planned: Planned, counters: dict[str, Any] | None, *, live: bool) ->
     """What each call could have read from an endless cache that keeps prompts, and what the simulated engine of the
     server's block and capacity reads, where it tells them. InputError where a call cannot be replayed.
     """
-    bounds = _simulated(planned, "endless", block=1, live=live, at_once=True)
-    block = (counters or {}).get("block")
-    if block:
-        bounds += _simulated(planned, "predicted", block=block, capacity=(counters or {}).get("blocks"), live=live)
+    bounds = _simulated(planned, "endless", {"block": 1}, live=live, at_once=True)
+    if counters and counters.get("block"):
+        bounds += _simulated(planned, "predicted", counters, live=live)
     return bounds
 
 
 def _simulated(
-    planned: Planned, name: str, *, block: int, capacity: int | None = None, live: bool, at_once: bool = False
+    planned: Planned, name: str, server: dict[str, Any], *, live: bool, at_once: bool = False
 ) -> list[Bound]:
+    """What each call reads from a cluster of a server's workers, routed by caches where its router counts hits."""
     tree, speed = PromptTree(), planned.speed
     times = ServiceTimes(TIMES.base_s / speed, TIMES.prefill_tps * speed, TIMES.decode_tps * speed)
-    cache = BlockCache(tree, block=block, capacity=capacity)
-    worker = Plain(KeepBlocks(cache, answers=live, at_once=at_once), times=times)
-    cluster = Cluster(tree, [worker], Router("round_robin", block=block))
+    block, router = server["block"], "kv_aware" if "router_requests" in server.get("counters", ()) else "round_robin"
+    caches = [BlockCache(tree, block=block, capacity=server.get("blocks")) for _ in range(server.get("workers") or 1)]
+    workers = [Plain(KeepBlocks(cache, answers=live, at_once=at_once), times=times) for cache in caches]
+    cluster = Cluster(tree, workers, Router(router, block=block))
     bounds = []
     with progress("planning", planned.calls) as told:
         for outcome, _ in in_virtual_time(planned.schedule_in(tree), cluster, live=live):

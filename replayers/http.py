@@ -17,7 +17,7 @@ import orjson
 
 from keepwarm.replayers import chat, completions, messages, responses, sse
 from keepwarm.replayers.account import account
-from keepwarm.replayers.address import Address, base_url, more_headers, secret, trusting
+from keepwarm.replayers.address import Address, base_url, hushed, more_headers, secret, trusting
 from keepwarm.replayers.blocks import Block, Writer
 from keepwarm.replayers.endpoint import Answer, Request, Said
 from keepwarm.replayers.hints import nvext, session_headers
@@ -84,7 +84,10 @@ def reach(
     named = bool(key_env or key_file)
     key = secret("an API key", key_env or (None if key_file else given.KEY_ENV), key_file, must=named)
     usable = key if named or base_url(url).scheme == "https" else None
-    return Address(url, {**given.headers(usable), **more_headers(header)}, trusting(ca))
+    headers = given.headers(usable)
+    if usable and not base_url(url).host.endswith("anthropic.com"):
+        headers["authorization"] = f"Bearer {usable}"  # the only one that servers of many dialects look at
+    return Address(url, {**headers, **more_headers(header)}, trusting(ca))
 
 
 class HttpEndpoint:
@@ -127,6 +130,7 @@ class HttpEndpoint:
                 **address.headers,
             }
         )
+        self._secrets = address.headers
         self._fixed: dict[str, Any] = {"model": model, "stream": stream}
         if stream and dialect in ("chat", "completions"):
             self._fixed["stream_options"] = {"include_usage": True}
@@ -145,7 +149,7 @@ class HttpEndpoint:
         self._salt = salt or cache_salt or ""
         self._live = live
         self._writes_told = writes_told
-        self._transport = transport or _transports(self._url.scheme, address.tls)
+        self._transport = transport or transports(self._url.scheme, address.tls)
         self._idle: dict[tuple[str, str, int], tuple[httpx.AsyncBaseTransport, int]] = {}
 
     @property
@@ -272,7 +276,7 @@ class HttpEndpoint:
             error=error,
             stop_reason=heard.stop_reason,
             said=said,
-            told=" ".join(seen.told) or None,
+            told=hushed(" ".join(seen.told), self._secrets) or None,
             **usage,
         )
 
@@ -305,7 +309,7 @@ class _Seen:
         self.told = ("", "")
 
 
-def _transports(scheme: str, context: ssl.SSLContext | None) -> Callable[[], httpx.AsyncBaseTransport]:
+def transports(scheme: str, context: ssl.SSLContext | None) -> Callable[[], httpx.AsyncBaseTransport]:
     """Makes transports of one connection each that share one TLS context."""
     for late in ("httpcore", "anyio.streams.tls", "anyio._backends._asyncio"):
         import_module(late)  # else httpx imports them in the first call's time, 0.1 s

@@ -36,7 +36,10 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "cluster": dict,
     "cluster.gpu_hour_usd": NUMBER,
     "cluster.gpus": int,
-    **dict.fromkeys(("name", "mode", "endpoint.url", "endpoint.name", "trace.name", "trace.digest"), str),
+    **dict.fromkeys(("fidelity", "endpoint.preflight", "counters", "counters.before", "counters.after"), dict),
+    **dict.fromkeys(
+        ("name", "mode", "fidelity.match", "endpoint.url", "endpoint.name", "trace.name", "trace.digest"), str
+    ),
 }
 """What reports read of run.json and what it must be, unless it is null or not there; an object before its fields."""
 

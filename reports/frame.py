@@ -23,7 +23,8 @@ SOURCES = ("usage_source", "write_source", "error", "status", "completed")
 RECORDED = ("start_ns", "first_token_ns", "end_ns", *USAGE, "output_est", "miss_reason", *SOURCES)
 TIMES = ("due_ns", "sent_ns", "first_token_ns", "done_ns", "token_ns")
 RUN_COLUMNS = [
-    *(*DESCRIPTIVE, "copy", "planned_prompt", "planned_keep", *TIMES, *USAGE, "write_ttl_s", *SOURCES),
+    *(*DESCRIPTIVE, "copy", *TIMES, *USAGE, "write_ttl_s", *SOURCES),
+    *(f"planned_{name}" for name in ("prompt", "keep", "output")),
     *(f"rec_{name}" for name in RECORDED),
 ]
 TRACE_COLUMNS = [*DESCRIPTIVE, "keep", *RECORDED, "prefix_break", "attempts"]

@@ -199,8 +199,9 @@ def schedule_lag(rows: pl.DataFrame) -> dict[str, Any]:
 def whole(loaded: Loaded, linked: pl.DataFrame) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``linked`` is its rows with_previous."""
     rows, rates = loaded.rows, achievable(loaded)
-    hit = of(rows)["hit_rate"]
+    hit, predicted = of(rows)["hit_rate"], rates.pop("predicted", None)
     return {
+        "predicted_hit_rate": predicted,
         "warm_hit_range": warm_hit_range(rows),
         "hit_rate_macro": hit_rate_macro(rows),
         "retention": retention(linked),

@@ -212,6 +212,35 @@ def latencies(out: Console, report: dict[str, Any]) -> None:
     line(out, f"task_time p50 {seconds(spent['p50'])}, max {seconds(spent['max'])}{text}")
 
 
+def reconciled(out: Console, report: dict[str, Any]) -> None:
+    """What clients were told beside what the server counted, and what was predicted."""
+    beside = report["reconciliation"]
+    if not beside:
+        return
+    rows = [(row["figure"], *(count(row[side]) for side in ("client", "server", "residual"))) for row in beside["rows"]]
+    rates = beside["hit_rate"]
+    points = _points(rates["server"], rates["client"])
+    rows.append(("hit_rate", rate(rates["client"]), rate(rates["server"]), points))
+    table(out, f"Beside the server's own counters ({beside['kind']})", ("figure", "client", "server", "residual"), rows)
+    if rates["router"] is not None:
+        line(out, f"router's own view of hits {rate(rates['router'])}, mean of requests")
+    if rates["predicted"] is not None:
+        same = rate(beside["as_predicted"])
+        away = _points(rates["client"], rates["predicted"])
+        line(out, f"predicted by the simulator {rate(rates['predicted'])} ({away}); {same} of calls to the token")
+    rule = beside["as_block_rule"]
+    if rule and rule["share"] is not None:
+        told = (
+            f"{rate(rule['share'])} of {count(rule['calls'])} grown prompts read their whole blocks of {rule['block']}"
+        )
+        line(out, told)
+
+
+def _points(one: float | None, other: float | None) -> str:
+    """A difference of rates."""
+    return NONE if one is None or other is None else f"{100 * (one - other):+.3f} points"
+
+
 MISSING = {"model": "the model", "usage": "tokens that were not told"}
 
 
@@ -290,6 +319,7 @@ def render_report(report: dict[str, Any], by: Sequence[str] = ("role", "turn")) 
     groups(out, report, by)
     losses(out, report)
     recorded(out, report)
+    reconciled(out, report)
     latencies(out, report)
     costs(out, report)
     failures(out, report)

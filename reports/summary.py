@@ -7,9 +7,10 @@ from typing import Any
 from keepwarm.reports import latency, losses, metrics
 from keepwarm.reports.frame import Loaded, provenance, time_scale
 from keepwarm.reports.prices import Prices, cost
+from keepwarm.reports.reconcile import reconcile
 from keepwarm.reports.validity import failures, validity
 
-ABOUT = ("keepwarm", "mode", "trace", "endpoint", "options", "cache", "clock", "started", "ended", "seed")
+ABOUT = ("keepwarm", "mode", "trace", "endpoint", "options", "cache", "fidelity", "clock", "started", "ended", "seed")
 
 
 def summarise(
@@ -20,6 +21,7 @@ def summarise(
     """
     linked = metrics.with_previous(loaded.rows)
     recorded = loaded.kind == "recording"
+    whole = metrics.of(loaded.rows) | metrics.whole(loaded, linked)
     return {
         "name": loaded.name,
         "kind": loaded.kind,
@@ -28,12 +30,12 @@ def summarise(
         **provenance(loaded),
         **validity(loaded, linked),
         "failures": failures(loaded.rows),
-        **metrics.of(loaded.rows),
-        **metrics.whole(loaded, linked),
+        **whole,
         **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},
         "losses": losses.table(linked, time_scale(loaded), provider=recorded),
         "latency": times(loaded),
         "cost": cost(loaded, prices, gpu_hour_price, gpus),
+        "reconciliation": reconcile(loaded, linked, whole),
         "recorded": None if recorded else losses.compare_recorded(loaded.rows),
     }
 

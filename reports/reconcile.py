@@ -1,0 +1,87 @@
+"""Reconciliation sets side by side what clients were told, what the server counted, and what a simulator expected.
+
+The server's counters hold all of its traffic: a residual is what others asked of it meanwhile, or what was lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from keepwarm.reports.frame import Loaded
+from keepwarm.reports.metrics import REPORTED
+from keepwarm.reports.validity import ANSWERED
+
+COLUMNS = {"prompt_tokens": "prompt", "cached_tokens": "cache_read", "output_tokens": "output"}
+"""The column whose sum over the answered calls is what a server's counter should have counted."""
+
+
+def reconcile(loaded: Loaded, linked: pl.DataFrame, figures: dict[str, Any]) -> dict[str, Any] | None:
+    """``rows`` of figure, client, server and their difference; ``hit_rate`` by client, server, the server's router, and
+    as ``predicted`` by the simulator; and ``as_block_rule``, the share of calls that read what an engine's block cache
+    of that block must give. ``figures`` are the run's. None where the server told nothing; a figure that one side did
+    not tell is None. ``linked``: rows with_previous.
+    """
+    told = loaded.about.get("counters") or {}
+    before, after = told.get("before") or {}, told.get("after") or {}
+    if loaded.kind != "run" or not before:
+        return None
+    first, last = before.get("counters") or {}, after.get("counters") or {}
+    server = {name: last[name] - first[name] for name in first if name in last}
+    answered = loaded.rows.filter(ANSWERED)
+    sums = {name: answered[column].drop_nulls() for name, column in COLUMNS.items()}
+    client = {name: int(told.sum()) if len(told) else None for name, told in sums.items()}
+    rows = [_row(name, value, server.get(name)) for name, value in {"requests": answered.height, **client}.items()]
+    predicted = figures.get("predicted_hit_rate")
+    return {
+        "kind": before.get("kind"),
+        "rows": rows,
+        "hit_rate": {
+            "client": figures["hit_rate"],
+            "server": _ratio(server.get("cached_tokens"), server.get("prompt_tokens")),
+            "router": _ratio(server.get("router_hit_rates"), server.get("router_requests")),
+            "predicted": predicted,
+        },
+        "as_predicted": _as_predicted(loaded) if predicted is not None else None,
+        "as_block_rule": _as_block_rule(linked, before.get("block")),
+        "preemptions": server.get("preemptions"),
+    }
+
+
+def _row(name: str, client: float | None, server: float | None) -> dict[str, Any]:
+    known = client is not None and server is not None
+    return {"figure": name, "client": client, "server": server, "residual": server - client if known else None}  # type: ignore[operator]
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def _as_predicted(loaded: Loaded) -> float | None:
+    """The share of calls that read, to the token, what was predicted."""
+    assert loaded.bounds is not None
+    best = loaded.bounds.filter(pl.col("bound") == "predicted").select(
+        "call", pl.col("copy").cast(pl.Int32), best="cache_read"
+    )
+    share: float | None = (
+        loaded.rows.filter(REPORTED)
+        .join(best, on=["call", "copy"])
+        .select((pl.col("best") == pl.col("cache_read")).mean())
+        .item()
+    )
+    return share
+
+
+def _as_block_rule(linked: pl.DataFrame, block: int | None) -> dict[str, Any] | None:
+    """Over calls whose prompt holds the whole of their agent's previous one: the share that read its whole blocks, but
+    for the one with the prompt's last token. The tokens are those the endpoint reported, not those planned.
+    """
+    if not block:
+        return None
+    grown = linked.filter(
+        REPORTED & (pl.col("planned_keep") >= pl.col("prev_planned_prompt")) & pl.col("prev_prompt").is_not_null()
+    )
+    held = pl.min_horizontal("prev_prompt", pl.col("prompt") - 1) // block * block
+    share = grown.select((pl.col("cache_read") == held).mean()).item()
+    return {"block": block, "calls": grown.height, "share": share}
