@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -12,6 +12,9 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from keepwarm.traces.errors import InputError
+
+SHORT = 3
+"""Characters that are no secret, but may be in any word."""
 
 
 class Address(NamedTuple):
@@ -64,6 +67,14 @@ def more_headers(given: Sequence[str]) -> dict[str, str]:
             raise InputError(f"header {each!r}: expected NAME=VARIABLE, an environment variable that holds its value")
         found[name.lower()] = secret(f"a value for the header {name}", variable, None) or ""
     return found
+
+
+def hushed(text: str, headers: Mapping[str, str]) -> str:
+    """A server's words without the values of the headers that were sent to it: it may echo a key."""
+    for value in headers.values():
+        for told in (value, value.rpartition(" ")[2]):
+            text = text.replace(told, "***") if len(told) > SHORT else text
+    return text
 
 
 def trusting(ca: str | None) -> ssl.SSLContext | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from keepwarm.traces.errors import InputError
 
 LONG = 2_100
 """Words of a prompt that every cache with a least length of 2,048 tokens or less takes."""
+SALTS = ("one", "two", "three", "four", "five")
 TRIES = 3
 AGAIN_S = 1.0
 PASSING = ("overloaded", "rate_limit")
@@ -43,19 +45,25 @@ class Learned(NamedTuple):
 
 
 async def isolates(endpoint: HttpEndpoint, costs: Costs) -> bool:
-    """Whether another ``cache_salt`` makes an endpoint's cache cold."""
+    """Whether another ``cache_salt`` makes an endpoint's cache cold: each of some, for one may reach another worker."""
     text = PromptText(salt=secrets.token_hex(4), words=costs.words, ids=endpoint.name == "completions")
     long = [Block("user", text.fragment(1, LONG), ttl_s=300)]
-    answers = [await _ask(endpoint, long, {"cache_salt": salt}) for salt in ("one", "one", "two")]
-    return bool(answers[1].cache_read) and answers[2].cache_read == 0
+    answers = [await _ask(endpoint, long, {"cache_salt": salt}) for salt in ("one", *SALTS)]
+    return bool(answers[1].cache_read) and all(answer.cache_read == 0 for answer in answers[2:])
+
+
+async def greet(endpoint: HttpEndpoint) -> Answer:
+    """The answer to the smallest prompt; from then on the endpoint's limit on outputs has the name that it takes."""
+    answer = await _ask(endpoint, [_user()])
+    if answer.error == "bad_request" and "max_completion_tokens" in (answer.told or ""):
+        endpoint.accepts |= {"max_completion_tokens"}
+        answer = await _ask(endpoint, [_user()])
+    return answer
 
 
 async def learn(endpoint: HttpEndpoint, *, words: Sequence[bytes] = WORDS) -> Learned:
     """Ask an endpoint small prompts until it is known. InputError where it refuses all, or tells no prompt tokens."""
-    first = await _ask(endpoint, [_user()])
-    if first.error == "bad_request" and "max_completion_tokens" in (first.told or ""):
-        endpoint.accepts = frozenset(("max_completion_tokens",))
-        first = await _ask(endpoint, [_user()])
+    first = small = await greet(endpoint)
     if first.error is not None or first.prompt is None:
         raise InputError(f"endpoint {endpoint.name}: {refusal(first)}")
     endpoint.accepts |= await _accepted(endpoint)
@@ -67,6 +75,7 @@ async def learn(endpoint: HttpEndpoint, *, words: Sequence[bytes] = WORDS) -> Le
     first = await _ask(endpoint, long)
     written = sum(each or 0 for each in (first.cache_write_5m, first.cache_write_1h, first.cache_write_other))
     again = await _ask(endpoint, long)
+    again = again if again.error is None else small  # a small context has no room for it
     reads = "absent" if again.cache_read is None else "reported"
     idle = bool(again.cache_read) and not written  # it tells zeros whatever it writes, as Dynamo does
     return Learned(frozenset(endpoint.accepts), costs, reads, "inferred" if idle else again.write_source)
@@ -197,9 +206,11 @@ def identify(address: Address, *, timeout_s: float = 5.0) -> dict[str, Any]:
     served = [model for model in listed if string(part({"": model}, "").get("id"))] if isinstance(listed, list) else []
     ours, cache = string(health.get("server")), part(health, "cache")
     first = served[0] if served else {}
+    server = ours or _maker(first, version)
+    told = health if ours else _schema(address, timeout_s) if server == "dynamo" else version
     return {
-        "server": ours or _maker(first, version),
-        "version": string(health.get("version")) if ours else string(version.get("version")),
+        "server": server,
+        "version": string(told.get("version")),
         "speed": health.get("speed") if ours else None,
         **{name: cache.get(name) for name in ("ttl", "block", "capacity", "rules")},
         "model": first.get("id") if len(served) == 1 else None,
@@ -211,6 +222,13 @@ def _maker(model: Mapping[str, Any], version: Mapping[str, Any]) -> str | None:
     """Whose server lists a model so."""
     owner = string(model.get("owned_by"))
     return owner if owner in ("vllm", "sglang") else "dynamo" if owner == "nvidia" else "vllm" if version else None
+
+
+def _schema(address: Address, timeout_s: float) -> Mapping[str, Any]:
+    """What an endpoint's own description says of it, which takes some servers a while to write."""
+    with suppress(httpx.RequestError), client(address, timeout_s) as asking:
+        return part(_json(asking.get("openapi.json")), "info")
+    return {}
 
 
 def _unanswered(error: httpx.RequestError, timeout_s: float) -> str:
