@@ -1,71 +1,28 @@
-"""HttpEndpoint: bodies that grow byte for byte, token accounts read back, failures as values."""
+"""HttpEndpoint: connections, keys, times, failures as values."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 import pytest
-from hypothesis import given, settings
+from asking import NO_TOOLS, against, request, send, stream_of
+from hypothesis import given
 from hypothesis import strategies as st
 from serving import cluster
 
 from keepwarm.harness.serve import create_app, running
-from keepwarm.replayers import chat, messages
-from keepwarm.replayers.endpoint import Answer, Piece, Request
-from keepwarm.replayers.http import HttpEndpoint, preflight
-from keepwarm.replayers.job import Job, account
-from keepwarm.replayers.prompts import cut
+from keepwarm.replayers.endpoint import Answer, Piece, Said
+from keepwarm.replayers.http import HttpEndpoint, reach
 from keepwarm.replayers.sse import Events
-from keepwarm.replayers.text import PromptText
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.model import Breakpoint, Call
-
-SALTS = count()
-DIALECTS = ("messages", "chat")
-
-
-def request(*pieces: Piece, output: int | None = 3, agent: str = "a", marks: Sequence[Breakpoint] = ()) -> Request:
-    """A request for a prompt; of its call only agent and marks matter."""
-    call = Call(
-        session="s",
-        agent=agent,
-        call="c",
-        role="main",
-        turn=0,
-        start_ns=0,
-        end_ns=0,
-        keep=0,
-        usage_source="absent",
-        write_source="absent",
-        origin="synthetic",
-        breakpoints=tuple(marks),
-    )
-    return Request(call, pieces, output)
-
-
-def send(url: str, *requests: Request, dialect: str = "messages", **options: Any) -> list[Answer]:
-    """The answers to requests sent one after the other by one endpoint."""
-
-    async def all_of_them() -> list[Answer]:
-        endpoint = HttpEndpoint(url, dialect=dialect, model="sim", clock=time.monotonic_ns, **options)
-        try:
-            return [await endpoint.send(one) for one in requests]
-        finally:
-            await endpoint.aclose()
-
-    return asyncio.run(all_of_them())
 
 
 @pytest.fixture(scope="module")
@@ -76,157 +33,10 @@ def engine() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def managed() -> Iterator[str]:
-    """A served worker with managed rules."""
-    with running(
-        create_app(cluster(rules="managed"), model="sim", cache={"rules": "managed", "ttl": "as-recorded"})
-    ) as url:
-        yield url
-
-
-KINDS = st.sampled_from(["lead", "tools", "system", "user", "answer", "tool_result", "hidden"])
-STEPS = st.lists(
-    st.tuples(st.floats(0, 1), st.lists(st.tuples(KINDS, st.integers(1, 60)), max_size=4), st.integers(1, 40)),
-    min_size=1,
-    max_size=5,
-)
-
-
-def prompts(steps: list[tuple[float, list[tuple[str, int]], int]]) -> list[tuple[Piece, ...]]:
-    """Prompts of which each keeps some share of the one before, cut anywhere, and goes on with pieces of its own."""
-    idents, found = count(1), [()]
-    for share, kinds, last in steps:
-        kept = cut(found[-1], round(share * sum(piece.tokens for piece in found[-1])))
-        more = [Piece(next(idents), tokens, kind) for kind, tokens in (*kinds, ("user", last))]
-        found.append((*kept, *more))
-    return found[1:]
-
-
-@pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("stream", [True, False])
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(steps=STEPS)
-def test_replayed_prompts_cost_what_the_worker_says_they_do(
-    engine: str, dialect: str, stream: bool, steps: list[tuple[float, list[tuple[str, int]], int]]
-) -> None:
-    """Over HTTP, in text, prompts have as many tokens as planned and read as many as the worker, asked directly by
-    pieces, says they can.
-    """
-    asked = prompts(steps)
-    answers = send(engine, *(request(*p) for p in asked), dialect=dialect, stream=stream, salt=f"{next(SALTS)}")
-    worker = cluster()
-    for prompt, answer in zip(asked, answers, strict=True):
-        service = worker.submit(Job(worker.tree.extend(worker.tree.root, prompt), 3), 0)
-        worker.advance(10**9)
-        expected = account(service)
-        assert answer.error is None
-        assert (answer.status, answer.output) == (200, 3)
-        assert answer.prompt == sum(piece.tokens for piece in prompt)
-        for column in ("prompt", "uncached", "cache_read", "cache_write_other", "usage_source", "write_source"):
-            assert getattr(answer, column) == expected[column]
-
-
-def test_managed_account_comes_back_column_by_column(managed: str) -> None:
-    """Marks are sent where the trace has them: 30 tokens for an hour, 12 for five minutes, 5 for nothing."""
-    prompt = (Piece(1, 30, "lead"), Piece(2, 12, "user"), Piece(3, 5, "user"))
-    marks = (Breakpoint(30, 3600), Breakpoint(42, 300))
-    first, second = send(managed, request(*prompt, marks=marks), request(*prompt, marks=marks), salt="marks")
-    columns = (
-        "prompt",
-        "uncached",
-        "cache_read",
-        "cache_write_5m",
-        "cache_write_1h",
-        "cache_write_other",
-        "write_ttl_s",
-    )
-    assert [getattr(first, column) for column in columns] == [47, 5, 0, 12, 30, 0, 3600]
-    assert [getattr(second, column) for column in columns] == [47, 5, 42, 0, 0, 0, None]
-    assert first.stop_reason == "max_tokens"
-
-
-@pytest.mark.parametrize(
-    ("marks", "expected"),
-    [
-        ([Breakpoint(10, 300)], [True, False, False]),
-        ([Breakpoint(11, 300)], [False, True, False]),
-        ([Breakpoint(10, 3600), Breakpoint(35, 300)], ["1h", False, True]),
-        ([Breakpoint(99, 300)], [False, False, True]),
-        ([Breakpoint(0, 300)], [False, False, False]),
-    ],
-)
-def test_mark_stands_on_the_block_that_holds_its_token(marks: list[Breakpoint], expected: list[Any]) -> None:
-    """A block ends in cache_control if a breakpoint's last token lies in it, past the end on the last one."""
-    pieces = (Piece(1, 10, "system"), Piece(2, 15, "user"), Piece(3, 10, "tool_result"))
-    told = orjson.loads(messages.body(request(*pieces, marks=marks), text=PromptText(), model="m"))
-    blocks = [*told["system"], *told["messages"][0]["content"]]
-    found = [block.get("cache_control") for block in blocks]
-    assert [bool(mark) and mark.get("ttl", True) for mark in found] == expected
-
-
-@given(steps=STEPS, more=st.lists(st.tuples(KINDS, st.integers(1, 60)), min_size=1, max_size=4))
-def test_prompt_grows_byte_for_byte(
-    steps: list[tuple[float, list[tuple[str, int]], int]], more: list[tuple[str, int]]
-) -> None:
-    """The body of a grown prompt repeats the bytes of the one before from the prompt's start to its last word, though
-    it asks for another length of output.
-    """
-    before = prompts(steps)[-1]
-    after = (*before, *(Piece(1000 + i, tokens, kind) for i, (kind, tokens) in enumerate(more)), Piece(9999, 1, "user"))
-    for dialect, end in ((messages, b'"}]}]}'), (chat, b'"}]}')):
-        text = PromptText()
-        bodies = [
-            dialect.body(request(*prompt, output=output), text=text, model="m")
-            for prompt, output in ((before, 7), (after, 1234))
-        ]
-        starts = [min(at for name in (b'"system"', b'"messages"') if (at := body.find(name)) >= 0) for body in bodies]
-        assert bodies[0].endswith(end)
-        assert bodies[1][starts[1] :].startswith(bodies[0][starts[0] : -len(end)])
-
-
-def test_bodies_have_the_dialects_shape() -> None:
-    """Roles come from kinds; consecutive pieces of a role are blocks of one message, or one string a space apart."""
-    prompt = (
-        Piece(1, 1, "tools"),
-        Piece(2, 1, "user"),
-        Piece(3, 2, "answer"),
-        Piece(4, 1, "user"),
-        Piece(5, 1, "user"),
-    )
-    text = PromptText()
-    said = [text.fragment(piece).decode() for piece in prompt]
-    blocks = [{"type": "text", "text": words} for words in said]
-    assert orjson.loads(messages.body(request(*prompt), text=text, model="m", stream=False)) == {
-        "model": "m",
-        "max_tokens": 3,
-        "stream": False,
-        "system": blocks[:1],
-        "messages": [
-            {"role": "user", "content": blocks[1:2]},
-            {"role": "assistant", "content": blocks[2:3]},
-            {"role": "user", "content": blocks[3:]},
-        ],
-    }
-    assert orjson.loads(chat.body(request(*prompt, output=None), text=text, model="m", extra={"seed": 1})) == {
-        "model": "m",
-        "max_tokens": 1,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "seed": 1,
-        "messages": [
-            {"role": "system", "content": said[0]},
-            {"role": "user", "content": said[1]},
-            {"role": "assistant", "content": said[2]},
-            {"role": "user", "content": f"{said[3]} {said[4]}"},
-        ],
-    }
-
-
 def test_salted_run_starts_cold(engine: str) -> None:
     """The same prompt is read within a run and not under another run's salt; both have the planned length."""
     prompt = request(Piece(1, 64, "lead"), Piece(2, 36, "user"))
-    reads = [a.cache_read for salt in ("x", "y") for a in send(engine, prompt, prompt, salt=salt)]
+    reads = [a.cache_read for salt in ("x", "y") for a in send(engine, prompt, prompt, salt=salt, costs=NO_TOOLS)]
     assert reads == [0, 96, 0, 96]
 
 
@@ -237,13 +47,6 @@ def test_times_stand_in_order(engine: str) -> None:
     order = [answer.sent_ns, answer.first_byte_ns, answer.first_token_ns, *answer.token_ns, answer.last_token_ns]
     assert None not in order
     assert [*order, answer.done_ns] == sorted([*order, answer.done_ns])  # type: ignore[type-var]
-
-
-def against(handler: Callable[[httpx.Request], Any], **options: Any) -> Answer:
-    """The answer when the transport does as the handler says."""
-    made = partial(httpx.MockTransport, handler)
-    (answer,) = send("http://test", request(Piece(1, 9, "user")), transport=made, **options)
-    return answer
 
 
 @pytest.mark.parametrize(
@@ -270,12 +73,6 @@ def test_refusals_are_values(status: int, error: dict[str, Any] | None, expected
     assert (answer.error, answer.status, answer.prompt, answer.usage_source) == (expected, status, None, "absent")
 
 
-def stream_of(*events: dict[str, Any] | str) -> bytes:
-    """Server-sent events."""
-    data = [event if isinstance(event, str) else orjson.dumps(event).decode() for event in events]
-    return "".join(f"data: {one}\n\n" for one in data).encode()
-
-
 START = {"type": "message_start", "message": {"usage": {"input_tokens": 1990, "output_tokens": 0}}}
 DELTA = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "a"}}
 SPLIT = {"input_tokens": 6, "output_tokens": 4, "cache_creation_input_tokens": 32, "cache_read_input_tokens": 1952}
@@ -299,48 +96,6 @@ def test_broken_streams_are_values(body: bytes, expected: str) -> None:
     """A stream that tells an error, ends before its last event or holds rubbish is a failed answer of status 200."""
     answer = against(lambda _: httpx.Response(200, content=body))
     assert (answer.error, answer.status) == (expected, 200)
-
-
-def test_estimate_at_the_start_of_a_stream_is_no_usage() -> None:
-    """vLLM starts with the whole prompt as input_tokens and tells the split at the end: the end holds, and a stream
-    that breaks before it has told nothing.
-    """
-    whole = against(lambda _: httpx.Response(200, content=stream_of(START, DELTA, DELTA, END, STOP)))
-    assert (whole.error, whole.prompt, whole.uncached, whole.cache_read) == (None, 1990, 6, 1952)
-    assert (whole.cache_write_5m, whole.cache_write_1h, whole.cache_write_other) == (None, None, 32)
-    assert (whole.output, whole.stop_reason, len(whole.token_ns or ())) == (4, "max_tokens", 2)
-    broken = against(lambda _: httpx.Response(200, content=stream_of(START, DELTA)))
-    assert (broken.prompt, broken.usage_source, broken.write_source) == (None, "absent", "absent")
-
-
-@pytest.mark.parametrize(
-    ("details", "expected"),
-    [
-        ({"cached_tokens": 1952, "created_cache_tokens": 32}, (3, 1952, 32, "reported")),
-        ({"cached_tokens": 1952, "cache_write_tokens": 0}, (35, 1952, 0, "reported")),
-        ({"cached_tokens": 1952}, (35, 1952, None, "inferred")),
-        ({}, (None, None, None, "absent")),
-        (None, (None, None, None, "absent")),
-    ],
-)
-def test_chat_usage_keeps_what_was_not_reported_unknown(details: Any, expected: tuple[Any, ...]) -> None:
-    """Uncached is what is neither read nor written as far as that was told; nothing untold becomes a zero."""
-    usage = {"prompt_tokens": 1987, "completion_tokens": 5, "prompt_tokens_details": details}
-    first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
-    word = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "length"}], "usage": None}
-    body = stream_of(first, word, {"choices": [], "usage": usage}, "[DONE]")
-    answer = against(lambda _: httpx.Response(200, content=body), dialect="chat")
-    assert (answer.uncached, answer.cache_read, answer.cache_write_other, answer.write_source) == expected
-    assert (answer.error, answer.prompt, answer.output, answer.stop_reason) == (None, 1987, 5, "length")
-    assert (answer.cache_write_5m, answer.write_ttl_s, len(answer.token_ns or ())) == (None, None, 1)
-
-
-def test_messages_usage_keeps_what_was_not_reported_unknown() -> None:
-    """An endpoint that tells only input_tokens has told a prompt's length and nothing of its cache."""
-    told = messages.usage({"input_tokens": 10, "output_tokens": 2})
-    assert (told["prompt"], told["uncached"], told["cache_read"], told["cache_write_other"]) == (10, None, None, None)
-    assert (told["usage_source"], told["write_source"]) == ("reported", "absent")
-    assert messages.usage({"output_tokens": 2})["usage_source"] == "absent"
 
 
 def test_slow_answers_time_out() -> None:
@@ -373,7 +128,7 @@ def test_refused_and_cut_connections_are_resets() -> None:
     async def both() -> list[Answer]:
         server = await asyncio.start_server(hangs_up, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        endpoint = HttpEndpoint(url, dialect="messages", model="m", clock=time.monotonic_ns)
+        endpoint = HttpEndpoint(reach(url, "messages"), dialect="messages", model="m", clock=time.monotonic_ns)
         cut_off = await endpoint.send(request(Piece(1, 9, "user")))
         server.close()
         await server.wait_closed()
@@ -411,7 +166,8 @@ def test_connection_idle_too_long_is_not_used_again(engine: str) -> None:
         return made[-1]
 
     async def sends() -> list[int]:
-        endpoint = HttpEndpoint(engine, dialect="messages", model="m", clock=lambda: now[0], transport=transport)
+        address = reach(engine, "messages")
+        endpoint = HttpEndpoint(address, dialect="messages", model="m", clock=lambda: now[0], transport=transport)
         known = []
         for seconds in (1, 4, 9):
             now[0] = seconds * 1_000_000_000
@@ -423,45 +179,102 @@ def test_connection_idle_too_long_is_not_used_again(engine: str) -> None:
     assert asyncio.run(sends()) == [1, 1, 2]
 
 
-def test_output_is_asked_for_exactly_only_when_told() -> None:
-    """An endpoint that can be told not to stop early is told so on request, with the recorded length."""
-    bodies: list[dict[str, Any]] = []
-
-    def handler(sent: httpx.Request) -> httpx.Response:
-        bodies.append(orjson.loads(sent.content))
-        return httpx.Response(500)
-
-    for exact in (False, True):
-        against(handler, dialect="chat", exact_output=exact, extra={"temperature": 0})
-    assert [body["max_tokens"] for body in bodies] == [3, 3]
-    assert [body["temperature"] for body in bodies] == [0, 0]
-    assert [(body.get("min_tokens"), body.get("ignore_eos")) for body in bodies] == [(None, None), (3, True)]
-
-
-def test_key_comes_from_the_environment_and_only_a_named_one_goes_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vendor's variable is used over https; over http a key must be asked for by the name of its variable."""
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret-a")
-    monkeypatch.setenv("OPENAI_API_KEY", "secret-o")
-    monkeypatch.setenv("MY_KEY", "secret-m")
+def sent_headers(url: str, **options: Any) -> httpx.Headers:
+    """The headers of a request."""
     seen: list[httpx.Headers] = []
 
     def handler(sent: httpx.Request) -> httpx.Response:
         seen.append(sent.headers)
         return httpx.Response(500)
 
-    options: list[dict[str, Any]] = [
-        {"url": "https://test", "dialect": "messages"},
-        {"url": "https://test", "dialect": "chat"},
-        {"url": "http://test", "dialect": "messages"},
-        {"url": "http://test", "dialect": "chat", "key_env": "MY_KEY"},
+    send(url, request(Piece(1, 9, "user")), transport=partial(httpx.MockTransport, handler), **options)
+    return seen[0]
+
+
+def test_key_comes_from_the_environment_and_only_a_named_one_goes_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vendor's variable is used over https; over http a key must be asked for by the name of its variable. Servers
+    of many dialects look for it in one header, Anthropic in its own.
+    """
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret-a")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-o")
+    monkeypatch.setenv("MY_KEY", "secret-m")
+    asked: list[tuple[dict[str, Any], tuple[str | None, str | None]]] = [
+        ({"url": "https://test", "dialect": "messages"}, ("secret-a", "Bearer secret-a")),
+        ({"url": "https://api.anthropic.com", "dialect": "messages"}, ("secret-a", None)),
+        ({"url": "https://test", "dialect": "chat"}, (None, "Bearer secret-o")),
+        ({"url": "https://test", "dialect": "responses", "key_env": "MY_KEY"}, (None, "Bearer secret-m")),
+        ({"url": "http://test", "dialect": "messages"}, (None, None)),
+        ({"url": "http://test", "dialect": "chat"}, (None, None)),
+        ({"url": "http://test", "dialect": "completions", "key_env": "MY_KEY"}, (None, "Bearer secret-m")),
     ]
-    for option in options:
-        url = option.pop("url")
-        send(url, request(Piece(1, 9, "user")), transport=partial(httpx.MockTransport, handler), **option)
-    keys = [(headers.get("x-api-key"), headers.get("authorization")) for headers in seen]
-    assert keys == [("secret-a", None), (None, "Bearer secret-o"), (None, None), (None, "Bearer secret-m")]
+    for options, expected in asked:
+        found = sent_headers(**options)
+        assert (found.get("x-api-key"), found.get("authorization")) == expected, options
     with pytest.raises(InputError, match="NO_SUCH_KEY"):
-        send("https://test", key_env="NO_SUCH_KEY")
+        reach("https://test", "messages", key_env="NO_SUCH_KEY")
+
+
+def test_key_comes_from_a_file(tmp_path: Path) -> None:
+    """Its first line, without the white space around it, is the key, over http too; a file that is not there, has an
+    empty first line or no text is told by its name, and nothing of it is.
+    """
+    file = tmp_path / "key"
+    file.write_text("  sk-planted \nanother line")
+    assert sent_headers("http://test", key_file=str(file))["x-api-key"] == "sk-planted"
+    assert sent_headers("http://test", dialect="responses", key_file=str(file))["authorization"] == "Bearer sk-planted"
+    for bad in (b"", b"\nsk-planted", b"\xffsk-planted", "sk-plantéd".encode(), b"sk-\x00planted"):
+        file.write_bytes(bad)
+        with pytest.raises(InputError, match="key: expected an API key") as caught:
+            reach("http://test", "messages", key_file=str(file))
+        assert "plant" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        reach("http://test", "messages", key_file=str(tmp_path / "none"))
+
+
+def test_headers_take_their_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NAME=VARIABLE sends the variable's value, and stands above the key's header; anything else is refused."""
+    monkeypatch.setenv("TENANT", "acme")
+    monkeypatch.setenv("OTHER", "Bearer other")
+    monkeypatch.setenv("OPENAI_API_KEY", "usual")
+    found = sent_headers("https://test", dialect="chat", header=["X-Tenant=TENANT", "Authorization=OTHER"])
+    assert (found["x-tenant"], found.get_list("authorization")) == ("acme", ["Bearer other"])
+    for bad in ("X-Tenant", "=TENANT", "X-Tenant=", "X-Tenant=NOT_SET"):
+        with pytest.raises(InputError, match=r"X-Tenant|=TENANT"):
+            reach("https://test", "chat", header=[bad])
+
+
+def test_live_answers_are_kept_as_their_next_prompts_repeat_them() -> None:
+    """What was said comes back whole, escaped for JSON, streamed or not, from each dialect; not asked for, it does not;
+    what broke off half way has said nothing.
+    """
+    words = ['say "yes"\n', "\\ done é"]
+    delta = {"type": "content_block_delta", "index": 0}
+    texts = [{**delta, "delta": {"type": "text_delta", "text": word}} for word in words]
+    thought = {**delta, "delta": {"type": "thinking_delta", "thinking": "hm"}}
+    usage = {"input_tokens": 9, "output_tokens": 7}
+    stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+    body = stream_of({"type": "message_start", "message": {"usage": {}}}, thought, *texts, stop, STOP)
+    expected = Said(b'say \\"yes\\"\\n\\\\ done \xc3\xa9', 7)
+    assert against(lambda _: httpx.Response(200, content=body), live=True).said == expected
+    assert against(lambda _: httpx.Response(200, content=body)).said is None
+    assert against(lambda _: httpx.Response(200, content=stream_of(*texts)), live=True).said is None
+    content = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "".join(words)}]
+    whole = {"type": "message", "content": content, "stop_reason": "end_turn", "usage": usage}
+    assert against(lambda _: httpx.Response(200, json=whole), live=True, stream=False).said == expected
+    told = {"prompt_tokens": 9, "completion_tokens": 7}
+    chunks = [{"choices": [{"index": 0, "delta": {"content": word}}]} for word in words]
+    body = stream_of(*chunks, {"choices": [], "usage": told}, "[DONE]")
+    assert against(lambda _: httpx.Response(200, content=body), live=True, dialect="chat").said == expected
+    spoken = {"choices": [{"message": {"content": "".join(words)}, "finish_reason": "stop"}], "usage": told}
+    assert against(lambda _: httpx.Response(200, json=spoken), live=True, dialect="chat", stream=False).said == expected
+    deltas = [{"type": "response.output_text.delta", "delta": word} for word in words]
+    made = {"status": "completed", "usage": usage, "output": [{"content": [{"text": "".join(words)}]}]}
+    hidden = {"type": "response.reasoning_text.delta", "delta": "hm"}
+    body = stream_of(hidden, *deltas, {"type": "response.completed", "response": made})
+    assert against(lambda _: httpx.Response(200, content=body), live=True, dialect="responses").said == expected
+    assert (
+        against(lambda _: httpx.Response(200, json=made), live=True, dialect="responses", stream=False).said == expected
+    )
 
 
 @pytest.mark.parametrize("url", ["http://test", "http://test/", "http://test/v1", "http://test/v1/"])
@@ -475,91 +288,6 @@ def test_address_may_end_in_v1(url: str) -> None:
 
     send(url, request(Piece(1, 9, "user")), transport=partial(httpx.MockTransport, handler))
     assert seen == ["http://test/v1/messages"]
-
-
-def test_preflight_says_what_listens(engine: str, managed: str) -> None:
-    """The simulated cluster tells its speed, rules and model."""
-    told = preflight(engine)
-    assert told.pop("version") is not None
-    assert told == {
-        "server": "keepwarm serve",
-        "speed": 1,
-        "ttl": "none",
-        "block": 16,
-        "capacity": None,
-        "rules": "engine",
-        "model": "sim",
-    }
-    assert (preflight(managed)["rules"], preflight(managed)["ttl"]) == ("managed", "as-recorded")
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "ftp://127.0.0.1", "127.0.0.1:8000", "http://", "http://[", ""])
-def test_preflight_refuses_what_is_no_endpoint(url: str) -> None:
-    """Nobody listening, or no http address, is one line that names the endpoint."""
-    with pytest.raises(InputError, match="endpoint") as caught:
-        preflight(url)
-    assert "\n" not in str(caught.value)
-
-
-@contextmanager
-def answering(data: bytes, hold: bool = False) -> Iterator[str]:
-    """A listener that gives every connection these bytes and closes it, or holds it open; its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with ExitStack() as taken, suppress(OSError):
-            while True:
-                one = taken.enter_context(listener.accept()[0])
-                if not hold:
-                    one.recv(65536)
-                    one.sendall(data)
-                    one.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        listener.close()
-
-
-def http(status: str, kind: str, body: bytes) -> bytes:
-    """An answer as it goes over the wire."""
-    head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    return head.encode() + body
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (http("500 No", "text/plain", b"oh"), "is no endpoint: GET /v1/models gave status 500, GET /health status 500"),
-        (http("200 OK", "text/html", b"<p>"), "is no endpoint: GET /v1/models gave text/html that is no JSON object"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "what listens there gave no HTTP answer"),
-        (b"", "what listens there gave no HTTP answer"),
-    ],
-)
-def test_preflight_says_what_it_found_instead_of_an_endpoint(data: bytes, said: str) -> None:
-    """A server's error or a page for everything, another protocol, a closed connection: each is told as what it is."""
-    with answering(data) as url, pytest.raises(InputError) as caught:
-        preflight(url)
-    assert str(caught.value).startswith(f"endpoint {url}: {said}")
-
-
-def test_preflight_tells_silence_from_nobody() -> None:
-    """What takes a connection and says nothing did not answer in time."""
-    with answering(b"", hold=True) as url, pytest.raises(InputError, match=r"no answer within 0\.2 s"):
-        preflight(url, timeout_s=0.2)
-    with pytest.raises(InputError, match="nothing answers there"):
-        preflight("http://127.0.0.1:9")
-
-
-@pytest.mark.parametrize("status", ["404 Not Found", "401 Unauthorized", "501 Unsupported method"])
-def test_an_endpoint_need_not_answer_preflight(status: str) -> None:
-    """One that knows neither path may know calls all the same: it only does not say its model."""
-    with answering(http(status, "text/html", b"<p>")) as url:
-        assert preflight(url)["model"] is None
 
 
 @given(st.lists(st.binary(max_size=8).map(lambda data: data.replace(b"\n", b"").replace(b"\r", b""))), st.data())
@@ -580,14 +308,15 @@ import asyncio, gc, time
 from keepwarm.harness.serve import create_app, running
 from keepwarm.harness.simulated import make_cluster
 from keepwarm.replayers.endpoint import Piece, Request
+from keepwarm.replayers.address import Address
 from keepwarm.replayers.http import HttpEndpoint
 from keepwarm.traces.model import Call
 
 call = Call("s", "a", "c", "main", 0, 0, 0, 0, "absent", "absent", "synthetic")
 
 async def replay(url):
-    for dialect in ("messages", "chat"):
-        endpoint = HttpEndpoint(url, dialect=dialect, model="m", clock=time.monotonic_ns)
+    for dialect in ("messages", "chat", "responses", "completions"):
+        endpoint = HttpEndpoint(Address(url, {}), dialect=dialect, model="m", clock=time.monotonic_ns)
         for output in (1, 20):
             assert (await endpoint.send(Request(call, (Piece(1, 50, "user"),), output))).error is None
         long = asyncio.create_task(endpoint.send(Request(call, (Piece(1, 50, "user"),), 30000)))

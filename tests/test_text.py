@@ -2,90 +2,84 @@
 
 from __future__ import annotations
 
+import re
+
 import orjson
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.pieces import PieceIndex
-from keepwarm.replayers.text import PromptText, roles, words
+from keepwarm.replayers.text import IDS, WORDS, PromptText, words
 
 IDENTS = st.integers(0, 2**96 - 1)
+IN_WORDS, IN_IDS = re.compile(rb"note( [a-z]{4})*"), re.compile(rb"1\d{3}(,1\d{3})*")
 
 
 def test_text_of_an_ident_is_fixed_for_ever() -> None:
     """The words of an ident are those that were first given to it: runs of different versions send the same bytes."""
-    assert PromptText().fragment(Piece(1, 6, "user")) == b"nito joye siyo vose vaho noho"
-    assert PromptText(salt="run 7").fragment(Piece(1, 6, "user")) == b"lehe meya bano leva gera sowe"
-    assert words(b"x", 4) == b"pati ceno jato fowa"
+    assert PromptText().fragment(1, 6) == b"note than code rock long next"
+    assert PromptText(salt="run 7").fragment(1, 6) == b"note some full your load type"
+    assert PromptText(ids=True).fragment(1, 4) == b"1043,1150,1038,1219"
+    assert words(b"x", 4) == b"bird come town fish"
 
 
-@given(IDENTS, st.integers(1, 400), st.data())
-def test_cut_piece_is_a_prefix_and_a_token_is_a_word(ident: int, tokens: int, data: st.DataObject) -> None:
-    """Whichever of the two is asked for first, a cut piece's text is a prefix of the whole one's, word for token."""
-    cut = data.draw(st.integers(1, tokens))
-    text = PromptText()
-    sizes = [cut, tokens] if data.draw(st.booleans()) else [tokens, cut]
-    found = {size: text.fragment(Piece(ident, size, "user")) for size in sizes}
-    assert found[tokens].startswith(found[cut])
-    assert [len(found[size].split(b" ")) for size in sizes] == sizes
-    assert all(len(word) == 4 and word.isalpha() and word.isascii() for word in found[tokens].split(b" "))
+@given(IDENTS, st.integers(1, 400), st.booleans(), st.data())
+def test_cut_piece_is_a_prefix_of_as_many_words(ident: int, count: int, ids: bool, data: st.DataObject) -> None:
+    """Whichever of the two is asked for first, a cut piece's text is a prefix of the whole one's, word for word, in
+    words or in token ids.
+    """
+    cut = data.draw(st.integers(1, count))
+    text = PromptText(ids=ids)
+    sizes = [cut, count] if data.draw(st.booleans()) else [count, cut]
+    found = {size: text.fragment(ident, size) for size in sizes}
+    assert found[count].startswith(found[cut])
+    for size, made in found.items():
+        assert (IN_IDS if ids else IN_WORDS).fullmatch(made)
+        assert len(made.split(b"," if ids else b" ")) == size
 
 
-@given(IDENTS, IDENTS)
-def test_different_idents_differ_in_their_first_words(one: int, other: int) -> None:
-    """Two idents have the same first eight words only if they are the same ident."""
-    text = PromptText()
-    first, second = (text.fragment(Piece(ident, 8, "user")) for ident in (one, other))
-    assert (first == second) == (one == other)
+@given(IDENTS, IDENTS, st.booleans())
+def test_different_idents_differ_in_their_first_words(one: int, other: int, ids: bool) -> None:
+    """Two idents have the same first 16 words only if they are the same ident."""
+    text = PromptText(ids=ids)
+    assert (text.fragment(one, 16) == text.fragment(other, 16)) == (one == other)
 
 
-def test_vocabulary_has_4096_words() -> None:
-    """All 4,096 words come up, so a word carries twelve bits."""
-    assert len(set(words(b"all of them", 100_000).split())) == 4096
+def test_vocabulary_is_256_words_that_all_come_up() -> None:
+    """All words are four letters that JSON does not escape, and all come up: so a word carries eight bits."""
+    assert len(WORDS) == len(set(WORDS)) == len(set(IDS)) == 256
+    assert all(len(word) == 4 and word.isalpha() and word.islower() for word in WORDS)
+    assert set(words(b"all of them", 100_000).split()) == set(WORDS)
+
+
+def test_only_the_words_given_are_used() -> None:
+    """Of a vocabulary of 64 words all come up and no others, and texts begin with the usual first word all the same."""
+    few = WORDS[100:164]
+    said = PromptText(words=few).fragment(7, 10_000).split()
+    assert said[0] == WORDS[0] not in few
+    assert set(said[1:]) == set(few)
 
 
 def test_salt_changes_every_word_and_no_length() -> None:
     """Under a run salt texts are of the same length and share next to nothing; the same salt gives the same text."""
-    piece = Piece(5, 1000, "user")
-    plain, salted = PromptText().fragment(piece), PromptText(salt="a").fragment(piece)
+    plain, salted = PromptText().fragment(5, 1000), PromptText(salt="a").fragment(5, 1000)
     assert len(plain) == len(salted) == 4999
-    assert sum(a == b for a, b in zip(plain.split(), salted.split(), strict=True)) < 10
-    assert PromptText(salt="a").fragment(piece) == salted != PromptText(salt="b").fragment(piece)
+    assert sum(a == b for a, b in zip(plain.split(), salted.split(), strict=True)) < 20
+    assert PromptText(salt="a").fragment(5, 1000) == salted != PromptText(salt="b").fragment(5, 1000)
 
 
 def test_forgotten_text_comes_back_the_same() -> None:
     """Texts beyond the memory's limit are made again, byte for byte."""
     small = PromptText(limit_bytes=1000)
-    pieces = [Piece(ident, 150, "user") for ident in range(5)]
-    first = [small.fragment(piece) for piece in pieces]
-    assert [small.fragment(piece) for piece in pieces] == first
+    first = [small.fragment(ident, 150) for ident in range(5)]
+    assert [small.fragment(ident, 150) for ident in range(5)] == first
 
 
-def test_kept_text_is_not_what_is_sent() -> None:
-    """A piece that kept its text is synthesised all the same, for the text need not have the piece's token count."""
-    text = PromptText()
-    assert text.fragment(Piece(9, 3, "user", text="hello")) == text.fragment(Piece(9, 3, "user"))
-    assert orjson.loads(b'"' + text.fragment(Piece(9, 3, "user")) + b'"').count(" ") == 2
-
-
-@pytest.mark.parametrize(
-    ("kinds", "expected"),
-    [
-        ("lead tools system user", "system system system user"),
-        ("lead user answer tool_result", "system user assistant user"),
-        ("user answer answer hidden user", "user assistant assistant user user"),
-        ("system user system user", "system user user user"),
-        ("lead answer answer user", "system user assistant user"),
-        ("user answer", "user user"),
-        ("lead", "user"),
-        ("", ""),
-    ],
-)
-def test_roles_follow_kinds(kinds: str, expected: str) -> None:
-    """System text stands at the start, answers are the assistant's, and the user opens and closes."""
-    assert " ".join(roles([Piece(i, 1, kind) for i, kind in enumerate(kinds.split())])) == expected
+def test_a_text_is_its_own_json() -> None:
+    """Nothing of a text is escaped in JSON, and a list of ids in brackets is a list of numbers."""
+    text = PromptText().fragment(9, 300)
+    assert orjson.loads(b'"' + text + b'"').encode() == text
+    assert orjson.loads(b"[" + PromptText(ids=True).fragment(9, 3) + b"]") == [1026, 1016, 1251]
 
 
 SENTENCES = st.lists(st.lists(st.sampled_from(["aa", "ab", "b", "ba", "bb"]), max_size=12), max_size=12)
