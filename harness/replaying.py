@@ -21,6 +21,7 @@ from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.endpoint import Endpoint
+from keepwarm.replayers.hints import TELL_WORKER
 from keepwarm.replayers.http import HttpEndpoint
 from keepwarm.replayers.plain import KeepBlocks, Plain
 from keepwarm.replayers.replay import Replay, run_replay
@@ -71,6 +72,8 @@ class Asking(NamedTuple):
         costs = self.frozen or (known.costs if known else Costs())
         if known is not None:
             options |= {"accepts": known.accepts, "writes_told": known.writes != "inferred"}
+        if self.server["server"] == "dynamo":
+            options["extra"] = {"nvext": TELL_WORKER}
         if "tools" not in options.get("accepts", {"tools"}):
             costs = costs._replace(tools=False)
         return HttpEndpoint(self.address, dialect=self.dialect, model=self.model, costs=costs, **options)

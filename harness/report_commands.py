@@ -15,6 +15,7 @@ from keepwarm.reports.latency import write_hlog
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.reports.prices import load_prices
 from keepwarm.reports.render import render_report
+from keepwarm.reports.render_beside import render_beside
 from keepwarm.reports.render_trace import render_reproduce
 from keepwarm.reports.reproduce import reproduce as set_beside
 from keepwarm.reports.summary import summarise
@@ -83,6 +84,8 @@ def report(
         if number:
             click.echo()
         render_report(summary, by or ("role", "turn"))
+    if len(reports) > 1:
+        render_beside(reports)
 
 
 def _write_beside(loaded: Loaded) -> None:

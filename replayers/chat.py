@@ -84,6 +84,7 @@ class Reader(sse.Reader):
         if event.get("error"):
             self.heard.fault = fault(event)
         self.heard.usage = part(event, "usage") or self.heard.usage
+        self.heard.routed(event)
         said = choice(event)
         delta = part(said, "delta")
         if any(delta.get(name) for name in _SAID):
@@ -94,6 +95,7 @@ class Reader(sse.Reader):
         """The whole of it."""
         said = choice(body)
         self.heard.usage = part(body, "usage") or None
+        self.heard.routed(body)
         self.heard.stop_reason = string(said.get("finish_reason"))
         self.heard.finished = bool(said)
         self.heard.says(part(said, "message").get("content"))

@@ -25,6 +25,10 @@ def nvext(call: Call, output: int | None, hinting: str) -> dict[str, Any]:
     return {"agent_hints": hints} if hints else {}
 
 
+TELL_WORKER = {"extra_fields": ["worker_id"]}
+"""The field of ``nvext`` that makes Dynamo tell which worker answered."""
+
+
 def session_headers(dialect: str, call: Call, copy: int, salt: str) -> dict[str, str]:
     """Whose a call is, in the headers that Claude Code sends with messages, and Dynamo's own with other dialects; under
     names of this run's own.

@@ -164,7 +164,7 @@ class HttpEndpoint:
         if "cache_key" in self.accepts:
             fields["prompt_cache_key"] = f"{self._salt}{call.session}-{request.copy}"
         if hinted := nvext(call, request.output, self._hints):
-            fields["nvext"] = hinted
+            fields["nvext"] = {**self._fixed.get("nvext", {}), **hinted}
         blocks = self.writer.blocks(request.prompt, call.breakpoints, request.said)
         headers = session_headers(self.name, call, request.copy, self._salt)
         agent = call.session, call.agent, request.copy
@@ -275,6 +275,7 @@ class HttpEndpoint:
             status=seen.status,
             error=error,
             stop_reason=heard.stop_reason,
+            worker=heard.worker,
             said=said,
             told=hushed(" ".join(seen.told), self._secrets) or None,
             **usage,

@@ -36,14 +36,15 @@ class Events:
 class Heard:
     """What an answer has told so far. ``token_ns`` are the arrival times of events that carried output; ``usage`` is
     the API's own token account, None until the final one came; ``fault`` the type and text of an error it told;
-    ``text`` what was said, None where nobody asked to keep it.
+    ``text`` what was said, None where nobody asked to keep it; ``worker`` who answered, where that is told.
     """
 
-    __slots__ = ("fault", "finished", "stop_reason", "text", "token_ns", "usage")
+    __slots__ = ("fault", "finished", "stop_reason", "text", "token_ns", "usage", "worker")
 
     def __init__(self) -> None:
         self.token_ns: list[int] = []
         self.text: list[str] | None = None
+        self.worker: str | None = None
         self.usage: dict[str, Any] | None = None
         self.stop_reason: str | None = None
         self.fault: tuple[str, str] | None = None
@@ -53,6 +54,11 @@ class Heard:
         """An event that carried output, and its text if it has one."""
         self.token_ns.append(now_ns)
         self.says(text)
+
+    def routed(self, event: dict[str, Any]) -> None:
+        """What Dynamo tells of its worker, in ``nvext``."""
+        told = part(part(event, "nvext"), "worker_id").get("decode_worker_id")
+        self.worker = self.worker if told is None else str(told)
 
     def says(self, text: Any) -> None:
         """Keep what was said, if it is to be kept."""

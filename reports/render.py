@@ -219,14 +219,14 @@ def reconciled(out: Console, report: dict[str, Any]) -> None:
         return
     rows = [(row["figure"], *(count(row[side]) for side in ("client", "server", "residual"))) for row in beside["rows"]]
     rates = beside["hit_rate"]
-    points = _points(rates["server"], rates["client"])
-    rows.append(("hit_rate", rate(rates["client"]), rate(rates["server"]), points))
+    away = points(rates["server"], rates["client"])
+    rows.append(("hit_rate", rate(rates["client"]), rate(rates["server"]), away))
     table(out, f"Beside the server's own counters ({beside['kind']})", ("figure", "client", "server", "residual"), rows)
     if rates["router"] is not None:
         line(out, f"router's own view of hits {rate(rates['router'])}, mean of requests")
     if rates["predicted"] is not None:
         same = rate(beside["as_predicted"])
-        away = _points(rates["client"], rates["predicted"])
+        away = points(rates["client"], rates["predicted"])
         line(out, f"predicted by the simulator {rate(rates['predicted'])} ({away}); {same} of calls to the token")
     rule = beside["as_block_rule"]
     if rule and rule["share"] is not None:
@@ -236,7 +236,7 @@ def reconciled(out: Console, report: dict[str, Any]) -> None:
         line(out, told)
 
 
-def _points(one: float | None, other: float | None) -> str:
+def points(one: float | None, other: float | None) -> str:
     """A difference of rates."""
     return NONE if one is None or other is None else f"{100 * (one - other):+.3f} points"
 

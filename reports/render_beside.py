@@ -1,0 +1,73 @@
+"""Several runs side by side: one table, a column a run, the difference to the first where there are two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keepwarm.reports.render import NONE, console, count, dollars, points, rate, seconds, table, times
+
+Show = Callable[[Any], str]
+FIGURES: tuple[tuple[str, Show], ...] = (
+    ("hit_rate", rate),
+    ("warm_hit_rate", rate),
+    ("read_write_ratio", times),
+    ("reconciliation.hit_rate.server", rate),
+    ("predicted_hit_rate", rate),
+    ("latency.ttft.p50", seconds),
+    ("latency.ttft.p99", seconds),
+    ("latency.latency.p50", seconds),
+    ("latency.latency.p99", seconds),
+    ("latency.itl.p50", seconds),
+    ("task_time.p50", seconds),
+    ("turn_drift", times),
+    ("prompt", count),
+    ("output", count),
+    ("cost.cost_per_completed_task", dollars),
+    ("cost.gpu_cost_per_completed_task", dollars),
+    ("valid", lambda valid: "yes" if valid else "NO"),
+)
+OPTIONS = ("assistant", "hints", "speed", "sessions", "scale_tokens")
+
+
+def render_beside(reports: Sequence[dict[str, Any]]) -> None:
+    """Print runs side by side: what differed between them, and their figures."""
+    names = [report["path"].rstrip("/").rsplit("/", 1)[-1] for report in reports]
+    rows = [[name, *_change(values, reports)] for name, values in _asked(reports) if len(set(values)) > 1]
+    for figure, show in FIGURES:
+        values = [_value(report, figure) for report in reports]
+        if any(value is not None for value in values):
+            rows.append([figure, *map(show, values), *_difference(values, show)])
+    change = ("last - first",) if len(reports) == 2 else ()
+    table(console(), "Side by side", ("", *names, *change), rows)
+
+
+def _asked(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """What was asked of each run: endpoint, dialect, cache, options."""
+    about = [report["about"] for report in reports]
+    asked = [(name, [str(_value(each, place) or NONE) for each in about]) for name, place in _PLACES.items()]
+    return asked + [(name, [str((each.get("options") or {}).get(name, NONE)) for each in about]) for name in OPTIONS]
+
+
+_PLACES = {"endpoint": "endpoint.url", "dialect": "endpoint.dialect", "trace": "trace.digest", "start": "cache.how"}
+
+
+def _change(values: Sequence[str], reports: Sequence[Any]) -> list[str]:
+    return [value[:24] for value in values] + ([""] if len(reports) == 2 else [])
+
+
+def _value(report: Any, place: str) -> Any:
+    for name in place.split("."):
+        report = report.get(name) if isinstance(report, dict) else None
+    return report
+
+
+def _difference(values: Sequence[Any], show: Show) -> list[str]:
+    """The second of two figures against the first: points of a rate, else per cent of it."""
+    if len(values) != 2:
+        return []
+    first, last = values
+    if show is rate:
+        return [points(last, first)]
+    known = isinstance(first, int | float) and isinstance(last, int | float) and not isinstance(first, bool) and first
+    return [f"{100 * (last / first - 1):+.1f} %" if known else ""]
