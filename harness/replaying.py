@@ -74,7 +74,7 @@ class Asking(NamedTuple):
             options |= {"accepts": known.accepts, "writes_told": known.writes != "inferred"}
         if self.server["server"] == "dynamo":
             options["extra"] = {"nvext": TELL_WORKER}
-        if "tools" not in options.get("accepts", {"tools"}):
+        if self.frozen is None and "tools" not in options.get("accepts", {"tools"}):
             costs = costs._replace(tools=False)
         return HttpEndpoint(self.address, dialect=self.dialect, model=self.model, costs=costs, **options)
 
@@ -105,6 +105,8 @@ def asked_endpoint(
             f"endpoint {shown_url(address.url)}: does not tell cached tokens in the {dialect} dialect: {how} "
             "(--no-preflight replays all the same)"
         )
+    if frozen is not None and frozen.tools and "tools" not in learned.accepts:
+        raise InputError(f"endpoint {shown_url(address.url)}: refuses tools, which the prompts to repeat have")
     return asking._replace(learned=learned)
 
 
