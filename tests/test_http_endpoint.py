@@ -98,6 +98,18 @@ def test_broken_streams_are_values(body: bytes, expected: str) -> None:
     assert (answer.error, answer.status) == (expected, 200)
 
 
+def test_estimate_at_the_start_of_a_stream_is_no_usage() -> None:
+    """vLLM starts with the whole prompt as input_tokens and tells the split at the end: the end holds, and a stream
+    that breaks before it has told nothing.
+    """
+    whole = against(lambda _: httpx.Response(200, content=stream_of(START, DELTA, DELTA, END, STOP)))
+    assert (whole.error, whole.prompt, whole.uncached, whole.cache_read) == (None, 1990, 6, 1952)
+    assert (whole.cache_write_5m, whole.cache_write_1h, whole.cache_write_other) == (None, None, 32)
+    assert (whole.output, whole.stop_reason, len(whole.token_ns or ())) == (4, "max_tokens", 2)
+    broken = against(lambda _: httpx.Response(200, content=stream_of(START, DELTA)))
+    assert (broken.prompt, broken.usage_source, broken.write_source) == (None, "absent", "absent")
+
+
 def test_slow_answers_time_out() -> None:
     """A call that takes longer than it may is a value, whether the headers or the body are late."""
 
