@@ -13,11 +13,11 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/pytest
 
-# The real Claude Code, Codex and AIPerf and the vendors' own packages, installed when they are absent.
+# The real Claude Code, Codex and AIPerf, the vendors' own packages, Dynamo and vLLM, installed when they are absent.
 test-real: $(READY)
-	@PYTHON=$(BIN)/python tests/real/install.sh
-	@$(BIN)/pytest tests/test_real_claude.py tests/test_real_record.py tests/test_real_record_codex.py \
-		tests/test_real_serve.py
+	@PYTHON=$(BIN)/python tests/real/install.sh all
+	@$(BIN)/pytest -rs tests/test_real_claude.py tests/test_real_record.py tests/test_real_record_codex.py \
+		tests/test_real_serve.py tests/test_real_engines.py
 
 # The packages lie at the root but are imported as keepwarm.*: mypy sees them through links.
 check: $(READY)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import httpx
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 VLLM = OFFLINE | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600"}
 VLLM |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2"}
+VLLM |= {"VLLM_SERVER_DEV_MODE": "1"}  # lets its cache be reset
 LOCAL = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
 DYNAMO = OFFLINE | dict.fromkeys(LOCAL, "127.0.0.1") | {"DYN_DISCOVERY_BACKEND": "file", "DYN_REQUEST_PLANE": "tcp"}
 DYNAMO |= {"DYN_EVENT_PLANE": "zmq", "DYN_LOG": os.environ.get("DYN_LOG", "warn")}
@@ -44,8 +46,8 @@ def vllm(venv: Path, port: int, *, block: int, blocks: int, length: int, flags: 
     command += [f"--port={port}", f"--max-model-len={length}", f"--block-size={block}", "--max-num-seqs=16"]
     command += [f"--num-gpu-blocks-override={blocks}", "--max-num-batched-tokens=4096", "--dtype=bfloat16"]
     command += ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--enforce-eager", *flags]
-    with _running([(command, VLLM)], venv):
-        yield _ready(Engine(f"http://127.0.0.1:{port}", "tiny"))
+    with _running([(command, VLLM)], venv, port) as ready:
+        yield ready(Engine(f"http://127.0.0.1:{port}", "tiny"))
 
 
 @contextmanager
@@ -76,8 +78,8 @@ def dynamo(
         mock += ["--response-replay-trace-path", replies] if replies else []
         ports = range(port + 1, port + 1 + workers)
         mocks = [(mock, env | {"DYN_SYSTEM_PORT": str(each)}) for each in ports]
-        with _running([([*front, *flags], env), *mocks], venv):
-            yield _ready(Engine(f"http://127.0.0.1:{port}", "tiny"))
+        with _running([([*front, *flags], env), *mocks], venv, port) as ready:
+            yield ready(Engine(f"http://127.0.0.1:{port}", "tiny"))
 
 
 async def ask(
@@ -101,27 +103,33 @@ async def ask(
 
 
 @contextmanager
-def _running(commands: list[tuple[list[Any], dict[str, str]]], venv: Path) -> Iterator[None]:
-    """The commands as processes, with what they say in VENV/engine*.log; ended together."""
-    started: list[subprocess.Popen[bytes]] = []
+def _running(
+    commands: list[tuple[list[Any], dict[str, str]]], venv: Path, port: int
+) -> Iterator[Callable[[Engine], Engine]]:
+    """The commands as processes, ended together, with what they say in VENV/engine*.log; what waits for them."""
+    started: dict[Path, subprocess.Popen[bytes]] = {}
     try:
         for number, (command, env) in enumerate(commands):
-            with (venv / f"engine{number}.log").open("wb") as log:
+            path = venv / f"engine-{port}-{number}.log"
+            with path.open("wb") as log:
                 texts = [str(part) for part in command]
-                started.append(subprocess.Popen(texts, stdout=log, stderr=log, env=os.environ | env))
-        yield
+                started[path] = subprocess.Popen(texts, stdout=log, stderr=log, env=os.environ | env)
+        yield partial(_ready, started=started)
     finally:
-        for process in reversed(started):
+        for process in reversed(started.values()):
             process.terminate()
-        for process in started:
+        for process in started.values():
             process.wait(60)
 
 
-def _ready(engine: Engine) -> Engine:
+def _ready(engine: Engine, started: Mapping[Path, subprocess.Popen[bytes]]) -> Engine:
     """The engine, once it lists its model."""
     for _ in range(600):
+        ended = [path for path, process in started.items() if process.poll() is not None]
+        if ended:
+            raise ChildProcessError(f"{ended[0]} ends with:\n{ended[0].read_text('utf-8', 'replace')[-2000:]}")
         try:
-            models = httpx.get(f"{engine.url}/v1/models").json()["data"]
+            models = httpx.get(f"{engine.url}/v1/models", trust_env=False).json()["data"]
         except (httpx.TransportError, ValueError, KeyError):
             models = []
         if models:
