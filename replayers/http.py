@@ -277,7 +277,7 @@ class HttpEndpoint:
             stop_reason=heard.stop_reason,
             worker=heard.worker,
             said=said,
-            told=hushed(" ".join(seen.told), self._secrets) or None,
+            told=hushed(" ".join(heard.fault or seen.told), self._secrets) or None,
             **usage,
         )
 

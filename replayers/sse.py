@@ -113,10 +113,13 @@ def string(value: Any) -> str | None:
 
 
 def fault(body: Any) -> tuple[str, str]:
-    """Type and text of an error as both dialects tell it: ``{"error": {"type": …, "message": …}}``."""
-    error = part(body, "error")
+    """Type and text of an error as the dialects tell it, ``{"error": {"type": …, "message": …}}``, or servers do that
+    tell it barely.
+    """
+    error = part(body, "error") or (body if isinstance(body, dict) else {})
     kinds = [text for name in ("type", "code") if (text := string(error.get(name)))]
-    return " ".join(kinds), string(error.get("message")) or ""
+    texts = [text for name in ("message", "error", "detail") if (text := string(error.get(name)))]
+    return " ".join(kinds), " ".join(texts)
 
 
 def failure(status: int, kind: str, message: str) -> str:
