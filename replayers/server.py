@@ -191,9 +191,12 @@ def identify(address: Address, *, timeout_s: float = 5.0) -> dict[str, Any]:
     """
     base = base_url(address.url)
     where = f"endpoint {base.scheme}://{base.netloc.decode()}"
-    with client(address, timeout_s) as asking:
+    headers = {name: value for name, value in address.headers.items() if name != "anthropic-version"}
+    with client(address._replace(headers=headers), timeout_s) as asking:
         try:
             answers = [asking.get(path) for path in ("health", "v1/models", "version")]
+            if answers[1].is_client_error:  # not before: Dynamo tells Anthropic's clients less
+                answers[1] = asking.get("v1/models", headers=address.headers)
         except httpx.RequestError as error:
             raise InputError(f"{where}: {_unanswered(error, timeout_s)}") from error
     if answers[1].status_code in (401, 403):
