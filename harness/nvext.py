@@ -86,16 +86,11 @@ def _check(value: Any, wanted: Any, path: str) -> None:
         if not isinstance(value, list):
             raise _refused(path, f"invalid type: {_told(value)}, expected a sequence")
         for index, inner in enumerate(value):
-            _check(_some(inner), wanted[0], f"{path}[{index}]")
+            _check(() if inner is None else inner, wanted[0], f"{path}[{index}]")  # null is none of the wanted
     elif not _is(value, wanted):
         ranged = wanted in _RANGES and isinstance(value, int) and not isinstance(value, bool)
         kind = "value" if ranged else "type"
         raise _refused(path, f"invalid {kind}: {_told(value)}, expected {_NAMES.get(wanted, wanted)}")
-
-
-def _some(value: Any) -> Any:
-    """A value of a list, where null is none of the wanted."""
-    return () if value is None else value
 
 
 def _is(value: Any, wanted: str) -> bool:

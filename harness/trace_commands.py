@@ -107,16 +107,15 @@ def _tell(done: Imported, output: str, informed: bool) -> None:
     click.echo(f"{output}: {done.sessions:,} sessions, {done.calls:,} calls from {done.files:,} files")
     if informed:
         click.echo(f"informed: {done.recorded_breaks} calls' prefixes were cut to what was read; not a prediction")
-    share = done.hidden / done.new_tokens if done.new_tokens else 0.0
-    over = done.scaled / done.new_tokens if done.new_tokens else 0.0
+    share, over = (tokens / max(done.new_tokens, 1) for tokens in (done.hidden, done.scaled))
     click.echo(
         f"prompts add up to the reported counts; {share:.1%} of their new tokens are in no visible block, "
         f"visible blocks were scaled down by {over:.1%}"
     )
-    notes = ((done.duplicates, "copies of messages dropped"), (done.negative_waits, "negative waits set to 0"))
-    for count, what in notes:
-        if count:
-            click.echo(f"{count} {what}")
+    if done.duplicates:
+        click.echo(f"{done.duplicates} copies of messages dropped")
+    if done.negative_waits:
+        click.echo(f"{done.negative_waits} negative waits set to 0")
     if done.damaged:
         click.echo(f"{len(done.damaged)} damaged lines passed over:", err=True)
         for name, number in done.damaged[:DAMAGED_SHOWN]:

@@ -39,13 +39,9 @@ def measure(loaded: Loaded, want: Requirement, prices: Prices, gpu: tuple[float 
     if want.metric.endswith("cost_per_completed_task"):
         return cost(loaded, prices, *gpu)[want.metric]
     if want.metric in WHOLE:
-        return _of_whole(loaded, want)
+        found = metrics.whole(loaded, metrics.with_previous(loaded.rows))[want.metric]
+        return found if want.stat is None or found is None else found.get(want.stat)
     return metrics.of(rows)[want.metric] if rows.height else None
-
-
-def _of_whole(loaded: Loaded, want: Requirement) -> Any:
-    found = metrics.whole(loaded, metrics.with_previous(loaded.rows))[want.metric]
-    return found if want.stat is None or found is None else found.get(want.stat)
 
 
 def show(metric: str, value: float, digits: int = 0) -> str:

@@ -36,7 +36,7 @@ def inspect_summary(path: str) -> dict[str, Any]:
         "growth": growth(linked),
         "fan_out": fan_out(loaded.rows),
         "tools": tools(path),
-        "span_s": _span(loaded.rows),
+        "span_s": loaded.rows.select((pl.col("done_ns").max() - pl.col("sent_ns").min()) / 1e9).item(),
     }
 
 
@@ -56,11 +56,6 @@ def breaks(linked: pl.DataFrame) -> list[dict[str, Any]]:
         tokens_behind=pl.when(behind.count() > 0).then(behind.sum()),
     )
     return groups.sort("tokens_behind", "role", "kind", "change", descending=[True, False, False, False]).to_dicts()
-
-
-def _span(rows: pl.DataFrame) -> float | None:
-    span: float | None = rows.select((pl.col("done_ns").max() - pl.col("sent_ns").min()) / 1e9).item()
-    return span
 
 
 def gaps(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:

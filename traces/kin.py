@@ -35,7 +35,8 @@ class Kin:
             self.results = {i.tool_use: i for i in _inputs(stream) if i.tool_use} | self.results
             for step in stream.steps:
                 uses |= {asked.id: step.id for asked in step.tools}
-                self._asked |= {asked.id: (step.id, asked) for asked in step.tools if _may_spawn(asked)}
+                spawning = (use for use in step.tools if use.name in SPAWN_TOOLS or use.prompt_hash is not None)
+                self._asked |= {asked.id: (step.id, asked) for asked in spawning}
             self._types[stream.agent] = stream.agent_type
         for stream in streams:
             self._find_sent(stream, uses)
@@ -85,10 +86,6 @@ class Kin:
             if asked.prompt_hash in first and use not in self.spawned:
                 return use
         return None
-
-
-def _may_spawn(asked: Asked) -> bool:
-    return asked.name in SPAWN_TOOLS or asked.prompt_hash is not None
 
 
 def _inputs(stream: Stream) -> list[Input]:

@@ -254,13 +254,9 @@ def _file_calls(name: str) -> Iterator[Call]:
 
 def read_sessions(path: str) -> Iterator[list[Call]]:
     """The sessions of a trace, each the list of its calls, in the order of their start over all its files."""
-    files = [_file_sessions(name) for name in trace_files(path)]
+    by_session = (groupby(_file_calls(name), key=attrgetter("session")) for name in trace_files(path))
+    files = [(list(calls) for _, calls in sessions) for sessions in by_session]
     return merge(*files, key=lambda calls: (calls[0].session_start_ns or 0, calls[0].session))
-
-
-def _file_sessions(name: str) -> Iterator[list[Call]]:
-    for _, calls in groupby(_file_calls(name), key=attrgetter("session")):
-        yield list(calls)
 
 
 def read_trace_table(path: str, columns: list[str] | None = None) -> pa.Table:
