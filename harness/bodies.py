@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from keepwarm.replayers.sse import count, part, string
@@ -76,27 +77,24 @@ class Body(NamedTuple):
     front: int = 0
 
 
+@dataclass
 class Pieces:
     """A prompt being taken apart. ``session`` is the client's own id of it, ``at_ns`` when it came; ``recent`` are tool
     lists taken apart before, most of a request by size, which rarely change. ``before`` is what the provider has of the
     conversation already.
     """
 
-    def __init__(
-        self, identity: Identity, at_ns: int, session: str, keep_text: bool = False, recent: Recent | None = None
-    ) -> None:
-        self._identity = identity
-        self._hash = identity.hash
-        self._at_ns = at_ns
-        self._session = session
-        self._keep_text = keep_text
-        self._recent = deque() if recent is None else recent
-        self._since: list[tuple[int, Any]] = []
-        self.pieces: list[Piece] = []
-        self.marks: list[tuple[int, int]] = []
-        self.compacts = False
-        self.before: Sequence[Piece] = ()
-        self.front = 0
+    identity: Identity
+    at_ns: int
+    session: str
+    keep_text: bool = False
+    recent: Recent = field(default_factory=deque)
+    before: Sequence[Piece] = ()
+    pieces: list[Piece] = field(default_factory=list)
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    compacts: bool = False
+    front: int = 0
+    _since: list[tuple[int, Any]] = field(default_factory=list)
 
     def add(self, kind: str, block: Any) -> Piece:
         """One block of some kind, its cache mark with it."""
@@ -112,10 +110,10 @@ class Pieces:
 
     def tools(self, tools: Sequence[Any]) -> None:
         """The list of tools."""
-        made = next((made for known, made in tuple(self._recent) if known == tools), None)
+        made = next((made for known, made in tuple(self.recent) if known == tools), None)
         if made is None:
             made = [self.piece("tools", tool) for tool in tools]
-            self._recent.appendleft((tools, made))
+            self.recent.appendleft((tools, made))
         for tool, piece in zip(tools, made, strict=True):
             self.pieces.append(piece)
             self.mark(tool.get("cache_control") if isinstance(tool, dict) else None)
@@ -123,9 +121,9 @@ class Pieces:
     def piece(self, kind: str, block: Any) -> Piece:
         """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
         content = content_bytes(block)
-        hash_ = self._hash(content)
-        shape = self._hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
-        text = content.partition(b"\0")[2].decode("utf-8", "replace") if self._keep_text else None
+        hash_ = self.identity.hash(content)
+        shape = self.identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
+        text = content.partition(b"\0")[2].decode("utf-8", "replace") if self.keep_text else None
         return Piece(kind, hash_, shape, _weight(kind, block, content), text)
 
     def mark(self, control: Any) -> None:
@@ -139,7 +137,7 @@ class Pieces:
         self.pieces += self.before
 
     def _inputs(self, piece: Piece, block: Any) -> list[Input]:
-        given = Input(piece.kind, piece.hash, piece.weight, self._at_ns)
+        given = Input(piece.kind, piece.hash, piece.weight, self.at_ns)
         if piece.kind == "tool_result":
             return self._result(given, block)
         if _type(block) == "agent_message":
@@ -166,7 +164,7 @@ class Pieces:
         """A tool's result; what started an agent tells its name, what waited for some tells theirs."""
         use, failed = string(block.get("tool_use_id")), block.get("is_error")
         given = given._replace(
-            tool_use=self._identity.name("use", use) if use else None,
+            tool_use=self.identity.name("use", use) if use else None,
             is_error=failed if isinstance(failed, bool) else None,
         )
         content = block.get("content")
@@ -179,12 +177,12 @@ class Pieces:
         return [given, *(given._replace(tool_use=None, agent=self._agent(one)) for one in CHILD.findall(told[2]))]
 
     def _agent(self, name: str) -> str:
-        return self._identity.name("agent", self._session, name)
+        return self.identity.name("agent", self.session, name)
 
     def body(self, body: dict[str, Any]) -> Body:
         """All of it."""
         told = string(body.get("model"))
-        model = self._identity.model(told) if told else ""
+        model = self.identity.model(told) if told else ""
         stream = body.get("stream") is True
         inputs = [
             (at, given)

@@ -143,8 +143,9 @@ class Passing:
             told = orjson.loads(decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES))
             self._client = client(self._headers, told)
             recorder = self._recorder
-            pieces = Pieces(recorder.identity, self._at_ns, self._client.session, recorder.keep_text, recorder.recent)
-            pieces.before = recorder.stored.get(string(told.get("previous_response_id")) or "", ())
+            before = recorder.stored.get(string(told.get("previous_response_id")) or "", ())
+            whose = recorder.identity, self._at_ns, self._client.session
+            pieces = Pieces(*whose, recorder.keep_text, recorder.recent, before)
             return READERS[self._dialect](told, pieces)
         except Exception:  # whatever is wrong with it, it passes by
             return None

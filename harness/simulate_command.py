@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from keepwarm.harness.sweep import grid, sweep
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.rules import AS_RECORDED, RULES
 from keepwarm.replayers.run import Bound
-from keepwarm.replayers.simulate import Simulated
 from keepwarm.replayers.simulate import simulate as in_virtual_time
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import OUTCOMES, complete
+from keepwarm.traces.model import Outcome
 from keepwarm.traces.store import write_outcomes
 
 SESSIONS = click.option(
@@ -122,9 +122,20 @@ def simulate_to(trace: str, path: Path, *, bounds: tuple[str, ...] = (), quiet: 
     results = in_virtual_time(planned.schedule_in(cluster.tree), cluster, live=options["assistant"] == "live")
     told: list[Bound] = []
     failed: Counter[tuple[str, int]] = Counter()
+
+    def kept() -> Iterator[Outcome]:
+        """The outcomes; what each call could have read, and whose calls failed, is kept."""
+        for done, result in enumerate(results, 1):
+            outcome = result.outcome
+            told.extend(Bound(outcome.call.call, outcome.copy, name, read) for name, read in result.bounds.items())
+            if outcome.error is not None:
+                failed[outcome.call.session, outcome.copy] += 1
+            tell(done, None)
+            yield outcome
+
     with nullcontext(lambda done, of: None) if quiet else progress("simulating", planned.calls) as tell:
         try:
-            write_outcomes(str(path / OUTCOMES), (done.outcome for done in _kept(results, told, failed, tell)))
+            write_outcomes(str(path / OUTCOMES), kept())
         except OverflowError as error:
             raise InputError(f"{trace}: with these times the run takes longer than 292 years") from error
     if failed:
@@ -142,19 +153,3 @@ def simulate_to(trace: str, path: Path, *, bounds: tuple[str, ...] = (), quiet: 
     }
     runs.write_about(path, planned.about("simulate", started, ended=runs.now(), **about))
     return sum(failed.values())
-
-
-def _kept(
-    results: Iterable[Simulated],
-    bounds: list[Bound],
-    failed: Counter[tuple[str, int]],
-    told: Callable[[int, int | None], None],
-) -> Iterator[Simulated]:
-    """Pass results on, keeping what each call could have read and whose calls failed."""
-    for done, result in enumerate(results, 1):
-        outcome = result.outcome
-        bounds += [Bound(outcome.call.call, outcome.copy, name, read) for name, read in result.bounds.items()]
-        if outcome.error is not None:
-            failed[outcome.call.session, outcome.copy] += 1
-        told(done, None)
-        yield result

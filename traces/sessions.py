@@ -53,6 +53,7 @@ class _Agent:
     after: list[tuple[After, ...]] = field(default_factory=list)
 
 
+@dataclass
 class SessionBuilder:
     """Builds one session out of its streams, once.
 
@@ -60,36 +61,27 @@ class SessionBuilder:
     a stream's agent, ``flow`` is the user's word on who waits, ``origin`` the trace's.
     """
 
-    def __init__(
-        self,
-        session: str,
-        *,
-        owns: Callable[[Stream, Step], bool],
-        prompts: Callable[[Stream], Prompt],
-        flow: str | None,
-        origin: str,
-    ) -> None:
-        self._session = session
-        self._owns = owns
-        self._prompts = prompts
-        self._flow = flow
-        self._source = origin
-        self._origin = 0
-        self._agents: dict[str, _Agent] = {}
-        self._by_id: dict[str, tuple[_Agent, int]] = {}
-        self._kin = Kin((), ())
-        self._turns: dict[str, Turn] = {}
-        self._negative = 0
+    session: str
+    owns: Callable[[Stream, Step], bool]
+    prompts: Callable[[Stream], Prompt]
+    flow: str | None
+    origin: str
+    _zero_ns: int = 0
+    _agents: dict[str, _Agent] = field(default_factory=dict)
+    _by_id: dict[str, tuple[_Agent, int]] = field(default_factory=dict)
+    _kin: Kin = field(default_factory=lambda: Kin((), ()))
+    _turns: dict[str, Turn] = field(default_factory=dict)
+    _negative: int = 0
 
     def build(self, streams: Sequence[Stream], session_start_ns: int) -> Built:
         """The session's calls; a stream without a step of its own adds nothing."""
         ordered = sorted(streams, key=lambda s: (s.role != "main", s.source, _first_ns(s), s.session))
-        owned = [(stream, step) for stream in ordered for step in stream.steps if self._owns(stream, step)]
+        owned = [(stream, step) for stream in ordered for step in stream.steps if self.owns(stream, step)]
         if not owned:
             return Built([])
-        self._origin = min(step.start_ns for _, step in owned)
+        self._zero_ns = min(step.start_ns for _, step in owned)
         self._kin = Kin(ordered, owned)
-        self._flow = self._flow or next((stream.flow for stream in ordered if stream.flow), None)
+        self.flow = self.flow or next((stream.flow for stream in ordered if stream.flow), None)
         for stream, step in _timeline(owned):
             self._step(stream, step)
         completed = _completed(ordered)
@@ -132,7 +124,7 @@ class SessionBuilder:
 
     def _new_agent(self, stream: Stream, role: str, origin: _Agent | None = None, at: int = 0) -> _Agent:
         """An agent with a prompt of its own, or one that grows from a turn of another's."""
-        agent = self._agents[stream.agent] = _Agent(stream.agent, role, self._prompts(stream))
+        agent = self._agents[stream.agent] = _Agent(stream.agent, role, self.prompts(stream))
         if origin is not None:
             agent.parent, agent.fork = origin.name, origin.turns[at]
             agent.prompt.follow(origin.prompt, origin.turns[: at + 1])
@@ -141,10 +133,10 @@ class SessionBuilder:
     def _step(self, stream: Stream, step: Step) -> None:
         agent = self._agent(stream)
         after = self._edges(agent, step)
-        start = step.start_ns - self._origin
+        start = step.start_ns - self._zero_ns
         for edge in after:
             start = max(start, self._turns[edge.call].start_ns + 1)
-        turn = agent.prompt.next(step, start, max(step.end_ns - self._origin, start))
+        turn = agent.prompt.next(step, start, max(step.end_ns - self._zero_ns, start))
         self._turns[step.id] = turn
         self._by_id[step.id] = agent, len(agent.turns)
         agent.turns.append(turn)
@@ -157,7 +149,7 @@ class SessionBuilder:
 
     def _edges(self, agent: _Agent, step: Step) -> tuple[After, ...]:
         """What the step waited for. The edge satisfied last has the observed wait, the others their own time."""
-        start = step.start_ns - self._origin
+        start = step.start_ns - self._zero_ns
         before = agent.turns[-1] if agent.turns else agent.fork
         if before is None:
             return self._first_edges(agent, start)
@@ -168,7 +160,7 @@ class SessionBuilder:
         joins = self._joins(agent, step)
         if not joins:
             return (self._edge(before.step.id, start, kind),)
-        own = [i.at_ns - self._origin for i in step.inputs if i.tool_use and i.tool_use not in joins]
+        own = [i.at_ns - self._zero_ns for i in step.inputs if i.tool_use and i.tool_use not in joins]
         done = start if kind == "human" else max([before.end_ns, *own])
         edges = [self._edge(before.step.id, done, kind)]
         edges += [self._edge(call, done_ns, "subagent") for call, done_ns in joins.values()]
@@ -208,10 +200,10 @@ class SessionBuilder:
             name = self._kin.spawned.get(given.tool_use or "") or given.agent
             child = self._agents.get(name) if name else None
             if child is not None and child is not agent and child.turns:
-                at_ns = given.at_ns - self._origin
+                at_ns = given.at_ns - self._zero_ns
                 if child.turns[-1].end_ns <= at_ns + SECOND:
                     joins[given.tool_use or child.name] = child.turns[-1].step.id, at_ns
-        start = step.start_ns - self._origin
+        start = step.start_ns - self._zero_ns
         joins |= {name: (self._agents[name].turns[-1].step.id, start) for name in agent.summaries}
         agent.summaries.clear()
         return joins
@@ -222,7 +214,7 @@ class SessionBuilder:
         last = self._last_satisfied(after) if after else None
         account = step.usage.columns() if step.usage else dict.fromkeys(("usage_source", "write_source"), "absent")
         call = Call(
-            session=self._session,
+            session=self.session,
             agent=agent.name,
             call=step.id,
             role=agent.role,
@@ -230,12 +222,12 @@ class SessionBuilder:
             start_ns=start_ns,
             end_ns=end_ns,
             keep=growth.keep,
-            origin=self._source,
+            origin=self.origin,
             session_start_ns=session_start_ns,
             agent_type=agent.type,
             parent_agent=agent.parent,
             spawned_by=agent.spawned_by,
-            flow=self._flow,
+            flow=self.flow,
             after=after,
             gap_ns=last.gap_ns if last else None,
             gap_kind=last.kind if last else None,
@@ -261,12 +253,12 @@ class SessionBuilder:
         """What the wire told of a call beyond what a log does, in trace columns."""
         request, answer = wire.request, wire.answer
         attempts = [
-            tried._replace(sent_ns=tried.sent_ns - self._origin, done_ns=(tried.done_ns or 0) - self._origin)
+            tried._replace(sent_ns=tried.sent_ns - self._zero_ns, done_ns=(tried.done_ns or 0) - self._zero_ns)
             for tried in wire.attempts
         ]
         return {
-            "first_byte_ns": None if answer.first_byte_ns is None else answer.first_byte_ns - self._origin,
-            "first_token_ns": None if answer.first_token_ns is None else answer.first_token_ns - self._origin,
+            "first_byte_ns": None if answer.first_byte_ns is None else answer.first_byte_ns - self._zero_ns,
+            "first_token_ns": None if answer.first_token_ns is None else answer.first_token_ns - self._zero_ns,
             **{name: getattr(request, name) for name in ("dialect", "stream", "hints")},
             **{name: getattr(answer, name) for name in ("status", "error", "reasoning", "write_source")},
             "retries": max(len(attempts) - 1, 0),
@@ -277,7 +269,7 @@ class SessionBuilder:
         result = self._kin.results.get(asked.id)
         return ToolUse(
             asked.name,
-            asked.at_ns - self._origin,
+            asked.at_ns - self._zero_ns,
             max(result.at_ns - asked.at_ns, 0) if result else None,
             agent.prompt.given.get(asked.id),
             result.is_error if result else None,
