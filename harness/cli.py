@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("simulate_command:simulate", "Replay a trace in virtual time against simulated clusters; no sockets."),
     "serve": ("serve_command:serve", "Run the simulated cluster as an HTTP endpoint."),
     "replay": ("run_commands:replay", "Replay a trace against an HTTP endpoint."),
+    "doctor": ("doctor_command:doctor", "Say what an HTTP endpoint is, and what it tells of its cache."),
     "report": ("report_commands:report", "Say what a run meant: cache, latency, cost, validity."),
     "gate": ("report_commands:gate", "Hold a run against required figures, or against a baseline."),
     "calibrate": ("calibrate_command:calibrate", "Fit the simulator's step times to a measured run."),

@@ -24,6 +24,7 @@ from keepwarm.traces.errors import InputError
 LONG = 2_100
 """Words of a prompt that every cache with a least length of 2,048 tokens or less takes."""
 SALTS = ("one", "two", "three", "four", "five")
+CONTEXTS = ("max_model_len", "context_window", "max_input_tokens")
 TRIES = 3
 AGAIN_S = 1.0
 PASSING = ("overloaded", "rate_limit")
@@ -217,7 +218,7 @@ def identify(address: Address, *, timeout_s: float = 5.0) -> dict[str, Any]:
         "speed": health.get("speed") if ours else None,
         **{name: cache.get(name) for name in ("ttl", "block", "capacity", "rules")},
         "model": first.get("id") if len(served) == 1 else None,
-        "context": first.get("max_model_len") or first.get("context_window") or None,
+        "context": next((first[name] for name in CONTEXTS if first.get(name)), None),
     }
 
 
