@@ -3,12 +3,15 @@
     python benchmarks/engines.py vllm VENV TRACE -o RUN --scale 0.1 --length 16384 --blocks 1537
     python benchmarks/engines.py dynamo VENV TRACE -o RUN --workers 2 --at-once 4 --concurrent
     python benchmarks/engines.py again RUN
+    python benchmarks/engines.py spread RUN [RUN ...] [--draws 200]
 
 VENV is where the real engine is installed. Prompts go as token ids made of the trace's segments, so that two prompts
 share exactly the tokens that the trace says they share; --scale makes a shorter trace of it first. The sessions that
 run at once take turns with one call in flight, or are --concurrent. With --live later prompts repeat the answers that
 were really given: vLLM's own, and Dynamo's mock workers are told to give the recorded ones. RUN keeps the trace and
-what was heard, so that ``again`` needs no engine.
+what was heard, so that ``again`` needs no engine. With --runs N it keeps N runs, of a new engine each, and ``spread``
+holds their hit rates against those of --draws simulated runs with lots of their own: where a router draws lots, one
+run says little.
 """
 
 from __future__ import annotations
@@ -23,42 +26,25 @@ from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from time import perf_counter_ns
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import orjson
 import served
+from likeness import Asked, as_it_fell, by_lot
 from scaled import scaled
+from spread import held_against
 
-from keepwarm.replayers.cache import BlockCache
-from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.endpoint import Piece
-from keepwarm.replayers.engine import Engine
-from keepwarm.replayers.job import DONE, Job, Running
 from keepwarm.replayers.plan import Planned, Schedule
-from keepwarm.replayers.prompts import SessionPrompts, as_pieces, in_tree
-from keepwarm.replayers.router import Router, View
-from keepwarm.replayers.times import StepTimes
-from keepwarm.replayers.tree import PromptTree
+from keepwarm.replayers.prompts import SessionPrompts, as_pieces
 from keepwarm.traces.model import Call
 from keepwarm.traces.store import TraceWriter, read_sessions
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from engines import Pool  # the oracle that the tests hold the cache against
-
-
-class Asked(NamedTuple):
-    """A call as the real engine did it. Times are ns since the run began."""
-
-    call: str
-    prompt: int
-    output: int
-    cached: int
-    worker: str
-    sent_ns: int
-    done_ns: int
-
 
 SETTLE_S = 0.03
 """With one call in flight the next waits so long: Dynamo's router hears of what a worker cached some ms after."""
@@ -92,14 +78,22 @@ class Words:
 
 
 async def drive(
-    sessions: list[list[Call]], engine: served.Engine, *, kind: str, at_once: int, concurrent: bool, live: bool
+    sessions: list[list[Call]],
+    engine: served.Engine,
+    *,
+    kind: str,
+    at_once: int,
+    concurrent: bool,
+    live: bool,
+    late_ms: int,
 ) -> list[Asked]:
     """Every call asked of a real engine, in the order in which they were sent."""
     schedule, words, asked = Schedule(sessions, at_once=at_once, gap_cap_ns=0), Words(), []
-    begun = perf_counter_ns()
+    begun, lots = perf_counter_ns(), Random()
 
     async def one(planned: Asking) -> Call:
         prompt = words.of(planned.prompt)
+        await asyncio.sleep(lots.random() * late_ms / 1000)
         sent_ns = perf_counter_ns() - begun
         heard = await served.ask(client, engine, prompt, planned.output or 1, planned.call.call if live else None)
         if live:
@@ -111,6 +105,10 @@ async def drive(
 
     running: set[asyncio.Task[Call]] = set()
     async with httpx.AsyncClient(timeout=600, headers={"x-engine": kind}) as client:
+        if late_ms:  # all that is slow only once; prompts of one token leave no block
+            for planned in calls_of(sessions).values():
+                words.of(planned.prompt)
+            await asyncio.gather(*(served.ask(client, engine, [3], 1) for _ in range(2 * at_once)))
         while True:
             while len(running) < (at_once if concurrent else 1) and schedule.next_due(len(asked)) is not None:
                 planned = schedule.pop()
@@ -152,65 +150,6 @@ def _tokens(pieces: Iterable[Piece]) -> list[Hashable]:
     return [(piece.ident, at) for piece in pieces for at in range(piece.tokens)]
 
 
-class Ties(Router):
-    """Dynamo's router, which draws lots where workers cost the same; the lots fall as they really fell."""
-
-    really = 0
-
-    def choose(self, job: Job, views: Sequence[View], among: Sequence[int]) -> int:
-        """The cheapest worker, of equals the one that was really chosen."""
-        less = views[self.really]._replace(decode_blocks=views[self.really].decode_blocks - 1 / 1024)
-        return super().choose(job, [less if at == self.really else view for at, view in enumerate(views)], among)
-
-
-def cluster_of(meta: dict[str, Any], tree: PromptTree, router: Router) -> Cluster:
-    """The simulated cluster like the engine of a run. Only vLLM has a block that it never uses; times are fitted."""
-    block, capacity = meta["block"], meta["blocks"] - (meta["engine"] == "vllm")
-    times = StepTimes(fixed_s=0.003)
-    if meta["engine"] == "dynamo":
-        fast = meta["speedup"]
-        read_s = 0.039 / (block * capacity) / fast
-        times = StepTimes(0.0058 / fast, 1.52e-5 / fast, 0.0, read_s, call_s=0.0107 / fast + 0.002)
-    caches = [BlockCache(tree, block=block, capacity=capacity) for _ in range(meta["workers"])]
-    return Cluster(tree, [Engine(each, times=times, max_seqs=16, max_batched=4096) for each in caches], router)
-
-
-def simulated(
-    sessions: Iterable[list[Call]], asked: list[Asked], meta: dict[str, Any], seed: int | None = None
-) -> dict[str, Running]:
-    """What becomes of the calls in the simulated cluster, asked as the real engine was; with a seed its own lots are
-    drawn.
-    """
-    tree, now_ns = PromptTree(), 0
-    lots = Ties("kv_aware", block=meta["block"])
-    router: Router = lots if seed is None else Router("kv_aware", block=meta["block"], seed=seed)
-    cluster = cluster_of(meta, tree, router)
-    names = list(dict.fromkeys(each.worker for each in asked))
-    really = {each.call: each for each in asked}
-    schedule = Schedule(sessions, at_once=meta["at_once"], gap_cap_ns=0, grow=in_tree(tree))
-    running: dict[Running, Call] = {}
-    over: dict[str, Running] = {}
-    while len(over) < len(asked):
-        while len(running) < (meta["at_once"] if meta["concurrent"] else 1) and schedule.next_due(now_ns) is not None:
-            planned = schedule.pop()
-            schedule.started(planned.call, now_ns)
-            each = really[planned.call.call]
-            lots.really = names.index(each.worker)
-            answer = planned.answer if meta["live"] else ()
-            running[cluster.submit(Job(planned.prompt, each.output, answer), now_ns)] = planned.call
-        now_ns = cluster.next_ns() or now_ns
-        for event in cluster.advance(now_ns):
-            if event.kind == DONE:
-                call = running.pop(event.running)
-                over[call.call] = event.running
-                schedule.ended(call, now_ns)
-    if seed is not None:
-        return over
-    same = sum(names[int(over[each.call].worker or 0)] == each.worker for each in asked)
-    print(f"simulated: {same} of {len(asked)} calls on the same worker")
-    return over
-
-
 def compare(name: str, asked: list[Asked], told: dict[str, int]) -> None:
     """Print how often and how much the cached tokens that someone tells differ from those that the engine reported."""
     prompt, real, ours = sum(each.prompt for each in asked), sum(each.cached for each in asked), sum(told.values())
@@ -231,15 +170,50 @@ def report(run: Path) -> None:
     pressed = sum(each.prompt - each.cached for each in asked) // meta["block"]
     print(f"{run}: {meta['engine']}, {meta['workers']} workers of {meta['blocks']} blocks of {meta['block']};", end=" ")
     print(f"blocks computed {pressed:,}; calls per worker {sorted(Counter(each.worker for each in asked).values())}")
-    compare("simulated", asked, {call: job.read for call, job in simulated(sessions, asked, meta).items()})
+    told, same, _ = as_it_fell(sessions, asked, meta)
+    print(f"simulated: {same} of {len(asked)} calls on the same worker")
+    compare("simulated", asked, told)
     if meta["workers"] > 1:
-        prompt = sum(each.prompt for each in asked)
-        own = [sum(job.read for job in simulated(sessions, asked, meta, seed).values()) / prompt for seed in range(8)]
+        own = [by_lot(sessions, asked, meta, seed) for seed in range(8)]
         print("lots of its own, eight seeds: hit_rate", ", ".join(f"{rate:.2%}" for rate in sorted(own)))
-    told = partial(oracle, asked, calls, block=meta["block"], live=meta["live"])
+    of_pool = partial(oracle, asked, calls, block=meta["block"], live=meta["live"])
     if not meta["concurrent"]:
-        compare("oracle", asked, told(blocks=meta["blocks"] + (meta["engine"] == "dynamo")))
-    compare("endless", asked, told(blocks=1 + sum((each.prompt + each.output) // meta["block"] + 1 for each in asked)))
+        compare("oracle", asked, of_pool(blocks=meta["blocks"] + (meta["engine"] == "dynamo")))
+    compare(
+        "endless", asked, of_pool(blocks=1 + sum((each.prompt + each.output) // meta["block"] + 1 for each in asked))
+    )
+
+
+def spread(folders: Iterable[Path], draws: int) -> None:
+    """Hold the hit rates of many real runs of one setting against those of as many simulated ones as asked."""
+    runs = sorted(path for folder in folders for path in folder.glob("**/run.json"))
+    metas = [{"late_ms": 0} | orjson.loads(path.read_bytes()) for path in runs]
+    heard = [[Asked(*row) for row in meta.pop("asked")] for meta in metas]
+    meta, asked, sessions = metas[0], heard[0], list(read_sessions(str(runs[0].with_name("trace.parquet"))))
+    if any(each != meta for each in metas) or len({tuple(sorted(each[:3] for each in run)) for run in heard}) > 1:
+        raise SystemExit("the runs are not of one setting and trace")
+    print(f"{len(asked)} calls, {meta['at_once']} sessions at once, {meta}")
+    real = [sum(each.cached for each in run) / sum(each.prompt for each in run) for run in heard]
+    print("real, in turn:", " ".join(f"{rate * 100:.2f}" for rate in real))
+    held_against([by_lot(sessions, asked, meta, seed) for seed in range(draws)], real)
+    if not meta["concurrent"]:
+        with_its_lots(sessions, heard, meta, real)
+
+
+def with_its_lots(
+    sessions: list[list[Call]], heard: list[list[Asked]], meta: dict[str, Any], real: list[float]
+) -> None:
+    """Print what differs from each real run if its lots fall in the simulator too, and how they fell."""
+    equal, whole, off = 0, 0, []
+    drawn: Counter[int] = Counter()
+    for asked, rate in zip(heard, real, strict=True):
+        told, _, lots = as_it_fell(sessions, asked, meta)
+        same = sum(told[each.call] == each.cached for each in asked)
+        equal, whole = equal + same, whole + (same == len(asked))
+        off.append(sum(told.values()) / sum(each.prompt for each in asked) - rate)
+        drawn.update(lots)
+    print(f"the lots as they fell: {equal} of {len(heard) * len(heard[0])} calls equal, {whole} runs wholly,", end=" ")
+    print(f"hit rates {fmean(off) * 100:+.2f} points on the average; lots by worker {sorted(drawn.items())}")
 
 
 def reply(planned: Asking) -> bytes:
@@ -270,6 +244,7 @@ def run_engine(args: argparse.Namespace) -> None:
     else:
         start = partial(served.vllm, **shape)
     how = {"kind": args.engine, "at_once": args.at_once, "concurrent": args.concurrent, "live": args.live}
+    how["late_ms"] = args.late_ms
     with start(args.venv, args.port) as engine:
         asked = asyncio.run(drive(sessions, engine, **how))
     meta = shape | how | {"engine": args.engine, "workers": args.workers, "speedup": args.speedup}
@@ -279,8 +254,8 @@ def run_engine(args: argparse.Namespace) -> None:
 def main() -> None:
     """Read the options, ask, compare."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("engine", choices=("vllm", "dynamo", "again"))
-    parser.add_argument("paths", nargs="+", type=Path, metavar="VENV TRACE | RUN")
+    parser.add_argument("engine", choices=("vllm", "dynamo", "again", "spread"))
+    parser.add_argument("paths", nargs="+", type=Path, metavar="VENV TRACE | RUN ...")
     parser.add_argument("-o", "--run", type=Path)
     parser.add_argument("--sessions", type=int)
     parser.add_argument("--scale", type=float, default=1.0)
@@ -292,16 +267,24 @@ def main() -> None:
     parser.add_argument("--live", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--speedup", type=float, default=1000)
+    parser.add_argument("--late-ms", type=int, default=0, help="send each call so much late at most, by lot")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=200, help="simulated runs of a spread")
     parser.add_argument("--port", type=int, default=8100)
     parser.add_argument("--flags", default="", help="more flags for vLLM or Dynamo's frontend")
     args = parser.parse_args()
     args.flags = args.flags.split()
     if args.engine == "again":
         report(args.paths[0])
+    elif args.engine == "spread":
+        spread(args.paths, args.draws)
     else:
         args.venv, args.trace = args.paths
-        run_engine(args)
-        report(args.run)
+        run, one = args.run, args.runs == 1
+        for number in range(args.runs):
+            args.run = run if one else run / f"{number:02}"
+            run_engine(args)
+        report(run) if one else spread([run], args.draws)
 
 
 if __name__ == "__main__":
