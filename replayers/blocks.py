@@ -47,12 +47,15 @@ def roles(prompt: Sequence[Piece], costs: Costs) -> Iterator[tuple[str, Piece | 
     tokens than what uses and results take, there are none, but text; where they have too few for an answer, a user
     says it.
 
-    What an assistant would open or close, and a result of no use, a user says: endpoints refuse it otherwise.
+    What an assistant would open or close, and a result of no use, a user says, and a word where else nothing follows
+    the system's: endpoints refuse it otherwise.
     """
     offered = _end(prompt, 0, "tools") if costs.tools else 0
     front = at = _end(prompt, offered, *SYSTEM)
     yield from (("tool", piece) for piece in prompt[:offered])
     yield from (("system", piece) for piece in prompt[offered:front])
+    if front == len(prompt):
+        yield "user", None
     while at < len(prompt):
         said = _end(prompt, at, "answer")
         if at in (front, said):

@@ -29,7 +29,7 @@ def body(head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
     out, items = [orjson.dumps(head)[:-1]], []
     for role, run in groupby(blocks, lambda block: block.role):
         if role == "tool":
-            tools = b",".join(b'{"type":"function",' + offered(block) + b"}" for block in run)
+            tools = b",".join(b'{"type":"function","strict":false,' + offered(block) + b"}" for block in run)
             out.append(b',"tools":[' + tools + b"]")
         elif role == "system":
             out.append(b',"instructions":"' + b" ".join(block.text for block in run) + b'"')

@@ -238,7 +238,7 @@ def test_responses_have_an_agents_shape() -> None:
     assert found.pop("instructions") == "you are kind"
     assert found == {
         "model": "m",
-        "tools": [{"type": "function", **tool} for tool in tools],
+        "tools": [{"type": "function", "strict": False, **tool} for tool in tools],
         "input": [
             user("do", "it"),
             answer("well"),
