@@ -165,17 +165,19 @@ def test_a_recording_replays_as_it_was(played: Played, cluster: str, tmp_path: P
     for call in played.calls:
         read = found[call.call]["cache_read"]
         if call.turn == 0:
-            assert read == max((alike(call.append, other.append) for other in begun), default=0)
+            shared = max((alike(call.append, other.append) for other in begun), default=0)
+            assert 0 <= read - shared <= 2 * bool(begun)  # the first word of all texts is the same
             begun.append(call)
         elif call.prefix_break:
             assert call.keep == tools
-            assert 0 <= read - call.keep <= 2  # two texts may by chance begin with the same words
+            assert 0 <= read - call.keep <= 2  # and the next one may be by chance
         else:
             assert call.keep <= read <= call.keep + outputs[call.prompt_parent or ""]
     code, told = keepwarm_("report", tmp_path / "run", "--json")
     report = json.loads(told)
     assert (code, report["valid"], report["because"]) == (0, True, [])
-    assert report["hit_rate"] == pytest.approx(report["achievable_hit_rate"]["endless"])
+    words = 2 * len(played.calls) / sum(call.prompt or 0 for call in played.calls)
+    assert 0 <= report["hit_rate"] - report["achievable_hit_rate"]["endless"] <= words
 
 
 def test_a_replay_is_recorded_as_what_it_replays(played: Played, cluster: str, tmp_path: Path) -> None:
@@ -185,7 +187,8 @@ def test_a_replay_is_recorded_as_what_it_replays(played: Played, cluster: str, t
     journal, trace = tmp_path / "j", tmp_path / "t.parquet"
     recorder = Recorder(journal, new_salt())
     with proxied(cluster, recorder) as (front, _):
-        assert keepwarm_("replay", played.path, "--endpoint", front, "-o", tmp_path / "run")[0] == 0
+        command = ("replay", played.path, "--endpoint", front, "-o", tmp_path / "run", "--no-preflight")
+        assert keepwarm_(*command)[0] == 0
     recorder.close()
     close_journal(journal, str(trace), version="0")
     again = {call.prompt: call for call in read_calls(str(trace))}
