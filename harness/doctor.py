@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from functools import partial
 from math import gcd
 from statistics import median
 from typing import Any, NamedTuple
@@ -23,13 +22,13 @@ from keepwarm.harness.replaying import REPORTING, Asking
 from keepwarm.replayers.address import Address, base_url, shown_url
 from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.clock import RunClock
-from keepwarm.replayers.http import DIALECTS, HttpEndpoint, transports
-from keepwarm.replayers.server import LONG, client, greet, isolates, learn, refusal
+from keepwarm.replayers.http import DIALECTS, HttpEndpoint
+from keepwarm.replayers.server import client, greet, isolates, learn, refusal
 from keepwarm.replayers.sse import part
 from keepwarm.replayers.text import WORDS, PromptText
 from keepwarm.traces.errors import InputError
 
-SHORT, LONGER = (24, 40, 75, 150, 300, 580), (1060, 1200, 1337, 1471, 1640, 1793, 1951, 2080)
+LONG, SHORT = (2080, 1951, 1793, 1640, 1471, 1337, 1200, 1060), (580, 300, 150, 75, 40, 24)
 """Words of prompts that begin alike: the greatest common divisor of what a cache reads of them is its block's size, if
 that is a power of two up to 1,024 or there about.
 """
@@ -167,19 +166,19 @@ async def _cache(known: Known | None) -> dict[str, Any]:
         return nothing
     text, room = known.text(), known.asking.server["context"] or 1 << 30
     async with known.endpoint() as endpoint:
-        short, longer = ([n for n in some if (n + 64) * endpoint.costs.word < room] for some in (SHORT, LONGER))
+        long, short = ([n for n in some if (n + 64) * endpoint.costs.word < room] for some in (LONG, SHORT))
 
         async def read(length: int, number: int = 0) -> int:
             end = Block("user", text.fragment(number or length, 4))
             return (await endpoint.ask([Block("user", text.fragment(0, length), ttl_s=300), end])).cache_read or 0
 
         for _ in range(2):
-            await read((short + longer)[-1], 1)
-        reads = [await read(length) for length in short]
-        reads += await asyncio.gather(*map(read, longer[:-1]))
+            await read((long + short)[0], 1)
+        reads = await asyncio.gather(*map(read, long[1:]))  # no prompt after a shorter one, which might have been kept
+        reads += [await read(length) for length in short]
         marks = not any(reads)
         if marks:
-            reads = await asyncio.gather(*(read(length, -length) for length in (*short, *longer)))
+            reads = await asyncio.gather(*(read(length, -length) for length in long + short))
     found = [tokens for tokens in reads if tokens]
     told = {"block": None if marks else gcd(*found), "found_by": "marks" if marks else "prefixes"}
     return {**told, "least": min(found)} if found else nothing
@@ -230,37 +229,19 @@ async def keep_alive(address: Address, wait_s: float) -> dict[str, Any]:
     return found | {"closed_s": last and round(time.monotonic() - last, 1)}
 
 
-class _Timed(httpx.AsyncBaseTransport):
-    """Tells when an answer's headers have come."""
-
-    def __init__(self, inner: httpx.AsyncBaseTransport, told: Callable[[], object]) -> None:
-        self._inner, self._told = inner, told
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self._inner.handle_async_request(request)
-        self._told()
-        return response
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
 async def _delay(known: Known) -> dict[str, Any] | None:
     """Whether first tokens come late on reused connections: a server's small packet waits for an acknowledgement that
     the client's kernel delays, but not on a new connection. They are late by more than chance makes them differ.
     """
-    address = known.asking.address
-    make = transports(base_url(address.url).scheme, address.tls)
     prompt = [Block("user", known.text().fragment(0, 1))]
 
     async def late(reuse: bool) -> list[float]:
-        clock, heads, found = RunClock(), list[int](), list[float]()
-        timed = partial(_Timed, told=lambda: heads.append(clock()))
-        async with known.endpoint(clock=clock, transport=lambda: timed(make())) as endpoint:
+        clock, found = RunClock(), list[float]()
+        async with known.endpoint(clock=clock) as endpoint:
             for call in range(DELAY_CALLS):
                 answer = await endpoint.ask(prompt, output=3, agent=("", "", 0 if reuse else call))
-                if answer.first_token_ns and (call or not reuse):
-                    found.append((answer.first_token_ns - heads[-1]) / 1e6)
+                if answer.first_token_ns and answer.head_ns and (call or not reuse):
+                    found.append((answer.first_token_ns - answer.head_ns) / 1e6)
                 if clock() > DELAY_S * 1e9 and found:
                     break
         return found
@@ -307,7 +288,7 @@ def _reset_route(address: Address) -> str | None:
 
 async def _emptied(known: Known, route: str) -> bool | None:
     """Whether a reset makes a warm prompt cold; None where the prompt was not warm before."""
-    prompt = [Block("user", known.text().fragment(0, LONG), ttl_s=300)]
+    prompt = [Block("user", known.text().fragment(0, LONG[0]), ttl_s=300)]
     async with known.endpoint() as endpoint:
         if not [await endpoint.ask(prompt) for _ in range(2)][1].cache_read:
             return None

@@ -45,7 +45,8 @@ class Answer(NamedTuple):
     """What came of a request. Times are ns on the clock the endpoint was given; failures are values, not exceptions.
 
     The token account is the endpoint's own report, None where it reported nothing. ``said`` is kept where later prompts
-    are to repeat it; ``told`` is an error's text, for people only: it may hold anything.
+    are to repeat it; ``told`` is an error's text, for people only: it may hold anything. ``head_ns`` is when
+    the answer's head came.
     """
 
     sent_ns: int
@@ -73,6 +74,7 @@ class Answer(NamedTuple):
     attempts: tuple[Attempt, ...] = ()
     said: Said | None = None
     told: str | None = None
+    head_ns: int | None = None
 
 
 class Endpoint(Protocol):

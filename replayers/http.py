@@ -10,19 +10,20 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol
+from urllib.request import getproxies
 
 import httpx
-import orjson
 
 from keepwarm.replayers import chat, completions, messages, responses, sse
-from keepwarm.replayers.account import account
-from keepwarm.replayers.address import Address, base_url, hushed, more_headers, secret, trusting
+from keepwarm.replayers.address import Address, base_url, more_headers, secret, trusting
 from keepwarm.replayers.blocks import Block, Writer
-from keepwarm.replayers.endpoint import Answer, Request, Said
+from keepwarm.replayers.endpoint import Answer, Request
+from keepwarm.replayers.hearing import Hearing
 from keepwarm.replayers.hints import nvext, session_headers
-from keepwarm.replayers.sse import Events, failure, fault
 from keepwarm.replayers.tokens import Costs
+from keepwarm.replayers.transport import Connection
 
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
@@ -149,7 +150,7 @@ class HttpEndpoint:
         self._salt = salt or cache_salt or ""
         self._live = live
         self._writes_told = writes_told
-        self._transport = transport or transports(self._url.scheme, address.tls)
+        self._transport = transport or transports(self._url, address.tls, clock)
         self._idle: dict[tuple[str, str, int], tuple[httpx.AsyncBaseTransport, int]] = {}
 
     @property
@@ -181,27 +182,26 @@ class HttpEndpoint:
     ) -> Answer:
         """Ask for the answer to a prompt, with ``fields`` and ``headers`` of its own, on an agent's connection."""
         body = self._dialect.body(self._head(output or 1, fields or {}), blocks)
-        sent_headers = {**self._headers, **headers} if headers else self._headers
-        prepared = httpx.Request("POST", self._url, headers=sent_headers, content=body)
-        transport = await self._take(agent)
-        reader, seen = self._dialect.Reader(), _Seen()
+        hearing = Hearing(self._dialect.Reader(), streamed=self._stream)
         if self._live:
-            reader.heard.text = []
+            hearing.reader.heard.text = []
+        sent_headers = {**self._headers, **headers} if headers else self._headers
+        request = httpx.Request("POST", self._url, headers=sent_headers, content=body, extensions={"listener": hearing})
+        transport = await self._take(agent)
         error: str | None = "reset"
         sent_ns = self._clock()
         try:
             async with asyncio.timeout(self._timeout_s):
-                error = await self._exchange(transport, prepared, reader, seen)
+                await self._exchange(transport, request, hearing)
+            error = hearing.end()
         except (TimeoutError, httpx.TimeoutException):
             error = "timeout"
         except (httpx.TransportError, OSError):
             error = "reset"
-        except orjson.JSONDecodeError:
-            error = "other"
         finally:
             done_ns = self._clock()
             await self._give_back(agent, transport, whole=error is None)
-        return self._answer(reader, seen, sent_ns, done_ns, error)
+        return hearing.answer(self.name, sent_ns, done_ns, error, self._secrets, self._writes_told)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -218,68 +218,17 @@ class HttpEndpoint:
             head["tool_choice"] = self._dialect.NO_TOOL
         return {**head, **fields}
 
-    async def _exchange(
-        self, transport: httpx.AsyncBaseTransport, request: httpx.Request, reader: sse.Reader, seen: _Seen
-    ) -> str | None:
-        """One request and its answer; the error's class if there was one."""
+    async def _exchange(self, transport: httpx.AsyncBaseTransport, request: httpx.Request, hearing: Hearing) -> None:
+        """One request and its answer. The own transport has told all by then; of another it is read here."""
         response = await transport.handle_async_request(request)
-        seen.status = response.status_code
+        if hearing.status is not None:
+            return
+        hearing.begin(response.status_code, self._clock())
         try:
-            if response.status_code != 200 or not self._stream:
-                return await self._whole(response, reader, seen)
-            events = Events()
             async for chunk in response.stream:  # type: ignore[union-attr]
-                now_ns = self._clock()
-                if seen.first_byte_ns is None:
-                    seen.first_byte_ns = now_ns
-                for data in events.feed(chunk):
-                    reader.event(data, now_ns)
+                hearing.data(chunk, self._clock())
         finally:
             await response.aclose()
-        if reader.heard.fault:
-            return failure(200, *reader.heard.fault)
-        return None if reader.heard.finished else "reset"
-
-    async def _whole(self, response: httpx.Response, reader: sse.Reader, seen: _Seen) -> str | None:
-        chunks = []
-        async for chunk in response.stream:  # type: ignore[union-attr]
-            if seen.first_byte_ns is None:
-                seen.first_byte_ns = self._clock()
-            chunks.append(chunk)
-        data = b"".join(chunks)
-        if response.status_code == 200:
-            reader.whole(data)
-            return None if reader.heard.finished else "other"
-        try:
-            seen.told = fault(orjson.loads(data))
-        except orjson.JSONDecodeError:
-            seen.told = ("", "")
-        return failure(response.status_code, *seen.told)
-
-    def _answer(self, reader: sse.Reader, seen: _Seen, sent_ns: int, done_ns: int, error: str | None) -> Answer:
-        heard = reader.heard
-        usage = account(heard.usage, self.name)
-        if not self._writes_told and usage["write_source"] == "reported":
-            usage |= dict.fromkeys(("cache_write_5m", "cache_write_1h", "cache_write_other"))
-            usage |= {"write_source": "inferred", "uncached": usage["prompt"] - usage["cache_read"]}
-        said = None
-        if heard.text is not None and usage.get("output"):
-            said = Said(orjson.dumps("".join(heard.text))[1:-1], usage["output"])
-        return Answer(
-            sent_ns,
-            done_ns,
-            first_byte_ns=seen.first_byte_ns,
-            first_token_ns=heard.token_ns[0] if heard.token_ns else None,
-            last_token_ns=heard.token_ns[-1] if heard.token_ns else None,
-            token_ns=tuple(heard.token_ns) or None,
-            status=seen.status,
-            error=error,
-            stop_reason=heard.stop_reason,
-            worker=heard.worker,
-            said=said,
-            told=hushed(" ".join(heard.fault or seen.told), self._secrets) or None,
-            **usage,
-        )
 
     async def _take(self, agent: tuple[str, str, int]) -> httpx.AsyncBaseTransport:
         """The agent's idle connection, or a new one; those that have been idle too long are closed."""
@@ -299,22 +248,22 @@ class HttpEndpoint:
             await transport.aclose()
 
 
-class _Seen:
-    """What the exchange itself showed; ``told`` is an error's type and text."""
-
-    __slots__ = ("first_byte_ns", "status", "told")
-
-    def __init__(self) -> None:
-        self.first_byte_ns: int | None = None
-        self.status: int | None = None
-        self.told = ("", "")
+def transports(url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> Callable[[], Connection]:
+    """Makes connections to a host that share one TLS context."""
+    if tls is None and url.scheme == "https":
+        tls = httpx.create_ssl_context()
+    return lambda: Connection(url, tls, clock)
 
 
-def transports(scheme: str, context: ssl.SSLContext | None) -> Callable[[], httpx.AsyncBaseTransport]:
-    """Makes transports of one connection each that share one TLS context."""
+def stock_transports(tls: ssl.SSLContext | None) -> Callable[[], httpx.AsyncHTTPTransport]:
+    """Makes httpx's own transports instead: slower, with HTTP/2 where the package h2 is there, and proxies as the
+    environment says.
+    """
     for late in ("httpcore", "anyio.streams.tls", "anyio._backends._asyncio"):
         import_module(late)  # else httpx imports them in the first call's time, 0.1 s
-    if context is None:
-        context = httpx.create_ssl_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = tls or httpx.create_ssl_context()
+    proxies = getproxies()
+    proxy = proxies.get("https") or proxies.get("all") or proxies.get("http")
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
-    return lambda: httpx.AsyncHTTPTransport(verify=context, limits=limits)
+    http2 = find_spec("h2") is not None
+    return lambda: httpx.AsyncHTTPTransport(verify=context, limits=limits, proxy=proxy, http2=http2)

@@ -104,7 +104,7 @@ class Replay:
 
     def _answered(self, planned: Planned[Prompt], answer: Answer) -> Outcome:
         told = answer._asdict()
-        del told["said"], told["told"]
+        del told["said"], told["told"], told["head_ns"]
         told["attempts"] = answer.attempts or (Attempt(answer.sent_ns, answer.done_ns, answer.status, answer.error),)
         told |= {"due_ns": planned.due_ns, "endpoint": self._name, "planned_output": planned.output}
         return Outcome(planned.call, copy=planned.copy, **told)

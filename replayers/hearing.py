@@ -1,0 +1,100 @@
+"""Hearing is an answer as it comes in: what a connection tells of it, what its dialect's reader makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from keepwarm.replayers.account import account
+from keepwarm.replayers.address import hushed
+from keepwarm.replayers.endpoint import Answer, Said
+from keepwarm.replayers.sse import Events, Reader, failure, fault
+
+
+class Hearing:
+    """One answer. ``streamed`` says whether it was asked for as a stream; an error is told whole all the same."""
+
+    __slots__ = ("_broken", "_chunks", "_events", "_streamed", "first_byte_ns", "head_ns", "reader", "status", "told")
+
+    def __init__(self, reader: Reader, *, streamed: bool) -> None:
+        self.reader = reader
+        self.status: int | None = None
+        self.head_ns: int | None = None
+        self.first_byte_ns: int | None = None
+        self.told = ("", "")
+        self._streamed = streamed
+        self._events: Events | None = None
+        self._chunks: list[bytes] = []
+        self._broken = False
+
+    def begin(self, status: int, at_ns: int) -> None:
+        """Its head is there."""
+        self.status, self.head_ns = status, at_ns
+        self._events = Events() if status == 200 and self._streamed else None
+
+    def data(self, chunk: bytes, at_ns: int) -> None:
+        """A piece of its body is there."""
+        if self.first_byte_ns is None:
+            self.first_byte_ns = at_ns
+        if self._events is None:
+            self._chunks.append(chunk)
+            return
+        try:
+            for event in self._events.feed(chunk):
+                self.reader.event(event, at_ns)
+        except orjson.JSONDecodeError:
+            self._broken = True
+
+    def end(self) -> str | None:
+        """It is over: the class of its error, if it is one."""
+        heard, status = self.reader.heard, self.status or 0
+        if status == 200 and self._streamed:
+            if heard.fault:
+                return failure(200, *heard.fault)
+            return None if heard.finished else "other" if self._broken else "reset"
+        data = b"".join(self._chunks)
+        try:
+            if status == 200:
+                self.reader.whole(data)
+                return None if heard.finished else "other"
+            self.told = fault(orjson.loads(data))
+        except orjson.JSONDecodeError:
+            return "other" if status == 200 else failure(status, "", "")
+        return failure(status, *self.told)
+
+    def answer(
+        self, dialect: str, sent_ns: int, done_ns: int, error: str | None, secrets: Mapping[str, str], writes_told: bool
+    ) -> Answer:
+        """All that came of it, its error's words without the ``secrets`` that were sent. Without ``writes_told`` what
+        it says of cache writes is not taken for true.
+        """
+        heard = self.reader.heard
+        usage = account(heard.usage, dialect)
+        if not writes_told and usage["write_source"] == "reported":
+            usage |= dict.fromkeys(("cache_write_5m", "cache_write_1h", "cache_write_other"))
+            usage |= {"write_source": "inferred", "uncached": usage["prompt"] - usage["cache_read"]}
+        return Answer(
+            sent_ns,
+            done_ns,
+            first_byte_ns=self.first_byte_ns,
+            first_token_ns=heard.token_ns[0] if heard.token_ns else None,
+            last_token_ns=heard.token_ns[-1] if heard.token_ns else None,
+            token_ns=tuple(heard.token_ns) or None,
+            status=self.status,
+            error=error,
+            stop_reason=heard.stop_reason,
+            worker=heard.worker,
+            said=_said(heard.text, usage),
+            head_ns=self.head_ns,
+            told=hushed(" ".join(heard.fault or self.told), secrets) or None,
+            **usage,
+        )
+
+
+def _said(text: list[str] | None, usage: dict[str, Any]) -> Said | None:
+    """What was said, where it is kept and its length is known."""
+    if text is None or not usage.get("output"):
+        return None
+    return Said(orjson.dumps("".join(text))[1:-1], usage["output"])

@@ -1,0 +1,300 @@
+"""Connection is one kept HTTP/1.1 connection, as an httpx transport: own code, because this is the hot path.
+
+What comes in is told to a listener from the very callback that read it, stamped with the time at which the kernel had
+it, where the platform tells that: a busy program then reads late and still knows when tokens came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import time_ns
+from typing import Any, Protocol
+
+import httptools
+import httpx
+
+CONNECT_S = 30.0
+READ_BYTES = 1 << 18
+MOST_BUFFERS = 1000
+"""Pieces of a body that are handed to the kernel at once; it takes at most 1,024."""
+STAMPED = 35
+"""Linux' SO_TIMESTAMPNS and SCM_TIMESTAMPNS, which the socket module does not name."""
+TIMESPEC = struct.Struct("@ll")
+
+
+class Listener(Protocol):
+    """Who is told what comes in; times are ns on the clock that the connection was given."""
+
+    def begin(self, status: int, at_ns: int) -> None:
+        """The answer's head is there."""
+        ...
+
+    def data(self, chunk: bytes, at_ns: int) -> None:
+        """A piece of its body is there."""
+        ...
+
+
+class _Whole:
+    """Keeps a body for whoever does not listen."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    def begin(self, status: int, at_ns: int) -> None:
+        """Nothing to keep."""
+
+    def data(self, chunk: bytes, at_ns: int) -> None:
+        """A piece of it."""
+        self.chunks.append(chunk)
+
+
+class Connection(httpx.AsyncBaseTransport):
+    """A connection to one host, made when it is first needed, and made anew where the server has closed it meanwhile.
+    ``clock`` gives ns. A request's extensions may hold ``listener``, who gets the body, and ``buffers``, its body in
+    pieces. An answer is returned when it is whole.
+    """
+
+    def __init__(self, url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> None:
+        self._host, self._port = url.host, url.port or (443 if url.scheme == "https" else 80)
+        self._tls, self._clock = tls if url.scheme == "https" else None, clock
+        self._wire: _Socket | _Stream | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and read its whole answer. httpx's errors where that fails."""
+        listener = request.extensions.get("listener") or _Whole()
+        buffers = request.extensions.get("buffers")
+        body = [request.content] if buffers is None else buffers
+        while True:
+            kept = self._wire is not None
+            wire = self._wire if self._wire is not None else await self._connect()
+            reading = wire.ask([_head(request, body), *body], listener)
+            try:
+                await reading.over
+                break
+            except OSError as error:
+                self._close()
+                if not kept or reading.begun:
+                    raise httpx.ReadError(str(error), request=request) from error
+            except asyncio.CancelledError:
+                self._close()
+                raise
+        if not reading.keep:
+            self._close()
+        content = b"".join(listener.chunks) if isinstance(listener, _Whole) else b""
+        return httpx.Response(reading.status, headers=reading.headers, content=content, request=request)
+
+    async def aclose(self) -> None:
+        """Close it."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+
+    async def _connect(self) -> _Socket | _Stream:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                if self._tls is not None:
+                    made = lambda: _Stream(self._clock)  # noqa: E731
+                    _, self._wire = await loop.create_connection(made, self._host, self._port, ssl=self._tls)
+                else:
+                    self._wire = await _Socket.connect(self._host, self._port, self._clock)
+        except TimeoutError as error:
+            raise httpx.ConnectTimeout("no connection") from error
+        except OSError as error:
+            raise httpx.ConnectError(str(error)) from error
+        return self._wire
+
+
+def _head(request: httpx.Request, body: Sequence[bytes]) -> bytes:
+    """A request's head; its body's length is what its pieces are."""
+    lines = [request.method.encode() + b" " + request.url.raw_path + b" HTTP/1.1"]
+    lines += [name + b": " + value for name, value in request.headers.raw if name.lower() != b"content-length"]
+    lines.append(b"content-length: %d\r\n\r\n" % sum(map(len, body)))
+    return b"\r\n".join(lines)
+
+
+class _Reading:
+    """An answer that is being read: a parser's callbacks."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.status, self.keep, self.begun = 0, True, False
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.at_ns = 0
+        self._listener = listener
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes, at_ns: int) -> None:
+        """Bytes that came in at some time."""
+        self.at_ns, self.begun = at_ns, True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.fail(ConnectionError("what came is no HTTP"))
+
+    def fail(self, error: OSError | None) -> None:
+        """The connection is at its end; that is the answer's too where it said no length."""
+        if self.over.done():
+            return
+        until_eof = self.status and not any(
+            name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers
+        )
+        self.keep = False
+        if error is None and until_eof:
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(error or ConnectionResetError("closed"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self.status, self.keep = status, self._parser.should_keep_alive()
+            self._listener.begin(status, self.at_ns)
+
+    def on_body(self, chunk: bytes) -> None:
+        self._listener.data(chunk, self.at_ns)
+
+    def on_message_complete(self) -> None:
+        if self.status and not self.over.done():
+            self.over.set_result(None)
+        elif not self.status:
+            self.headers.clear()
+
+
+class _Socket:
+    """A plain connection, read by recvmsg for the kernel's stamps, written in pieces without joining them."""
+
+    def __init__(self, sock: socket.socket, clock: Callable[[], int]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock, self._clock = sock, clock
+        self._room = socket.CMSG_SPACE(TIMESPEC.size)
+        self._reading: _Reading | None = None
+        self._unsent: list[Any] = []
+        self._lost: OSError | None = None
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    @classmethod
+    async def connect(cls, host: str, port: int, clock: Callable[[], int]) -> _Socket:
+        """Connect to the first of a host's addresses that takes it."""
+        loop = asyncio.get_running_loop()
+        error: OSError = ConnectionError("no address")
+        for family, kind, proto, _, place in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, proto)
+            sock.setblocking(False)
+            try:
+                await loop.sock_connect(sock, place)
+            except BaseException as failed:
+                sock.close()
+                if not isinstance(failed, OSError):
+                    raise
+                error = failed
+                continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, STAMPED, 1)
+            return cls(sock, clock)
+        raise error
+
+    def ask(self, buffers: Sequence[bytes], listener: Listener) -> _Reading:
+        """Send a request; its answer as it will be read."""
+        self._reading = _Reading(listener)
+        if self._lost is not None:
+            self._reading.fail(self._lost)
+        else:
+            self._unsent = [memoryview(each) for each in buffers if each]
+            self._writable()
+        return self._reading
+
+    def close(self) -> None:
+        """Close it."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+            self._sock.close()
+
+    def _writable(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._sock.sendmsg(self._unsent[:MOST_BUFFERS])
+                done = 0
+                while done < len(self._unsent) and sent >= len(self._unsent[done]):
+                    sent -= len(self._unsent[done])
+                    done += 1
+                del self._unsent[:done]
+                if sent:
+                    self._unsent[0] = self._unsent[0][sent:]
+        except BlockingIOError:
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+            return
+        except OSError:
+            self._unsent = []  # what the server said before it closed is still to be read
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _readable(self) -> None:
+        try:
+            data, told, _, _ = self._sock.recvmsg(READ_BYTES, self._room)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if not data or self._reading is None:
+            self._end(None)
+            return
+        at_ns = self._clock()
+        if told:
+            seconds, rest = TIMESPEC.unpack(told[0][2])
+            at_ns -= max(time_ns() - (seconds * 1_000_000_000 + rest), 0)
+        self._reading.feed(data, at_ns)
+
+    def _end(self, error: OSError | None) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        self._lost = error or ConnectionResetError("closed")
+        if self._reading is not None:
+            self._reading.fail(error)
+
+
+class _Stream(asyncio.Protocol):
+    """A connection over TLS, by asyncio; its times are those at which the program read."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._reading: _Reading | None = None
+        self._transport: Any = None
+        self._lost = False
+
+    def ask(self, buffers: Sequence[bytes], listener: Listener) -> _Reading:
+        """Send a request; its answer as it will be read."""
+        self._reading = _Reading(listener)
+        if self._lost:
+            self._reading.fail(ConnectionResetError("closed"))
+        else:
+            self._transport.writelines(buffers)
+        return self._reading
+
+    def close(self) -> None:
+        """Close it."""
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._reading is not None:
+            self._reading.feed(data, self._clock())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if self._reading is not None:
+            self._reading.fail(exc if isinstance(exc, OSError) else None)
