@@ -197,11 +197,7 @@ def _gpu_cost(loaded: Loaded, done: int, gpu_hour_price: float | None, gpus: int
     price = cluster.get("gpu_hour_usd") if gpu_hour_price is None else gpu_hour_price
     wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
     if price is None or wall is None or loaded.kind != "run" or not real:
-        return {"gpu_hours": None, "gpu_money": None, "gpu_cost_per_completed_task": None}
+        return dict.fromkeys(("gpu_hours", "gpu_money", "gpu_cost_per_completed_task"))
     hours = wall * (gpus or cluster.get("gpus") or 1)
-    money = hours * price
-    return {
-        "gpu_hours": hours,
-        "gpu_money": money,
-        "gpu_cost_per_completed_task": money / done if done else None,
-    }
+    task = hours * price / done if done else None
+    return {"gpu_hours": hours, "gpu_money": hours * price, "gpu_cost_per_completed_task": task}

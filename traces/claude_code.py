@@ -8,7 +8,7 @@ the sessions in order of their start and writes them. Memory holds one file, one
 from __future__ import annotations
 
 import gc
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -133,24 +133,6 @@ class _Tellers:
         return {message: self._streams[self._best[message]][2] for message in self._contested}
 
 
-class _Leads:
-    """What first calls read, by whom they share a lead with."""
-
-    def __init__(self) -> None:
-        self._reads: dict[str, tuple[LeadKey, int]] = {}
-
-    def hear(self, heard: Heard) -> None:
-        if heard.lead is not None:
-            self._reads.setdefault(heard.messages[0], (heard.lead, heard.first_read))
-
-    def modes(self) -> dict[LeadKey, int]:
-        """Each group's most common read; of equally common ones the smallest."""
-        counts: dict[LeadKey, Counter[int]] = {}
-        for key, read in self._reads.values():
-            counts.setdefault(key, Counter())[read] += 1
-        return {key: max(sorted(reads), key=reads.__getitem__) for key, reads in counts.items()}
-
-
 def import_claude_code(
     path: Path,
     out: str,
@@ -177,7 +159,7 @@ def import_claude_code(
         for done, (source, folded) in enumerate(zip(files, mapped(partial(fold_file, salt), files), strict=True), 1):
             first.take(source, _shown(source.path, path), folded, strict)
             progress(done, len(files))
-        common = Common(salt, first.leads.modes(), first.tellers.contested(), informed, flow)
+        common = Common(salt, first.leads(), first.tellers.contested(), informed, flow)
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
             totals = Totals()
@@ -200,7 +182,7 @@ class _First:
     def __init__(self, file: IO[bytes]) -> None:
         self.spool = _Spool(file)
         self.tellers = _Tellers(self.spool.merge)
-        self.leads = _Leads()
+        self._reads: dict[str, tuple[LeadKey, int]] = {}
         self.damaged: list[tuple[str, int]] = []
         self.lines = 0
 
@@ -214,7 +196,15 @@ class _First:
             self.spool.add(part.session, part)
             for heard in part.heard:
                 self.tellers.hear(part.session, heard)
-                self.leads.hear(heard)
+                if heard.lead is not None:
+                    self._reads.setdefault(heard.messages[0], (heard.lead, heard.first_read))
+
+    def leads(self) -> dict[LeadKey, int]:
+        """What first calls read by whom they share a lead with: each group's most common, the smallest of several."""
+        counts: dict[LeadKey, Counter[int]] = defaultdict(Counter)
+        for key, read in self._reads.values():
+            counts[key][read] += 1
+        return {key: max(sorted(reads), key=reads.__getitem__) for key, reads in counts.items()}
 
 
 def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:

@@ -92,10 +92,8 @@ class _Session:
         """A new agent. Its lead is the project's for its kind; the rest of its system prompt is the session's."""
         known = self.workload.kinds[kind]
         rest = round(known.rest.draw(Random(f"{self._name}/{kind}")))
-        lead = (
-            self._segment(known.lead, "lead", self._project, kind, known.model),
-            self._segment(rest, "system", self._name, kind),
-        )
+        shared = self._segment(known.lead, "lead", self._project, kind, known.model)
+        lead = shared, self._segment(rest, "system", self._name, kind)
         name = self._id("agent", str(number), call or "")
         self.leads[name] = lead
         if by is None:

@@ -59,6 +59,10 @@ class _Thread:
     compacted: bool = False
 
 
+_Found = tuple[_Thread, _Thread | None]
+"""Whose a request is, and the thread that its prompt grows from."""
+
+
 @dataclass(slots=True)
 class _Scope:
     """The threads that go by one name: the agent's own, and calls it makes beside it."""
@@ -174,15 +178,14 @@ class Threads:
             for begun in self._begun.values():
                 begun[:] = [kept for kept in begun if kept is not old]
 
-    def _named(self, who: Who, pieces: Sequence[Piece]) -> tuple[_Thread, _Thread | None]:
+    def _named(self, who: Who, pieces: Sequence[Piece]) -> _Found:
         """The thread of an agent that said who it is, and the one its prompt grows from."""
         session = self._sessions.get(who.parent or "", who.session or "")
         agent = who.agent or self._name("agent", session, "")
         self._sessions[agent] = session
         scope = self._scopes.setdefault((session, agent), _Scope())
         if who.compacts and scope.own is not None:
-            thread = self._new(session, None, scope.own.agent, "compaction")
-            return thread, scope.own
+            return self._new(session, None, scope.own.agent, "compaction"), scope.own
         own = scope.own
         if own is not None and _goes_on(own.pieces, pieces):
             return own, own
@@ -191,9 +194,7 @@ class Threads:
             return scope.own, None
         return self._beside(scope, session, agent, pieces)
 
-    def _beside(
-        self, scope: _Scope, session: str, agent: str, pieces: Sequence[Piece]
-    ) -> tuple[_Thread, _Thread | None]:
+    def _beside(self, scope: _Scope, session: str, agent: str, pieces: Sequence[Piece]) -> _Found:
         """A side call: it goes on with an earlier one only if it repeats all of it."""
         for thread in reversed(scope.beside):
             if common(thread.pieces, pieces) == len(thread.pieces):
@@ -201,7 +202,7 @@ class Threads:
         scope.beside = [*scope.beside[-7:], self._new(session, None, agent, "side")]
         return scope.beside[-1], None
 
-    def _unnamed(self, who: Who, pieces: Sequence[Piece]) -> tuple[_Thread, _Thread | None]:
+    def _unnamed(self, who: Who, pieces: Sequence[Piece]) -> _Found:
         """The thread that a request without a name goes on with, or a new one."""
         said = _said(pieces)
         begun = self._begun.setdefault(said[0].hash, []) if said else []
