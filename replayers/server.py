@@ -92,7 +92,8 @@ def refusal(answer: Answer) -> str:
         "reset": "breaks the connection off",
     }
     status = f"status {answer.status}" if answer.status else "no answer"
-    return words.get(answer.error) or f"refuses a small prompt: {answer.error}, {status}: {(answer.told or '')[:200]}"
+    told = " ".join((answer.told or "").split())[:200]
+    return words.get(answer.error) or f"refuses a small prompt: {answer.error}, {status}: {told}"
 
 
 def _user(text: bytes = WORDS[0]) -> Block:

@@ -175,7 +175,8 @@ class Templated:
 
     def _usage(self, dialect: str, prompt: list[str], body: Mapping[str, Any], output: int) -> dict[str, Any]:
         salted = [str(body.get("cache_salt") or ""), *prompt]
-        read = max((_common(salted, other) for other in self.kept), default=1) - 1
+        read = max((_common(salted, other) - 1 for other in self.kept), default=0)
+        read = max(read, 0)
         self.kept += [salted] if self.keeps else []
         if dialect == "messages":
             told = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": read}
