@@ -184,8 +184,11 @@ async def _cache(known: Known | None) -> dict[str, Any]:
     return {**told, "least": min(found)} if found else nothing
 
 
-async def _salted(known: Known) -> bool:
+async def _salted(known: Known) -> bool | None:
+    """Whether another ``cache_salt`` is cold; None where the context is too small to see."""
     async with known.endpoint() as endpoint:
+        if LONG[0] * endpoint.costs.word * 1.1 > (known.asking.server["context"] or 1 << 30):
+            return None
         return await isolates(endpoint, endpoint.costs)
 
 

@@ -101,7 +101,7 @@ def _findings(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "context limit", "not told" if report["context"] is None else f"{report['context']:,} tokens"
     yield "longer prompts", _overflow(report["overflow"] or {"outcome": None})
     yield "cache block", _block(cache)
-    yield "cache_salt", {True: "another one is cold", False: "has no effect"}.get(cache["salt"], "not known")
+    yield "cache_salt", {True: "another one is cold", False: "no effect seen"}.get(cache["salt"], "not known")
     emptied = {True: ", and is cold after it", False: ", but is not cold after it"}.get(cache["cold_after_reset"], "")
     yield "cache reset", (cache["reset"] + emptied) if cache["reset"] else "not found"
     idle = report["keep_alive"]
