@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from keepwarm.harness.bodies import Pieces, item, said
+from keepwarm.harness.bodies import Pieces, item, json_object, said
 from keepwarm.replayers import chat, messages, responses
 from keepwarm.replayers.account import account
 from keepwarm.replayers.sse import Events, failure, fault, part, string
@@ -260,13 +260,7 @@ def decoded(body: bytes, encoding: str, most: int) -> bytes:
 
 
 def _asked(block: dict[str, Any], at_ns: int, identity: Identity, session: str) -> Asked:
-    given = block["input"]
-    if isinstance(given, str):
-        try:
-            given = orjson.loads(given)
-        except ValueError:
-            given = {}
-    given = given if isinstance(given, dict) else {}
+    given = block["input"] if isinstance(block["input"], dict) else json_object(block["input"])
     prompt = next((text for name in ("prompt", "message", "task") if (text := string(given.get(name)))), None)
     to = string(given.get("to")) if block["name"] == "SendMessage" else None
     kind = string(given.get("subagent_type")) or string(given.get("agent_type"))

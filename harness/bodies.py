@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import orjson
+
 from keepwarm.replayers.sse import count, part, string
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import Hints
@@ -210,6 +212,15 @@ def _listed(value: Any) -> Sequence[Any]:
     if value is None or value == "":
         return ()
     return value if isinstance(value, list) else (value,)
+
+
+def json_object(text: Any) -> dict[str, Any]:
+    """The JSON object that a text is; empty where it is none."""
+    try:
+        told = orjson.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def messages(body: dict[str, Any], pieces: Prompt[Made]) -> Made:

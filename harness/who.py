@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import orjson
-
+from keepwarm.harness.bodies import json_object
 from keepwarm.replayers.sse import part, string
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.threads import Who
@@ -39,7 +38,7 @@ def client(headers: Headers, body: dict[str, Any]) -> Client:
     if session := get("x-claude-code-session-id"):
         return Client(session, get("x-claude-code-agent-id", ""), get("x-claude-code-parent-agent-id", ""))
     if session := get("session-id") or get("session_id"):
-        compacts = _json(get("x-codex-turn-metadata")).get("request_kind") == "compaction"
+        compacts = json_object(get("x-codex-turn-metadata")).get("request_kind") == "compaction"
         thread, parent = get("thread-id", session), get("x-codex-parent-thread-id", "")
         return Client(session, "" if thread == session else thread, "" if parent == session else parent, compacts)
     for name in ("x-dynamo", "x"):
@@ -48,15 +47,7 @@ def client(headers: Headers, body: dict[str, Any]) -> Client:
             return Client(session, above="" if above == session else above)
     user = string(part(body, "metadata").get("user_id")) or ""
     named = _SESSION.search(user)
-    return Client(string(_json(user).get("session_id")) or (named[1] if named else ""))
-
-
-def _json(text: Any) -> dict[str, Any]:
-    try:
-        told = orjson.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
+    return Client(string(json_object(user).get("session_id")) or (named[1] if named else ""))
 
 
 def who(told: Client, identity: Identity, *, compacts: bool) -> Who:

@@ -105,12 +105,9 @@ class Threads:
             self.agents += 1
         origin = self._threads.get(-1 if record.origin is None else record.origin)
         kept = origin.pieces[: record.keep] if origin is not None else ()
-        thread.pieces = [*kept, *(piece._replace(text=None) for piece in record.rest)]
-        if not thread.calls:
+        self._remember(thread, [*kept, *record.rest])
+        if thread.calls == 1:
             self._known(thread)
-        thread.calls += 1
-        thread.asking += 1
-        self._remember(thread)
         return thread
 
     def _known(self, thread: _Thread) -> None:
@@ -135,12 +132,8 @@ class Threads:
             broke = words((pieces if how == "added" else old)[keep].kind, keep, keep, how)
         if origin is not None and origin.lost:
             origin, keep = None, 0
-        thread.lost = False
-        thread.pieces = [piece._replace(text=None) for piece in pieces]
-        thread.calls += 1
-        thread.asking += 1
-        thread.compacted = False
-        self._remember(thread)
+        thread.lost = thread.compacted = False
+        self._remember(thread, pieces)
         number = origin.number if origin is not None else None
         return Placed(thread.number, number, keep, thread.session, thread.agent, thread.parent, thread.role, broke)
 
@@ -169,7 +162,11 @@ class Threads:
         self.agents += 1
         return _Thread(number, session, agent or self._name("agent", session, "thread", str(number)), parent, role)
 
-    def _remember(self, thread: _Thread) -> None:
+    def _remember(self, thread: _Thread, pieces: Iterable[Piece]) -> None:
+        """A thread has a request with these pieces; the one that nobody went on with for longest may be forgotten."""
+        thread.pieces = [piece._replace(text=None) for piece in pieces]
+        thread.calls += 1
+        thread.asking += 1
         self._threads[thread.number] = thread
         self._threads.move_to_end(thread.number)
         if len(self._threads) > MOST_THREADS:
