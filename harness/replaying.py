@@ -117,15 +117,18 @@ async def _then_close(asked: Any, endpoint: HttpEndpoint) -> Any:
         await endpoint.aclose()
 
 
-def frozen_costs(run: Path | None) -> tuple[Costs, str | None]:
-    """The costs and the salt that another run's prompts were written by, so that these have the same bytes."""
+def frozen_costs(run: Path | None, start: str) -> tuple[Costs, str | None]:
+    """The costs and the salt that another run's texts were written by, so that these have the same bytes."""
     if run is None:
         return Costs(), None
     try:
         about = orjson.loads((run / runs.ABOUT).read_bytes())
-        return Costs.read(about["fidelity"]["costs"]), about["cache"]["salt"]
+        costs, how, salt = Costs.read(about["fidelity"]["costs"]), about["cache"]["how"], about["cache"]["salt"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run / runs.ABOUT}: expected a replay's run.json with fidelity.costs") from error
+    if (how == "salt") != (start == "salt"):
+        raise InputError(f"{run}: has the bytes of --start {how}, which a run of --start {start} has not")
+    return costs, salt if how == "salt" else None
 
 
 def replay_to(

@@ -112,7 +112,7 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **options: An
     like, match = take("like"), take("match")
     if like is not None and match != "bytes":
         raise click.UsageError("--like is for --match bytes")
-    frozen, salt = frozen_costs(like) if match == "bytes" else (None, None)
+    frozen, salt = frozen_costs(like, options["start"]) if match == "bytes" else (None, None)
     dialect, preflight = take("dialect"), not take("no_preflight")
     address = take_address(url, dialect, options)
     asking = asked_endpoint(

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from replays import about, call, keepwarm_, rows, write
 from serving import cluster
 from templated import Templated
-from test_replay import about, call, keepwarm_, rows, write
 
 from keepwarm.harness.serve import create_app, running
 from keepwarm.replayers import server as servers
