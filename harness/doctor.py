@@ -26,6 +26,7 @@ from keepwarm.replayers.http import DIALECTS, HttpEndpoint
 from keepwarm.replayers.server import client, greet, isolates, learn, refusal
 from keepwarm.replayers.sse import part
 from keepwarm.replayers.text import WORDS, PromptText
+from keepwarm.replayers.writer import body
 from keepwarm.traces.errors import InputError
 
 LONG, SHORT = (2080, 1951, 1793, 1640, 1471, 1337, 1200, 1060), (580, 300, 150, 75, 40, 24)
@@ -265,16 +266,16 @@ def _timings(known: Known | None) -> dict[str, Any]:
         return told
     head = {"model": known.asking.model, "max_tokens": 1, "stream": False}
     head |= {"nvext": {"extra_fields": ["timing"]}} if server == "dynamo" else {}
-    chat, body, sent = DIALECTS["chat"], {}, 0.0
+    chat, said, sent = DIALECTS["chat"], {}, 0.0
     with suppress(httpx.RequestError, orjson.JSONDecodeError), client(known.asking.address, known.timeout_s) as asked:
-        content, sent = chat.body(head, [Block("user", WORDS[0])]), time.time()
+        content, sent = body(chat, orjson.dumps(head), [Block("user", WORDS[0])]), time.time()
         headers = {"content-type": "application/json"}
-        body = orjson.loads(asked.post(chat.PATH.removeprefix("/"), content=content, headers=headers).content)
-    timing = part(part(body, "nvext"), "timing")
+        said = orjson.loads(asked.post(chat.PATH.removeprefix("/"), content=content, headers=headers).content)
+    timing = part(part(said, "nvext"), "timing")
     if isinstance(received := timing.get("request_received_ms"), int | float):
         now = time.time()
         told["ahead_s"] = round(received / 1000 - min(max(received / 1000, sent), now), 3)
-    if field := "nvext.timing" if timing else "metrics" if part(body, "metrics") else None:
+    if field := "nvext.timing" if timing else "metrics" if part(said, "metrics") else None:
         told |= {"field": field, "clock": "server", "flag": None}
     return told
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
-
-import orjson
 
 from keepwarm.replayers import sse
 from keepwarm.replayers.blocks import Block
@@ -24,48 +20,45 @@ def headers(key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
-def body(head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
-    """A request body: the parameters of ``head`` first, then the prompt, one message a run of blocks of one role, its
-    content a string, because that is the shape every server takes. A prompt that grew from another has the other's
-    bytes from ``tools`` on up to where they part.
+def fragment(before: str, block: Block) -> bytes:
+    """A block but for its end, with the end of the one of the role ``before``: one message a run of blocks of one
+    speaker, its content a string, because that is the shape every server takes, and one for each result. A prompt that
+    grew from another has the other's bytes from ``tools`` on up to where they part.
     """
-    out = [orjson.dumps(head)[:-1]]
-    messages = []
-    for place, run in groupby(blocks, _place):
-        if place == "tool":
-            tools = b",".join(b'{"type":"function","function":{' + offered(block) + b"}}" for block in run)
-            out.append(b',"tools":[' + tools + b"]")
-        else:
-            messages.append(_message(place, list(run)))
-    return b"".join((*out, b',"messages":[', b",".join(messages), b"]}"))
+    role = block.role
+    if role == "tool":
+        return (b"}}," if before else b',"tools":[') + b'{"type":"function","function":{' + offered(block)
+    if role == before != "result":
+        return b"," + _use(block) if role == "use" else b" " + block.text
+    if (before, role) == ("answer", "use"):
+        return b'","tool_calls":[' + _use(block)
+    opening = b"}}]" if before == "tool" else _END.get(before, b"")
+    opening += b',"messages":[' if before in ("", "tool") else b","
+    if role == "use":
+        return opening + b'{"role":"assistant","content":null,"tool_calls":[' + _use(block)
+    if role == "result":
+        return opening + b'{"role":"tool","tool_call_id":"' + block.name.encode() + b'","content":"' + block.text
+    speaker = b"assistant" if role == "answer" else role.encode()
+    return opening + b'{"role":"' + speaker + b'","content":"' + block.text
+
+
+_END = {"use": b"]}"} | dict.fromkeys(("system", "user", "answer", "result"), b'"}')
+
+
+def end(before: str) -> bytes:
+    """What closes the last block, of that role, and the body."""
+    return b"}}]}" if before == "tool" else _END[before] + b"]}" if before else b',"messages":[]}'
+
+
+def mark(ttl_s: int) -> bytes:
+    """There are no marks."""
+    del ttl_s
+    return b""
 
 
 def offered(block: Block) -> bytes:
-    """A tool as the OpenAI dialects describe it."""
+    """A tool as the OpenAI dialects describe it, but for its end."""
     return b'"name":"' + block.name.encode() + b'","description":"' + block.text + b'",' + PARAMETERS
-
-
-_SPEAKERS = {"use": "assistant", "answer": "assistant"}
-
-
-def _place(block: Block) -> str:
-    """What makes a message: results have one each."""
-    return (
-        block.name
-        if block.role == "result"
-        else {"use": "assistant", "answer": "assistant"}.get(block.role, block.role)
-    )
-
-
-def _message(place: str, blocks: Sequence[Block]) -> bytes:
-    text = b'"' + b" ".join(block.text for block in blocks if block.role != "use") + b'"'
-    if blocks[0].role == "result":
-        return b'{"role":"tool","tool_call_id":"' + place.encode() + b'","content":' + text + b"}"
-    uses = [block for block in blocks if block.role == "use"]
-    out = b'{"role":"' + place.encode() + b'","content":' + (text if len(uses) < len(blocks) else b"null")
-    if uses:
-        out += b',"tool_calls":[' + b",".join(map(_use, uses)) + b"]"
-    return out + b"}"
 
 
 def _use(block: Block) -> bytes:

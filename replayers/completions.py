@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
-
-import orjson
 
 from keepwarm.replayers import chat
 from keepwarm.replayers.blocks import Block
-from keepwarm.replayers.chat import headers
+from keepwarm.replayers.chat import headers, mark
 
-__all__ = ["KEY_ENV", "LIMIT", "NO_TOOL", "PATH", "Reader", "body", "headers"]
+__all__ = ["KEY_ENV", "LIMIT", "NO_TOOL", "PATH", "Reader", "end", "fragment", "headers", "mark"]
 
 PATH = "/v1/completions"
 KEY_ENV = "OPENAI_API_KEY"
@@ -19,10 +16,14 @@ LIMIT = "max_tokens"
 NO_TOOL: Any = None
 
 
-def body(head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
-    """A request body: the parameters of ``head`` first, then the prompt, the token ids of all blocks in a row."""
-    ids = b",".join(block.text for block in blocks)
-    return b"".join((orjson.dumps(head)[:-1], b',"prompt":[', ids, b"]}"))
+def fragment(before: str, block: Block) -> bytes:
+    """The token ids of a block, behind those of others."""
+    return (b"," if before else b',"prompt":[') + block.text
+
+
+def end(before: str) -> bytes:
+    """What closes the prompt and the body."""
+    return b"]}" if before else b',"prompt":[]}'
 
 
 class Reader(chat.Reader):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from keepwarm.traces.model import Attempt, Call
 
@@ -29,8 +28,8 @@ class Request(NamedTuple):
     """A planned call made ready to be sent.
 
     ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None. ``answer`` are the
-    pieces in which later prompts repeat this call's answer. ``said`` are answers, by their calls, that stand in the
-    prompt in place of the recorded ones; None if none do.
+    pieces in which later prompts repeat this call's answer. ``kept`` is what the endpoint keeps of the call's session
+    for as long as that runs, None where it is to keep nothing.
     """
 
     call: Call
@@ -38,7 +37,7 @@ class Request(NamedTuple):
     output: int | None
     answer: tuple[Piece, ...] = ()
     copy: int = 0
-    said: Mapping[str, Said] | None = None
+    kept: dict[Any, Any] | None = None
 
 
 class Answer(NamedTuple):

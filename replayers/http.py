@@ -15,15 +15,18 @@ from typing import Any, Protocol
 from urllib.request import getproxies
 
 import httpx
+import orjson
 
 from keepwarm.replayers import chat, completions, messages, responses, sse
 from keepwarm.replayers.address import Address, base_url, more_headers, secret, trusting
-from keepwarm.replayers.blocks import Block, Writer
+from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.endpoint import Answer, Request
 from keepwarm.replayers.hearing import Hearing
 from keepwarm.replayers.hints import nvext, session_headers
 from keepwarm.replayers.tokens import Costs
 from keepwarm.replayers.transport import Connection
+from keepwarm.replayers.writer import Writer, buffers
+from keepwarm.replayers.writer import body as joined
 
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
@@ -56,8 +59,16 @@ class Dialect(Protocol):
         """What the API wants in every request."""
         ...
 
-    def body(self, head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
-        """A request body: the parameters of ``head``, then the prompt."""
+    def fragment(self, before: str, block: Block) -> bytes:
+        """A block of a prompt, behind one of the role ``before``."""
+        ...
+
+    def mark(self, ttl_s: int) -> bytes:
+        """What marks a block."""
+        ...
+
+    def end(self, before: str) -> bytes:
+        """What closes the last block, and the body."""
         ...
 
 
@@ -166,28 +177,33 @@ class HttpEndpoint:
             fields["prompt_cache_key"] = f"{self._salt}{call.session}-{request.copy}"
         if hinted := nvext(call, request.output, self._hints):
             fields["nvext"] = {**self._fixed.get("nvext", {}), **hinted}
-        blocks = self.writer.blocks(request.prompt, call.breakpoints, request.said)
-        headers = session_headers(self.name, call, request.copy, self._salt)
         agent = call.session, call.agent, request.copy
-        return await self.ask(blocks, output=request.output, fields=fields, headers=headers, agent=agent)
+        kept = {} if request.kept is None else request.kept
+        written = kept[agent] = self.writer.write(request.prompt, kept.get("said"), kept.get(agent))
+        body = buffers(self._dialect, self._head(request.output or 1, fields), written, call.breakpoints)
+        headers = session_headers(self.name, call, request.copy, self._salt)
+        answer = await self._post(body, headers, agent)
+        if answer.said is not None:
+            kept.setdefault("said", {})[call.call] = answer.said
+        return answer
 
     async def ask(
         self,
         blocks: Sequence[Block],
         *,
-        output: int | None = 1,
+        output: int = 1,
         fields: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
         agent: tuple[str, str, int] = PROBE,
     ) -> Answer:
-        """Ask for the answer to a prompt, with ``fields`` and ``headers`` of its own, on an agent's connection."""
-        body = self._dialect.body(self._head(output or 1, fields or {}), blocks)
+        """Ask for the answer to a prompt, with ``fields`` of its own, on an agent's connection."""
+        return await self._post([joined(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)
+
+    async def _post(self, body: Sequence[bytes], headers: Mapping[str, str], agent: tuple[str, str, int]) -> Answer:
         hearing = Hearing(self._dialect.Reader(), streamed=self._stream)
         if self._live:
             hearing.reader.heard.text = []
-        sent_headers = {**self._headers, **headers} if headers else self._headers
-        request = httpx.Request("POST", self._url, headers=sent_headers, content=body, extensions={"listener": hearing})
         transport = await self._take(agent)
+        request = self._request(body, headers, hearing, own=isinstance(transport, Connection))
         error: str | None = "reset"
         sent_ns = self._clock()
         try:
@@ -203,12 +219,21 @@ class HttpEndpoint:
             await self._give_back(agent, transport, whole=error is None)
         return hearing.answer(self.name, sent_ns, done_ns, error, self._secrets, self._writes_told)
 
+    def _request(
+        self, body: Sequence[bytes], headers: Mapping[str, str], hearing: Hearing, *, own: bool
+    ) -> httpx.Request:
+        """A request ready to be sent; the own transport takes its body in pieces."""
+        extensions = {"listener": hearing, "buffers": body} if own else {}
+        content = None if own else b"".join(body)
+        sent = {**self._headers, **headers} if headers else self._headers
+        return httpx.Request("POST", self._url, headers=sent, content=content, extensions=extensions)
+
     async def aclose(self) -> None:
         """Close the connections."""
         while self._idle:
             await self._idle.popitem()[1][0].aclose()
 
-    def _head(self, output: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def _head(self, output: int, fields: Mapping[str, Any]) -> bytes:
         """A body's parameters."""
         limit = "max_completion_tokens" if "max_completion_tokens" in self.accepts else self._dialect.LIMIT
         head = {**self._fixed, limit: output}
@@ -216,7 +241,8 @@ class HttpEndpoint:
             head |= {"min_tokens": output, "ignore_eos": True}
         if "no_tool_call" in self.accepts and self._dialect.NO_TOOL is not None:
             head["tool_choice"] = self._dialect.NO_TOOL
-        return {**head, **fields}
+        told: bytes = orjson.dumps({**head, **fields})
+        return told
 
     async def _exchange(self, transport: httpx.AsyncBaseTransport, request: httpx.Request, hearing: Hearing) -> None:
         """One request and its answer. The own transport has told all by then; of another it is read here."""

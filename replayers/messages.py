@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
-
-import orjson
 
 from keepwarm.replayers import sse
 from keepwarm.replayers.blocks import Block
@@ -24,54 +21,50 @@ def headers(key: str | None) -> dict[str, str]:
     return {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
 
 
-def body(head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
-    """A request body: the parameters of ``head`` first, then the prompt, a content block for each of ``blocks``.
+_PLACES = {"tool": "tools", "system": "system", "answer": "assistant", "use": "assistant"} | dict.fromkeys(
+    ("user", "result"), "user"
+)
+_LISTS = ("tools", "system")
+
+
+def fragment(before: str, block: Block) -> bytes:
+    """A content block but for its mark and its end, with the end of the one of the role ``before``.
 
     A prompt that grew from another has the other's bytes from ``tools`` on up to where they part, but for cache_control
     marks, which move from call to call and stand behind their block's text.
     """
-    out = [orjson.dumps(head)[:-1]]
-    before = None
-    for block in blocks:
-        place = _PLACES[block.role]
-        out += (b"," if place == before else _turn(before, place), *_content(block), _mark(block), b"}")
-        before = place
-    out.append(b"]}" if before in ("tools", "system") else b"]}]}")
-    return b"".join(out)
+    last, place = _PLACES.get(before), _PLACES[block.role]
+    if last == place:
+        return b"}," + _content(block)
+    closing = b"" if last is None else b"}]" if last in _LISTS else b"}]},"
+    if place in _LISTS:
+        return closing + b',"' + place.encode() + b'":[' + _content(block)
+    opening = b',"messages":[' if last is None or last in _LISTS else b""
+    return closing + opening + b'{"role":"' + place.encode() + b'","content":[' + _content(block)
 
 
-_PLACES = {"tool": "tools", "system": "system", "answer": "assistant", "use": "assistant"} | dict.fromkeys(
-    ("user", "result"), "user"
-)
+def end(before: str) -> bytes:
+    """What closes the last block, of that role, and the body."""
+    return b"}]}" if _PLACES.get(before) in _LISTS else b"}]}]}" if before else b',"messages":[]}'
 
 
-def _turn(before: str | None, place: str) -> bytes:
-    """What stands between the last block of one place and the first of the next."""
-    closing = b"" if before is None else b"]" if before in ("tools", "system") else b"]},"
-    if place in ("tools", "system"):
-        return closing + b',"' + place.encode() + b'":['
-    opening = b',"messages":[' if before in (None, "tools", "system") else b""
-    return closing + opening + b'{"role":"' + place.encode() + b'","content":['
+def mark(ttl_s: int) -> bytes:
+    """What has the prompt up to a block cached."""
+    hour = b',"ttl":"1h"' if ttl_s == HOUR_S else b""
+    return b',"cache_control":{"type":"ephemeral"' + hour + b"}"
 
 
-def _content(block: Block) -> tuple[bytes, ...]:
+def _content(block: Block) -> bytes:
     """A block but for its mark and its end."""
     name = block.name.encode()
     if block.role == "tool":
         schema = b'","input_schema":{"type":"object","properties":{"text":{"type":"string"}}}'
-        return b'{"name":"', name, b'","description":"', block.text, schema
+        return b'{"name":"' + name + b'","description":"' + block.text + schema
     if block.role == "use":
-        return b'{"type":"tool_use","id":"', name, b'","name":"a0a0","input":{"text":"', block.text, b'"}'
+        return b'{"type":"tool_use","id":"' + name + b'","name":"a0a0","input":{"text":"' + block.text + b'"}'
     if block.role == "result":
-        return b'{"type":"tool_result","tool_use_id":"', name, b'","content":"', block.text, b'"'
-    return b'{"type":"text","text":"', block.text, b'\\n"'  # servers join blocks with nothing between them
-
-
-def _mark(block: Block) -> bytes:
-    if block.ttl_s is None:
-        return b""
-    hour = b',"ttl":"1h"' if block.ttl_s == HOUR_S else b""
-    return b',"cache_control":{"type":"ephemeral"' + hour + b"}"
+        return b'{"type":"tool_result","tool_use_id":"' + name + b'","content":"' + block.text + b'"'
+    return b'{"type":"text","text":"' + block.text + b'\\n"'  # servers join blocks with nothing between them
 
 
 class Reader(sse.Reader):

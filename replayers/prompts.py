@@ -12,8 +12,8 @@ from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call, Segment
 
 P = TypeVar("P")
-Grow = Callable[[P | None, int, list[Piece]], P]
-"""Makes a prompt of another one's first tokens, or of none's, and more pieces."""
+Grow = Callable[[P | None, int | None, list[Piece]], P]
+"""Makes a prompt of another one's first tokens (None: all of them), or of none's, and more pieces."""
 
 
 def piece(segment: Segment) -> Piece:
@@ -33,16 +33,18 @@ def cut(pieces: Sequence[Piece], tokens: int) -> list[Piece]:
     return kept
 
 
-def as_pieces(parent: tuple[Piece, ...] | None, keep: int, pieces: list[Piece]) -> tuple[Piece, ...]:
+def as_pieces(parent: tuple[Piece, ...] | None, keep: int | None, pieces: list[Piece]) -> tuple[Piece, ...]:
     """A prompt as its pieces."""
-    return tuple(cut(parent or (), keep) + pieces)
+    parent = parent or ()
+    return (*(parent if keep is None else cut(parent, keep)), *pieces)
 
 
 def in_tree(tree: PromptTree) -> Grow[Node]:
     """Prompts as places in a tree."""
 
-    def grow(parent: Node | None, keep: int, pieces: list[Piece]) -> Node:
-        return tree.extend(tree.root if parent is None else tree.at(parent, keep), pieces)
+    def grow(parent: Node | None, keep: int | None, pieces: list[Piece]) -> Node:
+        kept = tree.root if parent is None else parent if keep is None else tree.at(parent, keep)
+        return tree.extend(kept, pieces)
 
     return grow
 
@@ -87,7 +89,7 @@ class SessionPrompts(Generic[P]):
             told = "0 without a prompt_parent" if parent is None else "at most the tokens of its prompt_parent"
             raise InputError(f"call {call.call}: field keep is {call.keep}, expected {told}")
         tokens = call.keep + sum(part.tokens for part in appended)
-        self._prompts[call.call] = (self._grow(parent, call.keep, appended), tokens)
+        self._prompts[call.call] = (self._grow(parent, None if call.keep == most else call.keep, appended), tokens)
 
     def _used(self, name: str) -> tuple[P, int]:
         """A prompt and its tokens, one of whose uses is over."""

@@ -6,10 +6,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 from asyncio_throttle.throttler import Throttler
 
-from keepwarm.replayers.endpoint import Answer, Endpoint, Piece, Request, Said
+from keepwarm.replayers.alarm import Alarm
+from keepwarm.replayers.endpoint import Answer, Endpoint, Piece, Request
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.traces.model import NOT_ANSWERED, Attempt, Outcome
 
@@ -22,7 +24,7 @@ class Replay:
 
     Every planned call comes out of ``emit`` exactly once: answered, failed, or never sent because its session failed
     or the replay was cut off. ``max_rate`` caps the calls sent a second; waiting for it shows in latency from due.
-    What an endpoint kept of its answers stands in later prompts in place of the recorded ones.
+    What an endpoint keeps of a session is let go when that is over.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Replay:
         self._throttle = Throttler(rate_limit=max_rate, period=1.0) if max_rate else None
         self._running: dict[str, Planned[Prompt]] = {}
         self._sent: dict[str, int] = {}
-        self._said: dict[str, dict[str, Said]] = defaultdict(dict)
+        self._kept: dict[str, dict[Any, Any]] = defaultdict(dict)
+        self._alarm: Alarm | None = None
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
         """Send all there is. When cancelled or broken off, what was not answered comes out as such first."""
+        self._alarm = Alarm(self._wake.set)
         try:
             async with asyncio.TaskGroup() as group:
                 while await self._until_due():
@@ -64,10 +68,11 @@ class Replay:
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
             raise
+        finally:
+            self._alarm.close()
 
     async def _until_due(self) -> bool:
         """Wait until a call is due; False when nothing is and nothing runs."""
-        loop = asyncio.get_running_loop()
         while True:
             now_ns = self._clock()
             due_ns = self._schedule.next_due(now_ns)
@@ -76,30 +81,28 @@ class Replay:
             if due_ns is None and not self._running:
                 return False
             self._wake.clear()
-            timer = None if due_ns is None else loop.call_later((due_ns - now_ns) / 1e9, self._wake.set)
+            assert self._alarm is not None
+            if due_ns is not None:
+                self._alarm.set(due_ns - now_ns)
             await self._wake.wait()
-            if timer is not None:
-                timer.cancel()
 
     async def _send(self, planned: Planned[Prompt]) -> None:
         call = planned.call
         self._sent[call.call] = self._clock()
         self._schedule.started(call, self._sent[call.call])
         self._wake.set()
-        said = self._said.get(call.session)
-        request = Request(call, planned.prompt, planned.output, planned.answer, planned.copy, said)
+        kept = self._kept[call.session]
+        request = Request(call, planned.prompt, planned.output, planned.answer, planned.copy, kept)
         answer = await self._endpoint.send(request)
         del self._running[call.call], self._sent[call.call]
         self._emit(self._answered(planned, answer))
         if answer.error is None and answer.status is not None and answer.status < 300:
-            if answer.said is not None:
-                self._said[call.session][call.call] = answer.said
             self._schedule.ended(call, answer.done_ns)
         else:
             for skipped in self._schedule.failed(call):
                 self._emit(Outcome(skipped, endpoint=self._name, error=NOT_SENT))
         if not self._schedule.runs(call.session):
-            self._said.pop(call.session, None)
+            self._kept.pop(call.session, None)
         self._wake.set()
 
     def _answered(self, planned: Planned[Prompt], answer: Answer) -> Outcome:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
-
-import orjson
 
 from keepwarm.replayers import sse
 from keepwarm.replayers.blocks import Block
-from keepwarm.replayers.chat import headers, offered
+from keepwarm.replayers.chat import headers, mark, offered
 from keepwarm.replayers.sse import fault, part, string
 
-__all__ = ["KEY_ENV", "LIMIT", "NO_TOOL", "PATH", "Reader", "body", "headers"]
+__all__ = ["KEY_ENV", "LIMIT", "NO_TOOL", "PATH", "Reader", "end", "fragment", "headers", "mark"]
 
 PATH = "/v1/responses"
 KEY_ENV = "OPENAI_API_KEY"
@@ -21,36 +17,50 @@ LIMIT = "max_output_tokens"
 NO_TOOL: Any = "none"
 
 
-def body(head: Mapping[str, Any], blocks: Sequence[Block]) -> bytes:
-    """A request body: the parameters of ``head`` first, then the prompt, an item for each answer, use and result, and
-    for each run of a user's words. A prompt that grew from another has the other's bytes from ``tools`` on up to where
-    they part.
+def fragment(before: str, block: Block) -> bytes:
+    """A block but for its end, with the end of the one of the role ``before``: an item for each answer, use and result,
+    and for each run of a user's words. A prompt that grew from another has the other's bytes from ``tools`` on up to
+    where they part.
     """
-    out, items = [orjson.dumps(head)[:-1]], []
-    for role, run in groupby(blocks, lambda block: block.role):
-        if role == "tool":
-            tools = b",".join(b'{"type":"function","strict":false,' + offered(block) + b"}" for block in run)
-            out.append(b',"tools":[' + tools + b"]")
-        elif role == "system":
-            out.append(b',"instructions":"' + b" ".join(block.text for block in run) + b'"')
-        elif role == "user":
-            parts = b",".join(b'{"type":"input_text","text":"' + block.text + b'\\n"}' for block in run)
-            items.append(b'{"type":"message","role":"user","content":[' + parts + b"]}")
-        else:
-            items += map(_item, run)
-    return b"".join((*out, b',"input":[', b",".join(items), b"]}"))
+    role = block.role
+    if role == "tool":
+        return (b"}," if before else b',"tools":[') + b'{"type":"function","strict":false,' + offered(block)
+    if role == "system":
+        opening = b" " if before == "system" else (b"}]" if before else b"") + b',"instructions":"'
+        return opening + block.text
+    if role == before == "user":
+        return b',{"type":"input_text","text":"' + block.text + b'\\n"}'
+    opening = _END.get(before, b"")
+    opening += b',"input":[' if before in ("", "tool", "system") else b","
+    if role == "user":
+        return (
+            opening
+            + b'{"type":"message","role":"user","content":[{"type":"input_text","text":"'
+            + block.text
+            + b'\\n"}'
+        )
+    return opening + _item(block)
+
+
+_END = {"tool": b"}]", "system": b'"', "user": b"]}"} | dict.fromkeys(("answer", "use", "result"), b"}")
+
+
+def end(before: str) -> bytes:
+    """What closes the last block, of that role, and the body."""
+    opened = b"" if before in ("", "tool", "system") else b"]"
+    return _END.get(before, b"") + (opened or b',"input":[]') + b"}"
 
 
 def _item(block: Block) -> bytes:
-    """An answer, a use or a result."""
+    """An answer, a use or a result, but for its end."""
     name = block.name.encode()
     if block.role == "use":
-        arguments = b'","name":"a0a0","arguments":"{\\"text\\": \\"' + block.text + b'\\"}"}'
+        arguments = b'","name":"a0a0","arguments":"{\\"text\\": \\"' + block.text + b'\\"}"'
         return b'{"type":"function_call","call_id":"' + name + arguments
     if block.role == "result":
-        return b'{"type":"function_call_output","call_id":"' + name + b'","output":"' + block.text + b'"}'
+        return b'{"type":"function_call_output","call_id":"' + name + b'","output":"' + block.text + b'"'
     content = b'"content":[{"type":"output_text","text":"' + block.text + b'"}]'
-    return b'{"type":"message","role":"assistant",' + content + b"}"
+    return b'{"type":"message","role":"assistant",' + content
 
 
 class Reader(sse.Reader):

@@ -212,7 +212,7 @@ class _Socket:
         if self._lost is not None:
             self._reading.fail(self._lost)
         else:
-            self._unsent = [memoryview(each) for each in buffers if each]
+            self._unsent = list(buffers)
             self._writable()
         return self._reading
 
@@ -233,7 +233,7 @@ class _Socket:
                     done += 1
                 del self._unsent[:done]
                 if sent:
-                    self._unsent[0] = self._unsent[0][sent:]
+                    self._unsent[0] = memoryview(self._unsent[0])[sent:]
         except BlockingIOError:
             self._loop.add_writer(self._sock.fileno(), self._writable)
             return

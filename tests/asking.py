@@ -13,11 +13,12 @@ import httpx
 import orjson
 from hypothesis import strategies as st
 
-from keepwarm.replayers.blocks import Block, Writer
+from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.endpoint import Answer, Piece, Request, Said
 from keepwarm.replayers.http import DIALECTS, HttpEndpoint, reach
 from keepwarm.replayers.prompts import cut
 from keepwarm.replayers.tokens import Costs
+from keepwarm.replayers.writer import Writer, body
 from keepwarm.traces.model import Breakpoint, Call
 
 REACHED = ("key_env", "key_file", "header", "ca")
@@ -35,7 +36,8 @@ def request(
     *pieces: Piece, output: int | None = 3, marks: Sequence[Breakpoint] = (), said: Any = None, **fields: Any
 ) -> Request:
     """A request for a prompt; of its call only agent and marks matter, if nothing else is given."""
-    return Request(call(breakpoints=tuple(marks), **fields), pieces, output, said=said)
+    kept = None if said is None else {"said": said}
+    return Request(call(breakpoints=tuple(marks), **fields), pieces, output, kept=kept)
 
 
 def send(url: str, *requests: Request, dialect: str = "messages", **options: Any) -> list[Answer]:
@@ -71,7 +73,7 @@ def blocks_of(
 
 def body_of(dialect: str, blocks: Sequence[Block], **head: Any) -> bytes:
     """A body in a dialect."""
-    return DIALECTS[dialect].body({"model": "m", **head}, blocks)
+    return body(DIALECTS[dialect], orjson.dumps({"model": "m", **head}), blocks)
 
 
 def stream_of(*events: dict[str, Any] | str) -> bytes:

@@ -1,0 +1,179 @@
+"""Writer makes prompts into the blocks and bytes of a body. A grown prompt costs what is new in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from keepwarm.replayers.blocks import Block, Role, label, opening, run
+from keepwarm.replayers.endpoint import Piece, Said
+from keepwarm.replayers.text import PromptText
+from keepwarm.replayers.tokens import Costs
+from keepwarm.traces.model import Breakpoint
+
+MARKS = 4
+"""How many cache marks an API takes."""
+
+
+class Shape(Protocol):
+    """How a dialect writes a prompt behind a body's parameters."""
+
+    def fragment(self, before: str, block: Block) -> bytes:
+        """A block but for its mark and its end, with the end of the one of the role ``before``, empty for none."""
+        ...
+
+    def mark(self, ttl_s: int) -> bytes:
+        """What marks a block, behind its fragment."""
+        ...
+
+    def end(self, before: str) -> bytes:
+        """What closes the last block, of the role ``before``, and the body."""
+        ...
+
+
+@dataclass(slots=True)
+class _Account:
+    """Where writing has got to: the role of the last block, tokens planned and spent, names given, answers heard."""
+
+    before: str = ""
+    planned: int = 0
+    spent: float = 0.0
+    live: str | None = None
+    names: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("tool", "use", "result"), 0))
+
+    def copy(self) -> _Account:
+        return _Account(self.before, self.planned, self.spent, self.live, dict(self.names))
+
+
+@dataclass(slots=True)
+class Written:
+    """A prompt as it was written. ``blocks`` are all of it, ``ends`` the planned tokens up to a block's end and its
+    index, ``fragments`` its bytes, of ``size`` in all. From ``again`` on (pieces, blocks, ends), with the account
+    ``then``, a grown prompt is written anew: what its last run says may depend on what follows.
+    """
+
+    prompt: Sequence[Piece]
+    front: int
+    account: _Account
+    blocks: list[Block] = field(default_factory=list)
+    ends: list[tuple[int, int]] = field(default_factory=list)
+    fragments: list[bytes] = field(default_factory=list)
+    size: int = 0
+    again: tuple[int, int, int] = (0, 0, 0)
+    then: _Account = field(default_factory=_Account)
+
+    def cut(self) -> None:
+        """Take back what is to be written anew."""
+        _, blocks, ends = self.again
+        self.size -= sum(map(len, self.fragments[blocks:]))
+        del self.blocks[blocks:], self.fragments[blocks:], self.ends[ends:]
+        self.account = self.then.copy()
+
+
+class Writer:
+    """Writes prompts of as many tokens as planned, as far as ``costs`` tell; with ``ids`` as token ids."""
+
+    def __init__(self, costs: Costs, *, salt: str = "", ids: bool = False) -> None:
+        self._costs = costs
+        self._text = PromptText(salt=salt, words=costs.words, ids=ids)
+        self._least = self._text.fragment(0, 1)
+
+    def blocks(
+        self, prompt: Sequence[Piece], marks: Sequence[Breakpoint] = (), said: Mapping[str, Said] | None = None
+    ) -> list[Block]:
+        """A prompt's blocks. ``said`` are answers, by their calls, that take the place of the recorded ones."""
+        written = self.write(prompt, said)
+        for index, ttl_s in _marked(written.ends, marks).items():
+            written.blocks[index] = written.blocks[index]._replace(ttl_s=ttl_s)
+        return written.blocks
+
+    def write(
+        self, prompt: Sequence[Piece], said: Mapping[str, Said] | None = None, known: Written | None = None
+    ) -> Written:
+        """A prompt as blocks. ``known`` is one that it may have grown from, and becomes it then."""
+        at = known.again[0] if known else 0
+        if known and at and len(prompt) > at and prompt[: at + 1] == known.prompt[: at + 1]:
+            written = known
+            written.prompt = prompt
+            written.cut()
+        else:
+            written, at = self._open(prompt, said), 0
+        at, last = max(at, written.front), 0
+        while at < len(prompt):
+            if last <= at:
+                written.again, written.then = (at, len(written.blocks), len(written.ends)), written.account.copy()
+            at, told, looked = run(prompt, at, written.front, self._costs)
+            last = max(last, looked)
+            self._say(written, told, said)
+        return written
+
+    def _open(self, prompt: Sequence[Piece], said: Mapping[str, Said] | None) -> Written:
+        front, told = opening(prompt, self._costs)
+        written = Written(prompt, front, _Account())
+        if self._costs.tools and prompt and prompt[0].kind != "tools":
+            written.blocks.append(Block("tool", self._least, label(0)))
+        self._say(written, told, said)
+        return written
+
+    def _say(self, written: Written, told: Sequence[Role], said: Mapping[str, Said] | None) -> None:
+        """Write what is said. What blocks take beyond words, or one word too many, the next one has less."""
+        account, costs = written.account, self._costs
+        for role, piece in told:
+            account.planned += piece.tokens if piece else 0
+            heard = said.get(piece.answer_of or "") if said and piece and role in ("answer", "use") else None
+            if piece and heard:
+                if piece.answer_of != account.live:
+                    written.blocks.append(Block("answer", heard.text))
+                    account.spent += costs.overhead(account.before, "answer") - 1 + heard.tokens
+                    account.before, account.live = "answer", piece.answer_of
+                if role == "answer":
+                    continue
+                piece = None
+            account.spent += costs.overhead(account.before, role)
+            more = max(round((account.planned - account.spent) / costs.word), 0) if piece else 0
+            account.spent += more * costs.word
+            text = self._text.fragment(piece.ident, 1 + more) if piece else self._least
+            name = ""
+            if role in account.names:
+                name = label(account.names[role])
+                account.names[role] += 1
+            written.ends.append((account.planned, len(written.blocks)))
+            written.blocks.append(Block(role, text, name))
+            account.before = role
+
+
+def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpoint] = ()) -> list[bytes]:
+    """A body in pieces: the parameters in ``head``, a JSON object, then the prompt as a dialect shapes it."""
+    blocks, fragments = written.blocks, written.fragments
+    for index in range(len(fragments), len(blocks)):
+        fragments.append(shape.fragment(blocks[index - 1].role if index else "", blocks[index]))
+        written.size += len(fragments[-1])
+    out = [head[:-1], *fragments, shape.end(blocks[-1].role if blocks else "")]
+    for index, ttl_s in sorted(_marked(written.ends, marks).items(), reverse=True):
+        out.insert(index + 2, shape.mark(ttl_s))
+    return out
+
+
+def body(shape: Shape, head: bytes, blocks: Sequence[Block]) -> bytes:
+    """A body of blocks, some of them marked."""
+    out, before = [head[:-1]], ""
+    for block in blocks:
+        out.append(shape.fragment(before, block))
+        if block.ttl_s is not None:
+            out.append(shape.mark(block.ttl_s))
+        before = block.role
+    return b"".join((*out, shape.end(before)))
+
+
+def _marked(ends: Sequence[tuple[int, int]], marks: Sequence[Breakpoint]) -> dict[int, int]:
+    """The TTL of each marked block: that in which a mark's last token lies, or else the last; the last four count."""
+    ttls: dict[int, int] = {}
+    at = 0
+    for mark in sorted(marks) if ends else ():
+        while ends[at][0] < mark.at and at + 1 < len(ends):
+            at += 1
+        if mark.at > 0:
+            index = ends[at][1]
+            ttls[index] = max(mark.ttl_s, ttls.get(index, 0))
+    return dict(list(ttls.items())[-MARKS:])
