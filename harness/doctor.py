@@ -29,15 +29,15 @@ from keepwarm.replayers.text import WORDS, PromptText
 from keepwarm.replayers.writer import body
 from keepwarm.traces.errors import InputError
 
-LONG, SHORT = (2080, 1951, 1793, 1640, 1471, 1337, 1200, 1060), (580, 300, 150, 75, 40, 24)
-"""Words of prompts that begin alike: the greatest common divisor of what a cache reads of them is its block's size, if
-that is a power of two up to 1,024 or there about.
+LONG, SHORT = (2080, 1951, 1793, 1640, 1471, 1337, 1200, 1060), (520, 260, 130, 66, 34, 18)
+"""Words of prompts that begin alike: the greatest common divisor of what a cache reads of them is its block's size, and
+the least of that a single block, if it has 16 to 1,024 tokens and none of them is left out.
 """
 MOST_CONTEXT = 300_000
 """Tokens of the largest context that is overfilled."""
 DELAY_MS = 20.0
 """Less than the 40 ms that a delayed acknowledgement takes."""
-DELAY_CALLS, DELAY_S = 16, 2.5
+DELAY_CALLS, DELAY_S = 16, 2.0
 RESETS = ("reset_prefix_cache", "flush_cache")
 TIMING = {"vllm": "--enable-per-request-metrics"}
 """What makes a server tell each call's times."""
@@ -173,8 +173,7 @@ async def _cache(known: Known | None) -> dict[str, Any]:
             end = Block("user", text.fragment(number or length, 4))
             return (await endpoint.ask([Block("user", text.fragment(0, length), ttl_s=300), end])).cache_read or 0
 
-        for _ in range(2):
-            await read((long + short)[0], 1)
+        await read((long + short)[0], 1)
         reads = await asyncio.gather(*map(read, long[1:]))  # no prompt after a shorter one, which might have been kept
         reads += [await read(length) for length in short]
         marks = not any(reads)

@@ -115,7 +115,11 @@ def _findings(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _overflow(told: dict[str, Any]) -> str:
     if told["outcome"] in (None, "refused"):
-        why = f"status {told['status']}: {(told['told'] or '')[:80]}".rstrip(": ") if told["outcome"] else ""
+        why = (
+            f"status {told['status']}: {(told['told'] or '').partition('. ')[0][:80]}".rstrip(": ")
+            if told["outcome"]
+            else ""
+        )
         return f"refused: {why}" if why else "not known"
     return f"{told['outcome']}: {told['prompt']:,} prompt tokens reported of {told['sent']:,} sent"
 
@@ -137,5 +141,6 @@ def _delay(told: dict[str, Any] | None) -> str:
 def _timings(told: dict[str, Any]) -> str:
     if told["field"] is None:
         return "not told" + (f": start the server with {told['flag']}" if told["flag"] else "")
-    wall = "" if told["ahead_s"] is None else f", which is {told['ahead_s']:+.3f} s from ours"
+    ahead = told["ahead_s"]
+    wall = "" if ahead is None else f", which is {ahead:+.3f} s from ours" if ahead else ", which agrees with ours"
     return f"in {told['field']}, by the server's own clock{wall}"
