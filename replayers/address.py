@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,11 +31,16 @@ def base_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InputError(f"endpoint {url!r}: {error}") from error
+        raise InputError(f"endpoint {_opened(url)!r}: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InputError(f"endpoint {url!r}: expected http://HOST[:PORT] or https://HOST[:PORT]")
+        raise InputError(f"endpoint {_opened(url)!r}: expected http://HOST[:PORT] or https://HOST[:PORT]")
     path = parsed.path.rstrip("/").removesuffix("/v1")
     return parsed.copy_with(path=path + "/", query=None, fragment=None)
+
+
+def _opened(url: str) -> str:
+    """A URL that may not be one without what may be secret in it."""
+    return re.sub("//.*@", "//", url.partition("?")[0])
 
 
 def shown_url(url: str) -> str:

@@ -11,6 +11,7 @@ from keepwarm.replayers.account import account
 from keepwarm.replayers.address import hushed
 from keepwarm.replayers.endpoint import Answer, Said
 from keepwarm.replayers.sse import Events, Reader, failure, fault
+from keepwarm.traces.model import STOP_REASONS
 
 
 class Hearing:
@@ -67,14 +68,17 @@ class Hearing:
     def answer(
         self, dialect: str, sent_ns: int, done_ns: int, error: str | None, secrets: Mapping[str, str], writes_told: bool
     ) -> Answer:
-        """All that came of it, its error's words without the ``secrets`` that were sent. Without ``writes_told`` what
-        it says of cache writes is not taken for true.
+        """All that came of it, a server's own words without the ``secrets`` that were sent. Without ``writes_told``
+        what it says of cache writes is not taken for true.
         """
         heard = self.reader.heard
         usage = account(heard.usage, dialect)
         if not writes_told and usage["write_source"] == "reported":
             usage |= dict.fromkeys(("cache_write_5m", "cache_write_1h", "cache_write_other"))
             usage |= {"write_source": "inferred", "uncached": usage["prompt"] - usage["cache_read"]}
+        if usage.get("usage_extra"):
+            usage["usage_extra"] = hushed(usage["usage_extra"], secrets)
+        stopped = heard.stop_reason
         return Answer(
             sent_ns,
             done_ns,
@@ -84,7 +88,7 @@ class Hearing:
             token_ns=tuple(heard.token_ns) or None,
             status=self.status,
             error=error,
-            stop_reason=heard.stop_reason,
+            stop_reason=stopped if stopped is None or stopped in STOP_REASONS else "other",
             worker=heard.worker,
             said=_said(heard.text, usage),
             head_ns=self.head_ns,
