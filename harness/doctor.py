@@ -29,10 +29,12 @@ from keepwarm.replayers.text import WORDS, PromptText
 from keepwarm.replayers.writer import body
 from keepwarm.traces.errors import InputError
 
-LONG, SHORT = (2080, 1951, 1793, 1640, 1471, 1337, 1200, 1060), (520, 260, 130, 66, 34, 18)
+LENGTHS = (18, 34, 66, 130, 260, 1060, 1200, 1337, 1471, 1640, 1793, 1951, 2080)
 """Words of prompts that begin alike: the greatest common divisor of what a cache reads of them is its block's size, and
-the least of that a single block, if it has 16 to 1,024 tokens and none of them is left out.
+the least of that a single block, if it has 16 to 256 tokens and none of them is left out.
 """
+SMALL = 1000
+"""Words of a prompt that is asked alone, lest a router send it to an idler worker."""
 MOST_CONTEXT = 300_000
 """Tokens of the largest context that is overfilled."""
 DELAY_MS = 20.0
@@ -167,18 +169,24 @@ async def _cache(known: Known | None) -> dict[str, Any]:
         return nothing
     text, room = known.text(), known.asking.server["context"] or 1 << 30
     async with known.endpoint() as endpoint:
-        long, short = ([n for n in some if (n + 64) * endpoint.costs.word < room] for some in (LONG, SHORT))
+        word = endpoint.costs.word
 
         async def read(length: int, number: int = 0) -> int:
             end = Block("user", text.fragment(number or length, 4))
             return (await endpoint.ask([Block("user", text.fragment(0, length), ttl_s=300), end])).cache_read or 0
 
-        await read((long + short)[0], 1)
-        reads = await asyncio.gather(*map(read, long[1:]))  # no prompt after a shorter one, which might have been kept
-        reads += [await read(length) for length in short]
-        marks = not any(reads)
-        if marks:
-            reads = await asyncio.gather(*(read(length, -length) for length in long + short))
+        lengths = [length for length in LENGTHS if (length + 64) * word < room]
+        if len(lengths) < 2:
+            return nothing
+        *cuts, whole = lengths
+        await asyncio.gather(read(whole, 1), read(whole, 2))  # to each of two workers
+        if marks := not await read(cuts[-1]):
+            await asyncio.gather(*map(read, lengths))
+            reads = await asyncio.gather(*(read(length, -length) for length in lengths))
+            marks = len({got - round(length * word) for got, length in zip(reads, lengths, strict=True) if got}) == 1
+        else:
+            reads = await asyncio.gather(*(read(length, -length) for length in cuts if length > SMALL))
+            reads += [await read(length) for length in cuts if length < SMALL]
     found = [tokens for tokens in reads if tokens]
     told = {"block": None if marks else gcd(*found), "found_by": "marks" if marks else "prefixes"}
     return {**told, "least": min(found)} if found else nothing
@@ -187,7 +195,7 @@ async def _cache(known: Known | None) -> dict[str, Any]:
 async def _salted(known: Known) -> bool | None:
     """Whether another ``cache_salt`` is cold; None where the context is too small to see."""
     async with known.endpoint() as endpoint:
-        if LONG[0] * endpoint.costs.word * 1.1 > (known.asking.server["context"] or 1 << 30):
+        if LENGTHS[-1] * endpoint.costs.word * 1.1 > (known.asking.server["context"] or 1 << 30):
             return None
         return await isolates(endpoint, endpoint.costs)
 
@@ -291,7 +299,7 @@ def _reset_route(address: Address) -> str | None:
 
 async def _emptied(known: Known, route: str) -> bool | None:
     """Whether a reset makes a warm prompt cold; None where the prompt was not warm before."""
-    prompt = [Block("user", known.text().fragment(0, LONG[0]), ttl_s=300)]
+    prompt = [Block("user", known.text().fragment(0, LENGTHS[-1]), ttl_s=300)]
     async with known.endpoint() as endpoint:
         if not [await endpoint.ask(prompt) for _ in range(2)][1].cache_read:
             return None
