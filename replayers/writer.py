@@ -123,7 +123,7 @@ class Writer:
             account.planned += piece.tokens if piece else 0
             heard = said.get(piece.answer_of or "") if said and piece and role in ("answer", "use") else None
             if piece and heard:
-                if piece.answer_of != account.live:
+                if piece.answer_of != account.live and account.before != "use":
                     written.blocks.append(Block("answer", heard.text))
                     account.spent += costs.overhead(account.before, "answer") - 1 + heard.tokens
                     account.before, account.live = "answer", piece.answer_of

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from asking import blocks_of, body_of, prompts, steps
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keepwarm.replayers.blocks import Block, label, roles
@@ -299,3 +299,24 @@ def test_live_answers_stand_in_place_of_the_recorded_ones() -> None:
     assert heard == pytest.approx(cost(recorded, costs), abs=2)
     assert live[-1] == recorded[-1]
     assert blocks_of(prompt, costs, said={"other": Said(b"no", 1)}) == recorded
+
+
+TOLD = st.tuples(st.sampled_from(["answer", "answer", "tool_result", "user"]), st.sampled_from(["c1", "c2"]))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@settings(max_examples=60, deadline=None)
+@example(told=[("answer", "c1"), ("answer", "c2"), ("tool_result", ""), ("tool_result", "")], heard={"c1", "c2"})
+@given(told=st.lists(TOLD, min_size=3, max_size=9), heard=st.sets(st.sampled_from(["c1", "c2"]), min_size=1))
+def test_live_answers_are_an_agents_turns_too(dialect: str, told: list[tuple[str, str]], heard: set[str]) -> None:
+    """Whichever calls' answers were heard, even of two calls with nothing said between: servers take the prompt, and
+    no answer stands in it twice in a row.
+    """
+    said = {name: Said(f"heard {name}".encode(), 2) for name in heard}
+    parts = [("user", ""), *told, ("user", "")]
+    prompt = [Piece(i, 9, kind, name if kind == "answer" else None) for i, (kind, name) in enumerate(parts)]
+    blocks = blocks_of(prompt, said=said)
+    check_turns(list(SAID[dialect](orjson.loads(body_of(dialect, blocks)))))
+    found = [block.text for block in blocks]
+    assert all(one != other for one, other in pairwise(found) if one.startswith(b"heard"))
+    assert {text for text in found if text.startswith(b"heard")} <= {answer.text for answer in said.values()}
