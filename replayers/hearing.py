@@ -98,7 +98,8 @@ class Hearing:
 
 
 def _said(text: list[str] | None, usage: dict[str, Any]) -> Said | None:
-    """What was said, where it is kept and its length is known."""
-    if text is None or not usage.get("output"):
+    """What was said, where it is kept, there is any, and its length is known: without what was thought."""
+    said, output = "".join(text or ()), usage.get("output")
+    if not said.strip() or not output:
         return None
-    return Said(orjson.dumps("".join(text))[1:-1], usage["output"])
+    return Said(orjson.dumps(said)[1:-1], max(output - (usage["reasoning"] or 0), 1))

@@ -12,12 +12,14 @@ import orjson
 import pytest
 from asking import NO_TOOLS, against, blocks_of, body_of, prompts, request, send, steps, stream_of
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import cluster
 
 from keepwarm.harness.serve import create_app, running
 from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.job import Job, account
+from keepwarm.replayers.sse import Events
 from keepwarm.traces.model import Breakpoint, Hints
 
 SALTS = count()
@@ -333,3 +335,14 @@ def test_chat_usage_keeps_what_was_not_reported_unknown(details: Any, expected: 
     assert (answer.uncached, answer.cache_read, answer.cache_write_other, answer.write_source) == expected
     assert (answer.error, answer.prompt, answer.output, answer.stop_reason) == (None, 1987, 5, "length")
     assert (answer.cache_write_5m, answer.write_ttl_s, len(answer.token_ns or ())) == (None, None, 1)
+
+
+@given(st.lists(st.binary(max_size=8).map(lambda data: data.replace(b"\n", b"").replace(b"\r", b""))), st.data())
+def test_events_do_not_depend_on_how_the_stream_is_cut(payloads: list[bytes], data: st.DataObject) -> None:
+    """However a stream is chunked and whichever line ends it uses, the same data comes out."""
+    end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
+    raw = b"".join(b"event: x" + end + b": a comment" + end + b"data: " + one + end + end for one in payloads)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=6)))
+    events = Events()
+    found = [one for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True) for one in events.feed(raw[a:b])]
+    assert found == payloads

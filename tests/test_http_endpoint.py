@@ -14,14 +14,11 @@ from typing import Any
 import httpx
 import pytest
 from asking import NO_TOOLS, against, request, send, stream_of
-from hypothesis import given
-from hypothesis import strategies as st
 from serving import cluster
 
 from keepwarm.harness.serve import create_app, running
 from keepwarm.replayers.endpoint import Answer, Piece, Said
 from keepwarm.replayers.http import HttpEndpoint, reach
-from keepwarm.replayers.sse import Events
 from keepwarm.traces.errors import InputError
 
 
@@ -277,8 +274,15 @@ def test_live_answers_are_kept_as_their_next_prompts_repeat_them() -> None:
     chunks = [{"choices": [{"index": 0, "delta": {"content": word}}]} for word in words]
     body = stream_of(*chunks, {"choices": [], "usage": told}, "[DONE]")
     assert against(lambda _: httpx.Response(200, content=body), live=True, dialect="chat").said == expected
-    spoken = {"choices": [{"message": {"content": "".join(words)}, "finish_reason": "stop"}], "usage": told}
+    spoken: dict[str, Any] = {
+        "choices": [{"message": {"content": "".join(words)}, "finish_reason": "stop"}],
+        "usage": told,
+    }
     assert against(lambda _: httpx.Response(200, json=spoken), live=True, dialect="chat", stream=False).said == expected
+    told |= {"completion_tokens": 27, "completion_tokens_details": {"reasoning_tokens": 20}}
+    assert against(lambda _: httpx.Response(200, json=spoken), live=True, dialect="chat", stream=False).said == expected
+    spoken["choices"][0]["message"]["content"] = " \n"
+    assert against(lambda _: httpx.Response(200, json=spoken), live=True, dialect="chat", stream=False).said is None
     deltas = [{"type": "response.output_text.delta", "delta": word} for word in words]
     made = {"status": "completed", "usage": usage, "output": [{"content": [{"text": "".join(words)}]}]}
     hidden = {"type": "response.reasoning_text.delta", "delta": "hm"}
@@ -300,17 +304,6 @@ def test_address_may_end_in_v1(url: str) -> None:
 
     send(url, request(Piece(1, 9, "user")), transport=partial(httpx.MockTransport, handler))
     assert seen == ["http://test/v1/messages"]
-
-
-@given(st.lists(st.binary(max_size=8).map(lambda data: data.replace(b"\n", b"").replace(b"\r", b""))), st.data())
-def test_events_do_not_depend_on_how_the_stream_is_cut(payloads: list[bytes], data: st.DataObject) -> None:
-    """However a stream is chunked and whichever line ends it uses, the same data comes out."""
-    end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
-    raw = b"".join(b"event: x" + end + b": a comment" + end + b"data: " + one + end + end for one in payloads)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=6)))
-    events = Events()
-    found = [one for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True) for one in events.feed(raw[a:b])]
-    assert found == payloads
 
 
 def test_nothing_is_left_open() -> None:
