@@ -43,8 +43,8 @@ DELAY_CALLS, DELAY_S = 16, 2.0
 RESETS = ("reset_prefix_cache", "flush_cache")
 TIMING = {"vllm": "--enable-per-request-metrics"}
 """What makes a server tell each call's times."""
-ASIDE = ("timeout", "reset", "rate_limit", "overloaded", "auth")
-"""Errors that say nothing of a prompt's length."""
+ASIDE = (None, "timeout", "reset", "rate_limit", "overloaded", "auth")
+"""Errors, or none, that say nothing of a prompt's length."""
 
 
 class Known(NamedTuple):
@@ -151,12 +151,10 @@ async def _dialect(asking: Asking, words: Sequence[bytes], timeout_s: float) -> 
         row["why"] = "tells usage only where it does not stream"
     row |= {name: name in learned.accepts for name in ("tools", "exact_output", "cache_key")}
     row |= {"cached": learned.reads, "written": learned.writes}
-    if asking.dialect == "completions":
-        row["tools"] = None
-    else:
-        costs = learned.costs
-        row["calibration"] = {"words": len(costs.words), "of": len(words), "word": costs.word, "off": costs.off}
-        row["calibration"]["turn"] = costs.step(0)
+    if asking.dialect != "completions":
+        costs = learned.costs._asdict() | {"words": len(learned.costs.words), "of": len(words)}
+        costs["turn"] = learned.costs.step(0)
+        row["calibration"] = {name: costs[name] for name in ("words", "of", "word", "turn", "off")}
     return row, Known(asking._replace(learned=learned), stream, timeout_s)
 
 
@@ -209,12 +207,10 @@ async def _overfilled(known: Known) -> dict[str, Any] | None:
         count = round((limit + limit // 8 + 64) / endpoint.costs.word)
         answer = await endpoint.ask([Block("user", known.text().fragment(0, count))])
         sent = round(endpoint.costs.overhead("", "user") + (count - 1) * endpoint.costs.word)
-    if answer.error is not None:
-        outcome = None if answer.error in ASIDE else "refused"
-    else:
-        outcome = None if answer.prompt is None else "cut silently" if answer.prompt < 0.95 * sent else "taken whole"
-    about = {"status": answer.status, "told": answer.told}
-    return {"outcome": outcome, "sent": sent, "prompt": answer.prompt, **about}
+    outcome = None if answer.error in ASIDE else "refused"
+    if answer.prompt is not None and answer.error is None:
+        outcome = "cut silently" if answer.prompt < 0.95 * sent else "taken whole"
+    return {"outcome": outcome, "sent": sent, "prompt": answer.prompt, "status": answer.status, "told": answer.told}
 
 
 async def keep_alive(address: Address, wait_s: float) -> dict[str, Any]:

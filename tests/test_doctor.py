@@ -176,7 +176,7 @@ def test_a_served_cluster_is_known_through_and_through(doctor: Doctor, block: in
     assert (found["server"], found["model"], found["context"]) == ("keepwarm serve", "sim", None)
     assert list(found["dialects"]) == list(DIALECTS)
     for name, row in found["dialects"].items():
-        tools = None if name == "completions" else True
+        tools = name != "completions"
         assert [row[figure] for figure in ("answers", "streams", "usage", "tools")] == [True, True, True, tools]
         assert [row[figure] for figure in ("cached", "written", "exact_output", "why")] == [
             "reported",
