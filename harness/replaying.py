@@ -239,7 +239,8 @@ def _simulated(
     """What each call reads from a cluster of a server's workers, routed by caches where its router counts hits."""
     tree, speed = PromptTree(), planned.speed
     times = ServiceTimes(TIMES.base_s / speed, TIMES.prefill_tps * speed, TIMES.decode_tps * speed)
-    block, router = server["block"], "kv_aware" if "router_requests" in server.get("counters", ()) else "round_robin"
+    router = "kv_aware" if "router_cached_tokens" in server.get("counters", ()) else "round_robin"
+    block = server["block"]
     caches = [BlockCache(tree, block=block, capacity=server.get("blocks")) for _ in range(server.get("workers") or 1)]
     workers = [Plain(KeepBlocks(cache, answers=live, at_once=at_once), times=times) for cache in caches]
     cluster = Cluster(tree, workers, Router(router, block=block))

@@ -23,7 +23,7 @@ SOURCES = ("usage_source", "write_source", "error", "status", "completed")
 RECORDED = ("start_ns", "first_token_ns", "end_ns", *USAGE, "output_est", "miss_reason", *SOURCES)
 TIMES = ("due_ns", "sent_ns", "first_token_ns", "done_ns", "token_ns")
 RUN_COLUMNS = [
-    *(*DESCRIPTIVE, "copy", *TIMES, *USAGE, "write_ttl_s", *SOURCES),
+    *(*DESCRIPTIVE, "copy", *TIMES, *USAGE, "write_ttl_s", "worker", *SOURCES),
     *(f"planned_{name}" for name in ("prompt", "keep", "output")),
     *(f"rec_{name}" for name in RECORDED),
 ]

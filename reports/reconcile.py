@@ -40,11 +40,11 @@ def reconcile(loaded: Loaded, linked: pl.DataFrame, figures: dict[str, Any]) -> 
         "hit_rate": {
             "client": figures["hit_rate"],
             "server": _ratio(server.get("cached_tokens"), server.get("prompt_tokens")),
-            "router": _ratio(server.get("router_hit_rates"), server.get("router_requests")),
+            "router": _ratio(server.get("router_cached_tokens"), server.get("router_prompt_tokens")),
             "predicted": predicted,
         },
         "as_predicted": _as_predicted(loaded) if predicted is not None else None,
-        "as_block_rule": _as_block_rule(linked, before.get("block")),
+        "as_block_rule": _as_block_rule(linked, before, live=loaded.about["options"].get("assistant") == "live"),
         "preemptions": server.get("preemptions"),
     }
 
@@ -73,15 +73,19 @@ def _as_predicted(loaded: Loaded) -> float | None:
     return share
 
 
-def _as_block_rule(linked: pl.DataFrame, block: int | None) -> dict[str, Any] | None:
-    """Over calls whose prompt holds the whole of their agent's previous one: the share that read its whole blocks, but
-    for the one with the prompt's last token. The tokens are those the endpoint reported, not those planned.
+def _as_block_rule(linked: pl.DataFrame, server: dict[str, Any], *, live: bool) -> dict[str, Any] | None:
+    """Over calls whose prompt holds the whole of their agent's previous one, and of its answer where they are live: the
+    share that read its whole blocks, but for the one with the last token. The tokens are those the endpoint reported,
+    not those planned. Of several workers' calls those that are known to be by the one that answered before.
     """
+    block = server.get("block")
     if not block:
         return None
-    grown = linked.filter(
-        REPORTED & (pl.col("planned_keep") >= pl.col("prev_planned_prompt")) & pl.col("prev_prompt").is_not_null()
-    )
-    held = pl.min_horizontal("prev_prompt", pl.col("prompt") - 1) // block * block
-    share = grown.select((pl.col("cache_read") == held).mean()).item()
+    left = pl.col("prev_prompt") + (pl.col("output").shift(1) - 1 if live else 0)
+    held = pl.min_horizontal(left, pl.col("prompt") - 1) // block * block
+    good = REPORTED & (pl.col("planned_keep") >= pl.col("prev_planned_prompt")) & pl.col("prev_prompt").is_not_null()
+    if (server.get("workers") or 1) > 1:
+        good &= pl.col("worker") == pl.col("worker").shift(1)
+    grown = linked.select("cache_read", held=held, good=good).filter("good")
+    share = grown.select((pl.col("cache_read") == pl.col("held")).mean()).item()
     return {"block": block, "calls": grown.height, "share": share}

@@ -223,7 +223,7 @@ def reconciled(out: Console, report: dict[str, Any]) -> None:
     rows.append(("hit_rate", rate(rates["client"]), rate(rates["server"]), away))
     table(out, f"Beside the server's own counters ({beside['kind']})", ("figure", "client", "server", "residual"), rows)
     if rates["router"] is not None:
-        line(out, f"router's own view of hits {rate(rates['router'])}, mean of requests")
+        line(out, f"router's own view of hits {rate(rates['router'])}")
     if rates["predicted"] is not None:
         same = rate(beside["as_predicted"])
         away = points(rates["client"], rates["predicted"])
