@@ -89,16 +89,18 @@ def reach(
     header: Sequence[str] = (),
     ca: str | None = None,
 ) -> Address:
-    """Where an endpoint is, with what its dialect's API wants in every request. The key is the one that was named, or
-    else what its vendor's variable holds; but no key that was not named goes out unencrypted.
+    """Where an endpoint is, with what its dialect's API wants in every request. The key is the one that was named; or
+    else, for its vendor's own hosts over https and no others, what its vendor's variable holds.
     """
-    given = DIALECTS[dialect]
+    given, base = DIALECTS[dialect], base_url(url)
     named = bool(key_env or key_file)
-    key = secret("an API key", key_env or (None if key_file else given.KEY_ENV), key_file, must=named)
-    usable = key if named or base_url(url).scheme == "https" else None
-    headers = given.headers(usable)
-    if usable and not base_url(url).host.endswith("anthropic.com"):
-        headers["authorization"] = f"Bearer {usable}"  # the only one that servers of many dialects look at
+    anthropic, openai = (f".{base.host}".endswith(vendor) for vendor in (".anthropic.com", ".openai.com"))
+    theirs = base.scheme == "https" and (anthropic if dialect == "messages" else openai)
+    usual = given.KEY_ENV if theirs and not named else None
+    key = secret("an API key", key_env or usual, key_file, must=named) if named or usual else None
+    headers = given.headers(key)
+    if key and not anthropic:
+        headers["authorization"] = f"Bearer {key}"  # the only one that servers of many dialects look at
     return Address(url, {**headers, **more_headers(header)}, trusting(ca))
 
 

@@ -200,17 +200,21 @@ def sent_headers(url: str, **options: Any) -> httpx.Headers:
     return seen[0]
 
 
-def test_key_comes_from_the_environment_and_only_a_named_one_goes_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vendor's variable is used over https; over http a key must be asked for by the name of its variable. Servers
-    of many dialects look for it in one header, Anthropic in its own.
+def test_key_comes_from_the_environment_and_only_a_named_one_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vendor's variable is used for its own hosts over https; elsewhere a key must be asked for by the name of its
+    variable. Servers of many dialects look for it in one header, Anthropic in its own.
     """
     monkeypatch.setenv("ANTHROPIC_API_KEY", "secret-a")
     monkeypatch.setenv("OPENAI_API_KEY", "secret-o")
     monkeypatch.setenv("MY_KEY", "secret-m")
     asked: list[tuple[dict[str, Any], tuple[str | None, str | None]]] = [
-        ({"url": "https://test", "dialect": "messages"}, ("secret-a", "Bearer secret-a")),
+        ({"url": "https://test", "dialect": "messages"}, (None, None)),
+        ({"url": "https://notanthropic.com", "dialect": "messages"}, (None, None)),
+        ({"url": "http://api.anthropic.com", "dialect": "messages"}, (None, None)),
+        ({"url": "https://test", "dialect": "messages", "key_env": "MY_KEY"}, ("secret-m", "Bearer secret-m")),
         ({"url": "https://api.anthropic.com", "dialect": "messages"}, ("secret-a", None)),
-        ({"url": "https://test", "dialect": "chat"}, (None, "Bearer secret-o")),
+        ({"url": "https://api.openai.com/v1", "dialect": "chat"}, (None, "Bearer secret-o")),
+        ({"url": "https://api.anthropic.com", "dialect": "chat"}, (None, None)),
         ({"url": "https://test", "dialect": "responses", "key_env": "MY_KEY"}, (None, "Bearer secret-m")),
         ({"url": "http://test", "dialect": "messages"}, (None, None)),
         ({"url": "http://test", "dialect": "chat"}, (None, None)),
@@ -245,7 +249,7 @@ def test_headers_take_their_values_from_the_environment(monkeypatch: pytest.Monk
     monkeypatch.setenv("TENANT", "acme")
     monkeypatch.setenv("OTHER", "Bearer other")
     monkeypatch.setenv("OPENAI_API_KEY", "usual")
-    found = sent_headers("https://test", dialect="chat", header=["X-Tenant=TENANT", "Authorization=OTHER"])
+    found = sent_headers("https://api.openai.com", dialect="chat", header=["X-Tenant=TENANT", "Authorization=OTHER"])
     assert (found["x-tenant"], found.get_list("authorization")) == ("acme", ["Bearer other"])
     for bad in ("X-Tenant", "=TENANT", "X-Tenant=", "X-Tenant=NOT_SET"):
         with pytest.raises(InputError, match=r"X-Tenant|=TENANT"):
