@@ -10,33 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from keepwarm.replayers.address import Address
 from keepwarm.replayers.server import client
+from keepwarm.traces.shipped import shipped
 
-COUNTERS: dict[str, dict[str, str]] = {
-    "vllm": {
-        "requests": "vllm:request_success_total",
-        "prompt_tokens": "vllm:prompt_tokens_total",
-        "cache_queries": "vllm:prefix_cache_queries_total",
-        "cached_tokens": "vllm:prefix_cache_hits_total",
-        "output_tokens": "vllm:generation_tokens_total",
-        "preemptions": "vllm:num_preemptions_total",
-    },
-    "dynamo": {
-        "requests": "dynamo_frontend_input_sequence_tokens_count",
-        "prompt_tokens": "dynamo_frontend_input_sequence_tokens_sum",
-        "cached_tokens": "dynamo_frontend_cached_tokens_sum",
-        "output_tokens": "dynamo_frontend_output_sequence_tokens_sum",
-        "router_requests": "dynamo_component_router_kv_hit_rate_count",
-        "router_hit_rates": "dynamo_component_router_kv_hit_rate_sum",
-    },
-    "sglang": {
-        "requests": "sglang:num_requests_total",
-        "prompt_tokens": "sglang:prompt_tokens_total",
-        "cached_tokens": "sglang:cached_tokens_total",
-        "output_tokens": "sglang:generation_tokens_total",
-    },
-}
-"""By the server's kind what each counter is called; SGLang's cache_hit_rate is a gauge, and not read."""
-
+COUNTERS: dict[str, dict[str, str]] = shipped("keepwarm.harness", "counters.toml")
+"""By the server's kind what each counter is called."""
 
 SHAPES = {
     "dynamo_frontend_model_kv_cache_block_size": "block",
@@ -45,6 +22,7 @@ SHAPES = {
 WORKERS = {
     "vllm:cache_config_info": ("engine",),
     "dynamo_frontend_worker_active_decode_blocks": ("worker_id", "dp_rank"),
+    "dynamo_frontend_worker_last_input_sequence_tokens": ("worker_id", "dp_rank"),  # with any router, once it answered
 }
 """Samples of which each worker has one, and the labels that tell it from others."""
 

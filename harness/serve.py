@@ -136,7 +136,7 @@ class _Face:
         if known is not None and rules.startswith("openai"):
             self._writes = "cache_write_tokens" if known.priced else None
         self._index = PieceIndex()
-        self._metrics = Metrics(model, speed)
+        self._metrics = Metrics(model, speed, cluster.gauges)
 
     async def answer(self, dialect: str, request: Request) -> ASGIApp:
         """The answer to a request, as an application that speaks it until it is done or the client leaves."""
@@ -183,8 +183,7 @@ class _Face:
         """The state of things as Prometheus reads it."""
         del request
         self._driver.advance()
-        text = self._metrics.text(self._cluster.gauges())
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def reset(self, request: Request) -> ASGIApp:
         """Empty all caches."""

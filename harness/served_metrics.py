@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import generate_latest
@@ -13,25 +13,16 @@ from prometheus_client.registry import Collector
 
 from keepwarm.replayers.cluster import Gauge
 from keepwarm.replayers.job import Running
+from keepwarm.traces.shipped import shipped
 
 SECOND = 1_000_000_000
 LABELS = ("model_name", "engine")
 REASONS = {"end": "stop", "tool": "stop", "limit": "length", "window": "length", "abort": "abort"}
 TIMES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600, 1800)
 TOKENS = tuple(digit * 10**power for power in range(7) for digit in (1, 2, 5))
-HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
-    "time_to_first_token_seconds": ("From a request to its first token.", TIMES),
-    "inter_token_latency_seconds": ("Between one token and the next.", TIMES),
-    "request_time_per_output_token_seconds": ("Between tokens, the mean of a request.", TIMES),
-    "request_queue_time_seconds": ("From a request to the first step that has it.", TIMES),
-    "request_prefill_time_seconds": ("From there to its first token.", TIMES),
-    "request_inference_time_seconds": ("From there to its last token.", TIMES),
-    "request_decode_time_seconds": ("From a request's first token to its last.", TIMES),
-    "e2e_request_latency_seconds": ("A whole request.", TIMES),
-    "request_prompt_tokens": ("A request's prompt.", TOKENS),
-    "request_generation_tokens": ("A request's answer.", TOKENS),
-    "request_prefill_kv_computed_tokens": ("Of a request's prompt, what no cache held.", TOKENS),
-}
+NAMES = shipped("keepwarm.harness", "served_metrics.toml")
+_Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
+STATES: dict[str, _Family] = {"gauges": GaugeMetricFamily, "counters": CounterMetricFamily}
 
 
 class _Histogram:
@@ -52,14 +43,17 @@ class _Histogram:
         return list(zip(bounds, map(float, accumulate(self._counts)), strict=True)), self._sum
 
 
-class Metrics:
-    """What is told of one served model; times are the wall clock's, ``speed`` times as short as the cluster's."""
+class Metrics(Collector):
+    """What is told of one served model; times are the wall clock's, ``speed`` times as short as the cluster's. The
+    workers' state is as ``gauges`` tells it.
+    """
 
-    def __init__(self, model: str, speed: float) -> None:
+    def __init__(self, model: str, speed: float, gauges: Callable[[], Sequence[Gauge]]) -> None:
         self._model = model
         self._second = SECOND * speed
-        self._histograms: dict[tuple[str, str], _Histogram] = {}
-        self._ended: Counter[tuple[str, str]] = Counter()
+        self._gauges = gauges
+        self._histograms: dict[str, dict[str, _Histogram]] = {name: {} for name in NAMES["histograms"]}
+        self._ended: Counter[tuple[str, ...]] = Counter()
 
     def over(self, running: Running, stop: str) -> None:
         """A call is over: the model's end, or ``abort`` by its client."""
@@ -84,60 +78,36 @@ class Metrics:
         self._add("request_prefill_kv_computed_tokens", engine, prompt - running.read)
 
     def _add(self, name: str, engine: str, value: float, times: int = 1) -> None:
-        if (name, engine) not in self._histograms:
-            self._histograms[name, engine] = _Histogram(HISTOGRAMS[name][1])
-        self._histograms[name, engine].add(value, times)
+        if engine not in self._histograms[name]:
+            self._histograms[name][engine] = _Histogram(TIMES if name.endswith("_seconds") else TOKENS)
+        self._histograms[name][engine].add(value, times)
 
-    def text(self, gauges: Iterable[Gauge]) -> bytes:
-        """All of it in Prometheus' own text, the workers' state as the gauges tell it."""
-        return generate_latest(_Told([*self._states(list(gauges)), *self._series()]))
+    def text(self) -> bytes:
+        """All of it in Prometheus' own text."""
+        return generate_latest(self)
 
-    def _states(self, gauges: Sequence[Gauge]) -> Iterator[Metric]:
-        for name, (text, field, kind) in STATES.items():
-            family = kind(f"vllm:{name}", text, labels=LABELS)
-            for one in gauges:
-                if (value := getattr(one, field)) is not None:
-                    family.add_metric((self._model, one.worker), value)
-            yield family
-        family = CounterMetricFamily("vllm:prompt_tokens_by_source", "Prompt tokens.", labels=(*LABELS, "source"))
-        for one in gauges:
-            family.add_metric((self._model, one.worker, "local_cache_hit"), one.cached_tokens)
-            family.add_metric((self._model, one.worker, "local_compute"), one.prompt_tokens - one.cached_tokens)
-        yield family
-
-    def _series(self) -> Iterator[Metric]:
-        success = CounterMetricFamily("vllm:request_success", "Requests ended.", labels=(*LABELS, "finished_reason"))
-        for (engine, reason), number in self._ended.items():
-            success.add_metric((self._model, engine, reason), number)
-        yield success
-        for name, (text, _) in HISTOGRAMS.items():
+    def collect(self) -> Iterator[Metric]:
+        """The workers' state now, then what calls have added up to."""
+        workers = self._gauges()
+        for kind, states in ((kind, NAMES[kind]) for kind in STATES):
+            for name, (field, text) in states.items():
+                yield self._family(kind, name, text, {(one.worker,): getattr(one, field) for one in workers})
+        sources: dict[tuple[str, ...], int] = {(one.worker, "local_cache_hit"): one.cached_tokens for one in workers}
+        sources |= {(one.worker, "local_compute"): one.prompt_tokens - one.cached_tokens for one in workers}
+        yield self._family("counters", "prompt_tokens_by_source", "Prompt tokens.", sources, "source")
+        yield self._family("counters", "request_success", "Requests ended.", self._ended, "finished_reason")
+        for name, text in NAMES["histograms"].items():
             family = HistogramMetricFamily(f"vllm:{name}", text, labels=LABELS)
-            for (told, engine), histogram in self._histograms.items():
-                if told == name:
-                    buckets, total = histogram.told()
-                    family.add_metric((self._model, engine), buckets=buckets, sum_value=total)
+            for engine, histogram in self._histograms[name].items():
+                buckets, total = histogram.told()
+                family.add_metric((self._model, engine), buckets=buckets, sum_value=total)
             yield family
 
-
-class _Told(Collector):
-    """Metrics that are there already."""
-
-    def __init__(self, metrics: Sequence[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Sequence[Metric]:
-        return self._metrics
-
-
-_Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
-STATES: dict[str, tuple[str, str, _Family]] = {
-    "num_requests_running": ("Requests in the batch.", "running", GaugeMetricFamily),
-    "num_requests_waiting": ("Requests that wait to be in it.", "waiting", GaugeMetricFamily),
-    "kv_cache_usage_perc": ("Share of the blocks that running requests use.", "kv_used", GaugeMetricFamily),
-    "prefix_cache_queries": ("Prompt tokens looked up.", "prompt_tokens", CounterMetricFamily),
-    "prefix_cache_hits": ("Prompt tokens found.", "cached_tokens", CounterMetricFamily),
-    "prompt_tokens": ("Prompt tokens.", "prompt_tokens", CounterMetricFamily),
-    "prompt_tokens_cached": ("Prompt tokens not computed.", "cached_tokens", CounterMetricFamily),
-    "generation_tokens": ("Answer tokens.", "generated_tokens", CounterMetricFamily),
-    "num_preemptions": ("Requests that had to let go of their blocks.", "preemptions", CounterMetricFamily),
-}
+    def _family(
+        self, kind: str, name: str, text: str, told: Mapping[tuple[str, ...], float | None], *labels: str
+    ) -> Metric:
+        family = STATES[kind](f"vllm:{name}", text, labels=(*LABELS, *labels))
+        for values, number in told.items():
+            if number is not None:
+                family.add_metric((self._model, *values), number)
+        return family

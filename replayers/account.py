@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from keepwarm.replayers.sse import count
+from keepwarm.traces.shipped import shipped
 
 HOUR_S = 3600
 MOST_EXTRA = 1000
@@ -21,27 +22,8 @@ MOST_EXTRA = 1000
 Path = tuple[str, ...]
 NUMBERS: dict[Path, str] = {
     tuple(name.split(".")): number
-    for number, names in {
-        "input": "prompt_tokens input_tokens inputTokens promptTokenCount",
-        "output": "completion_tokens output_tokens outputTokens candidatesTokenCount",
-        "total": "total_tokens totalTokens totalTokenCount",
-        "read": """prompt_tokens_details.cached_tokens input_tokens_details.cached_tokens cached_tokens
-            cache_read_input_tokens prompt_cache_hit_tokens cacheReadInputTokens cachedContentTokenCount""",
-        "missed": "prompt_cache_miss_tokens",
-        "written": """prompt_tokens_details.cache_write_tokens prompt_tokens_details.created_cache_tokens
-            prompt_tokens_details.cache_creation_input_tokens prompt_tokens_details.cache_creation_tokens
-            input_tokens_details.cache_write_tokens input_tokens_details.created_cache_tokens
-            cache_creation_input_tokens cacheWriteInputTokens""",
-        "short": """cache_creation.ephemeral_5m_input_tokens cacheDetails.5m
-            prompt_tokens_details.cache_creation.ephemeral_5m_input_tokens
-            prompt_tokens_details.cache_creation_token_details.ephemeral_5m_input_tokens""",
-        "long": """cache_creation.ephemeral_1h_input_tokens cacheDetails.1h
-            prompt_tokens_details.cache_creation.ephemeral_1h_input_tokens
-            prompt_tokens_details.cache_creation_token_details.ephemeral_1h_input_tokens""",
-        "reasoning": """completion_tokens_details.reasoning_tokens output_tokens_details.reasoning_tokens
-            output_tokens_details.thinking_tokens reasoning_tokens thoughtsTokenCount""",
-    }.items()
-    for name in names.split()
+    for number, names in shipped("keepwarm.replayers", "usage.toml").items()
+    for name in names
 }
 """What providers call each number; the first that is a count holds, those in the dialect's own words before others."""
 

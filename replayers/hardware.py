@@ -7,11 +7,10 @@ the KV of every decoding call, and computes two FLOPs a parameter for each token
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 from keepwarm.replayers.times import StepTimes
+from keepwarm.traces.shipped import shipped
 
 GPUS = 8
 """Of a worker; what generates alone (``decode_times``) is not counted in them."""
@@ -39,7 +38,7 @@ class Hardware(NamedTuple):
     claimed: bool
 
 
-_DATA: dict[str, Any] = tomllib.loads(files("keepwarm.replayers").joinpath("hardware.toml").read_text("utf-8"))
+_DATA = shipped("keepwarm.replayers", "hardware.toml")
 _MODEL, _ASSUMED = _DATA["model"], _DATA["assumed"]
 
 

@@ -1,16 +1,13 @@
-"""What managed APIs promise of their prompt caches, as dated data; where sources differ the newest is taken.
-
-Sources: the vendors' prompt caching guides (Anthropic: platform.claude.com/docs, April 2026, with the changes since
-that others quote; OpenAI: developers.openai.com/api/docs/guides/prompt-caching, November 2026).
-"""
+"""What managed APIs promise of their prompt caches, as dated data (``rules.toml``)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keepwarm.traces.model import Breakpoint
+from keepwarm.traces.shipped import shipped
 
 FOREVER = 1 << 30
 AS_RECORDED = "as-recorded"
@@ -45,27 +42,9 @@ class Rules(NamedTuple):
         return [mark._replace(at=min(mark.at, prompt)) for mark in sorted(told)][-self.most :]
 
 
-ANTHROPIC_MINIMUM = (
-    ("*opus-4-[56]*", 4096),
-    ("*haiku-4-5*", 4096),
-    ("*mythos-preview*", 4096),
-    ("*opus-4-7*", 2048),
-    ("*sonnet-4-6*", 2048),
-    ("*haiku-3*", 2048),
-    ("*opus-4-8*", 1024),
-    ("*opus-4*", 1024),
-    ("*sonnet-5-5*", 512),
-    ("*opus-5*", 512),
-    ("*fable*", 512),
-    ("*", 1024),
-)
-OPENAI_MINIMUM = (("*", 1024),)
+def _rules(row: dict[str, Any]) -> Rules:
+    return Rules(**row | ({"minimum": tuple(row["minimum"].items())} if "minimum" in row else {}))
 
-RULES = {
-    "managed": Rules("2026-11"),
-    "anthropic": Rules("2026-09", entries=True, look_back=20, minimum=ANTHROPIC_MINIMUM, most=4),
-    "openai": Rules("2026-11", unit=128, minimum=OPENAI_MINIMUM, ttl_s=300, priced=False),
-    "openai-24h": Rules("2026-11", unit=128, minimum=OPENAI_MINIMUM, ttl_s=86400, priced=False),
-    "openai-priced": Rules("2026-06-27", entries=True, look_back=50, minimum=OPENAI_MINIMUM, ttl_s=1800),
-}
-"""``managed`` is what logs show of any of them: all tokens up to the last mark, each under its mark's TTL."""
+
+RULES = {name: _rules(row) for name, row in shipped("keepwarm.replayers", "rules.toml").items()}
+"""By name. ``managed`` is what logs show of any of them: all tokens up to the last mark, each under its mark's TTL."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
 from typing import Any
 
 import polars as pl
@@ -11,13 +9,9 @@ import polars as pl
 from keepwarm.reports import metrics
 from keepwarm.reports.frame import Loaded
 from keepwarm.reports.validity import validity
+from keepwarm.traces.shipped import shipped
 
 REPRODUCED, NOT_REPRODUCED, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
-
-
-def published() -> dict[str, Any]:
-    """The published figures and their definitions, as they stand in published.toml."""
-    return tomllib.loads(files("keepwarm.reports").joinpath("published.toml").read_text("utf-8"))
 
 
 def chosen(rows: pl.DataFrame, definition: dict[str, Any]) -> pl.DataFrame:
@@ -73,7 +67,7 @@ def contradiction(claims: dict[str, Any]) -> str:
 
 def reproduce(loaded: Loaded) -> dict[str, Any]:
     """Every published claim under each of its definitions: figure, what it was measured over, and the verdict."""
-    claims = published()
+    claims = shipped("keepwarm.reports", "published.toml")
     figures, standing = metrics.of(loaded.rows), validity(loaded, metrics.with_previous(loaded.rows))
     results = []
     for claim in claims["claim"]:
