@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -139,6 +139,7 @@ def test_the_histogram_log_is_read_by_the_hdr_reader(tmp_path: Path) -> None:
     assert found["background.latency"].get_total_count() == 9
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**16), min_size=1, max_size=50))
 def test_counting_before_recording_changes_no_histogram(values: list[int]) -> None:
     """Values rounded to the histogram's digits fall where recording them one by one puts them."""
