@@ -106,7 +106,7 @@ def _solved(probes: Sequence[str], totals: Sequence[int]) -> dict[tuple[str, str
         known |= dict.fromkeys(new, 1.0)  # a first word's, at least
         if new:
             known[new[-1]] = 0.0
-            known[new[-1]] = (total - sum(known[pair] for pair in pairs)) / pairs.count(new[-1])
+            known[new[-1]] = total - sum(known[pair] for pair in pairs)
     return known
 
 
