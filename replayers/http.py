@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from keepwarm.replayers.endpoint import Answer, Request
 from keepwarm.replayers.hearing import Hearing
 from keepwarm.replayers.hints import nvext, session_headers
 from keepwarm.replayers.tokens import Costs
-from keepwarm.replayers.transport import Connection
+from keepwarm.replayers.transport import Connection, head_of
 from keepwarm.replayers.writer import Writer, buffers
 from keepwarm.replayers.writer import body as joined
 
@@ -144,6 +145,8 @@ class HttpEndpoint:
                 **address.headers,
             }
         )
+        self._ready = httpx.Request("POST", self._url, headers=self._headers)
+        self._head_bytes = head_of(self._ready)
         self._secrets = address.headers
         self._fixed: dict[str, Any] = {"model": model, "stream": stream}
         if stream and dialect in ("chat", "completions"):
@@ -224,11 +227,13 @@ class HttpEndpoint:
     def _request(
         self, body: Sequence[bytes], headers: Mapping[str, str], hearing: Hearing, *, own: bool
     ) -> httpx.Request:
-        """A request ready to be sent; the own transport takes its body in pieces."""
-        extensions = {"listener": hearing, "buffers": body} if own else {}
-        content = None if own else b"".join(body)
-        sent = {**self._headers, **headers} if headers else self._headers
-        return httpx.Request("POST", self._url, headers=sent, content=content, extensions=extensions)
+        """A request ready to be sent. For the own transport it is one that was made before, with its head in bytes."""
+        if not own:
+            return httpx.Request("POST", self._url, headers={**self._headers, **headers}, content=b"".join(body))
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        request = copy(self._ready)
+        request.extensions = {"listener": hearing, "head": self._head_bytes + more, "buffers": body}
+        return request
 
     async def aclose(self) -> None:
         """Close the connections."""

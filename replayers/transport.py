@@ -55,8 +55,9 @@ class _Whole:
 
 class Connection(httpx.AsyncBaseTransport):
     """A connection to one host, made when it is first needed, and made anew where the server has closed it meanwhile.
-    ``clock`` gives ns. A request's extensions may hold ``listener``, who gets the body, and ``buffers``, its body in
-    pieces. An answer is returned when it is whole.
+    ``clock`` gives ns. A request's extensions may hold ``listener``, who gets the answer, and a request made ready:
+    ``head``, as ``head_of`` makes it, and ``buffers``, its body in pieces. An answer is returned when it is whole; what
+    a listener was told it does not repeat.
     """
 
     def __init__(self, url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> None:
@@ -66,13 +67,14 @@ class Connection(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and read its whole answer. httpx's errors where that fails."""
-        listener = request.extensions.get("listener") or _Whole()
-        buffers = request.extensions.get("buffers")
-        body = [request.content] if buffers is None else buffers
+        told = request.extensions
+        listener, ready = told.get("listener") or _Whole(), "head" in told
+        head, body = (told["head"], told["buffers"]) if ready else (head_of(request), [request.content])
+        sent = [b"%bcontent-length: %d\r\n\r\n" % (head, sum(map(len, body))), *body]
         while True:
             kept = self._wire is not None
             wire = self._wire if self._wire is not None else await self._connect()
-            reading = wire.ask([_head(request, body), *body], listener)
+            reading = wire.ask(sent, listener)
             try:
                 await reading.over
                 break
@@ -85,7 +87,9 @@ class Connection(httpx.AsyncBaseTransport):
                 raise
         if not reading.keep:
             self._close()
-        content = b"".join(listener.chunks) if isinstance(listener, _Whole) else b""
+        if not isinstance(listener, _Whole):
+            return httpx.Response(reading.status)
+        content = b"".join(listener.chunks)
         return httpx.Response(reading.status, headers=reading.headers, content=content, request=request)
 
     async def aclose(self) -> None:
@@ -113,12 +117,11 @@ class Connection(httpx.AsyncBaseTransport):
         return self._wire
 
 
-def _head(request: httpx.Request, body: Sequence[bytes]) -> bytes:
-    """A request's head; its body's length is what its pieces are."""
+def head_of(request: httpx.Request) -> bytes:
+    """A request's head but for the length of its body and the empty line."""
     lines = [request.method.encode() + b" " + request.url.raw_path + b" HTTP/1.1"]
     lines += [name + b": " + value for name, value in request.headers.raw if name.lower() != b"content-length"]
-    lines.append(b"content-length: %d\r\n\r\n" % sum(map(len, body)))
-    return b"\r\n".join(lines)
+    return b"\r\n".join((*lines, b""))
 
 
 class _Reading:
