@@ -53,6 +53,9 @@ class _Whole:
         self.chunks.append(chunk)
 
 
+_TOLD = httpx.ByteStream(b"")
+
+
 class Connection(httpx.AsyncBaseTransport):
     """A connection to one host, made when it is first needed, and made anew where the server has closed it meanwhile.
     ``clock`` gives ns. A request's extensions may hold ``listener``, who gets the answer, and a request made ready:
@@ -88,7 +91,7 @@ class Connection(httpx.AsyncBaseTransport):
         if not reading.keep:
             self._close()
         if not isinstance(listener, _Whole):
-            return httpx.Response(reading.status)
+            return httpx.Response(reading.status, stream=_TOLD)
         content = b"".join(listener.chunks)
         return httpx.Response(reading.status, headers=reading.headers, content=content, request=request)
 
