@@ -26,7 +26,7 @@ PARTS = 12
 def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **options: Any) -> None:
     """Say what an endpoint is and can do: its dialects, what it tells of its cache, what it does to times.
 
-    It is asked some hundred small prompts. No API key is sent but one that is named. Exit code 0 if cached tokens are
+    It is asked some hundred small prompts. Exit code 0 if cached tokens are
     told in any dialect, 1 if in none, 2 if there is no endpoint that could be asked.
     """
     report = _examined(url, options, keep_alive_wait, try_reset)
@@ -43,17 +43,13 @@ def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **o
 def _examined(url: str, options: dict[str, Any], idle_s: float, try_reset: bool) -> dict[str, Any]:
     from keepwarm.harness.doctor import examine
     from keepwarm.harness.progress import progress
-    from keepwarm.replayers.address import Address, more_headers, shown_url, trusting
+    from keepwarm.replayers.address import shown_url
     from keepwarm.replayers.http import DIALECTS, reach
     from keepwarm.replayers.server import identify, known_words
     from keepwarm.traces.errors import InputError
 
     opening = {name: options[name] for name in ("key_env", "key_file", "header", "ca")}
-    if opening["key_env"] or opening["key_file"]:
-        addresses = {name: reach(url, name, **opening) for name in DIALECTS}
-    else:
-        headers, tls = more_headers(opening["header"]), trusting(opening["ca"])
-        addresses = {name: Address(url, {**given.headers(None), **headers}, tls) for name, given in DIALECTS.items()}
+    addresses = {name: reach(url, name, **opening) for name in DIALECTS}
     server, words = identify(addresses["messages"]), known_words(options["tokenizer"])
     model, timeout_s = options["model"] or server["model"], min(options["timeout"], 30.0)
     if model is None:
