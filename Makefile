@@ -14,10 +14,10 @@ test: $(READY)
 	@$(BIN)/pytest
 
 # The real Claude Code, Codex and AIPerf, the vendors' own packages, Dynamo and vLLM, installed when they are absent.
+# All but vLLM run in make test too, where they are there.
 test-real: $(READY)
 	@PYTHON=$(BIN)/python tests/real/install.sh all
-	@$(BIN)/pytest -rs tests/test_real_claude.py tests/test_real_record.py tests/test_real_record_codex.py \
-		tests/test_real_serve.py tests/test_real_engines.py
+	@KEEPWARM_REAL=1 $(BIN)/pytest -rs tests/test_real_*.py
 
 # The packages lie at the root but are imported as keepwarm.*: mypy sees them through links.
 check: $(READY)

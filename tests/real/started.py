@@ -25,7 +25,11 @@ TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser=hermes"]
 
 @contextmanager
 def vllm(*flags: str, block: int = 32, blocks: int = 8193, length: int = 65_536) -> Iterator[Engine]:
-    """vLLM, which takes a minute to start. It has one block less to give than ``blocks``."""
+    """vLLM, which takes a minute to start. It has one block less to give than ``blocks``. The test that asks skips
+    where KEEPWARM_REAL does not say that there is time for it.
+    """
+    if not os.environ.get("KEEPWARM_REAL"):
+        pytest.skip("NOT RUN AGAINST THE REAL VLLM, which takes minutes: run make test-real, or set KEEPWARM_REAL=1")
     venv = _place("vllm", "bin/vllm", "model1")
     with served.vllm(venv, _port(1), block=block, blocks=blocks, length=length, flags=[*TOOLS, *flags]) as engine:
         yield engine
