@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
 
-class Refused(Exception):
+
+class Refused(HTTPException):
     """The HTTP status, and what to tell the client."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message

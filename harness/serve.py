@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -84,7 +83,7 @@ def create_app(
             Route("/metrics", face.metrics),
             Route("/reset_prefix_cache", face.reset, methods=["POST"]),
         ],
-        exception_handlers={HTTPException: _refuse_http, Refused: _refuse, Exception: _fault},
+        exception_handlers={HTTPException: _refuse, Exception: _refuse},
     )
 
 
@@ -102,23 +101,12 @@ async def _no_socket(request: Request) -> ASGIApp:
     raise Refused(426, "no WebSocket here: POST") if wanted else HTTPException(405, headers={"Allow": "POST"})
 
 
-def _error(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    dialect = Messages if request.url.path.startswith("/v1/messages") else Chat
-    return JSONResponse(dialect.error(status, message), status, headers)
-
-
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refused)
-    return _error(request, error.status, error.message)
-
-
-async def _refuse_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return _error(request, error.status_code, error.detail, dict(error.headers or {}))
-
-
-async def _fault(request: Request, error: Exception) -> JSONResponse:
-    return _error(request, 500, f"a fault in the simulated cluster: {type(error).__name__}: {error}")
+    """The dialect's own error, of a refusal or of a fault in here."""
+    fault = HTTPException(500, f"a fault in the simulated cluster: {type(error).__name__}: {error}")
+    told = error if isinstance(error, HTTPException) else fault
+    dialect = Messages if request.url.path.startswith("/v1/messages") else Chat
+    return JSONResponse(dialect.error(told.status_code, told.detail), told.status_code, told.headers)
 
 
 class _Face:
@@ -266,8 +254,8 @@ def _chunk(data: bytes, *, more: bool) -> dict[str, object]:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-def _listen(app: ASGIApp, host: str, port: int) -> tuple[uvicorn.Server, socket.socket]:
-    """A server that says nothing, and the socket it will listen on."""
+def listen(app: ASGIApp, host: str, port: int) -> tuple[uvicorn.Server, socket.socket]:
+    """A server that says nothing, and the socket it will listen on. InputError if the port is taken."""
     try:
         sock = socket.create_server((host, port), backlog=1024)
     except (OSError, OverflowError) as error:
@@ -287,28 +275,11 @@ def _listen(app: ASGIApp, host: str, port: int) -> tuple[uvicorn.Server, socket.
     return uvicorn.Server(config), sock
 
 
-@contextmanager
-def running(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve an application in a thread of its own; its base URL. Port 0 takes a free one. InputError if it is taken."""
-    server, sock = _listen(app, host, port)
-    bound = sock.getsockname()[1]
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="keepwarm serve", daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.001)
-    try:
-        yield f"http://{host}:{bound}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        sock.close()
-
-
 def serve_forever(app: ASGIApp, host: str, port: int, *, told: Callable[[str], object]) -> None:
     """Serve an application until the process is interrupted. ``told`` is called with the base URL once clients can
     connect. InputError if the port is taken.
     """
-    server, sock = _listen(app, host, port)
+    server, sock = listen(app, host, port)
     told(f"http://{host}:{sock.getsockname()[1]}")
     with sock, suppress(KeyboardInterrupt):
         server.run(sockets=[sock])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import orjson
+from starlette.types import ASGIApp
 
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app, listen
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.engine import Engine
@@ -23,6 +26,23 @@ from keepwarm.replayers.tree import PromptTree
 AT_ONCE = ServiceTimes(base_s=0.0, prefill_tps=1e9, decode_tps=1e9)
 HEADERS = {"authorization": "Bearer any", "x-api-key": "any", "anthropic-version": "2023-06-01"}
 SECOND = 1_000_000_000
+
+
+@contextmanager
+def running(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve an application in a thread of its own; its base URL. Port 0 takes a free one. InputError if it is taken."""
+    server, sock = listen(app, host, port)
+    bound = sock.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="keepwarm serve", daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.001)
+    try:
+        yield f"http://{host}:{bound}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        sock.close()
 
 
 def cluster(

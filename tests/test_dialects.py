@@ -13,9 +13,9 @@ import pytest
 from asking import NO_TOOLS, against, blocks_of, body_of, prompts, request, send, steps, stream_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import cluster
+from serving import cluster, running
 
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.job import Job, account

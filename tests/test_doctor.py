@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from serving import HEADERS, ask, cluster, said, text
+from serving import HEADERS, ask, cluster, running, said, text
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from keepwarm.harness.cli import main
 from keepwarm.harness.script import Script
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 
 KEY = "sk-planted-0123456789"
 DIALECTS = ("messages", "chat", "responses", "completions")

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 from asking import NO_TOOLS, against, request, send, stream_of
-from serving import cluster
+from serving import cluster, running
 
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.replayers.endpoint import Answer, Piece, Said
 from keepwarm.replayers.http import HttpEndpoint, reach
 from keepwarm.traces.errors import InputError
@@ -314,12 +314,13 @@ def test_nothing_is_left_open() -> None:
     """A process that serves, replays, is cut off in mid-call and ends leaves no warning behind."""
     script = """
 import asyncio, gc, time
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.harness.simulated import make_cluster
 from keepwarm.replayers.endpoint import Piece, Request
 from keepwarm.replayers.address import Address
 from keepwarm.replayers.http import HttpEndpoint
 from keepwarm.traces.model import Call
+from serving import running
 
 call = Call("s", "a", "c", "main", 0, 0, 0, 0, "absent", "absent", "synthetic")
 
@@ -339,5 +340,6 @@ with running(create_app(worker, model="m")) as url:
     asyncio.run(replay(url))
 gc.collect()
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    command, here = [sys.executable, "-W", "error", "-c", script], Path(__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 import pytest
-from serving import cluster
+from serving import cluster, running
 
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.replayers.address import Address
 from keepwarm.replayers.http import reach
 from keepwarm.replayers.server import identify

@@ -14,10 +14,11 @@ import pytest
 from dialects import Result, Said, Tokens, Turn, Use, assistant, request, user
 from recording import Asked, Recording, Reply, proxied, recording, says
 from serving import cluster as simulated
+from serving import running
 
 from keepwarm.harness.cli import main
 from keepwarm.harness.recorder import Recorder
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.traces.identity import new_salt
 from keepwarm.traces.model import Call, Segment
 from keepwarm.traces.recorded import close_journal

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replays import MS, about, call, chain, keepwarm_, rows, write
-from serving import cluster
+from serving import cluster, running
 
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.endpoint import Answer, Request
 from keepwarm.replayers.plan import Schedule

@@ -12,11 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from replays import about, write
+from serving import running
 from templated import Templated
 from test_record_secrets import forms
 from test_replaying import agent
-
-from keepwarm.harness.serve import running
 
 KEY, FILED, TENANT = "sk-ant-wombatKey000000001", "sk-proj-wombatFile00000002", "Basic d29tYmF0LXRlbmFudDAwMDAwMDAwMw=="
 SOUGHT = {form for secret in (KEY, FILED, TENANT, TENANT.split()[1]) for form in forms(secret)}

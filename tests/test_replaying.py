@@ -12,10 +12,10 @@ import httpx
 import orjson
 import pytest
 from replays import about, call, keepwarm_, rows, write
-from serving import cluster
+from serving import cluster, running
 from templated import Templated, turns
 
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.traces.model import After, Call, Hints, Segment, ToolUse
 
 Body = dict[str, Any]

@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import account, ask, cluster, events, said, served, text
+from serving import account, ask, cluster, events, running, said, served, text
 
 from keepwarm.harness.script import Script
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.replayers.times import ServiceTimes
 from keepwarm.traces.errors import InputError
 

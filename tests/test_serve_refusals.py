@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import ask, cluster, post, said, served, text
+from serving import ask, cluster, post, running, said, served, text
 
 from keepwarm.harness.script import Script
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.replayers.times import ServiceTimes, StepTimes
 
 GOOD: dict[str, dict[str, Any]] = {

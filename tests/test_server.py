@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 from replays import about, call, keepwarm_, rows, write
-from serving import cluster
+from serving import cluster, running
 from templated import Templated
 
-from keepwarm.harness.serve import create_app, running
+from keepwarm.harness.serve import create_app
 from keepwarm.replayers import server as servers
 from keepwarm.replayers.address import Address
 from keepwarm.replayers.http import HttpEndpoint
