@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -52,23 +53,16 @@ def _tokens(block: dict[str, Any]) -> int:
     return prompt.tokens
 
 
+@dataclass(frozen=True, kw_only=True)
 class Script:
     """Says what comes next. ``output`` is an answer's length where nobody sets a limit, ``longest`` that of prompt and
     answer together; ``tools`` are called in turn, with their arguments, until ``turns`` results follow the user's word.
     """
 
-    def __init__(
-        self,
-        *,
-        output: int = 128,
-        longest: int | None = None,
-        tools: Sequence[tuple[str, dict[str, Any]]] = (),
-        turns: int = 1,
-    ) -> None:
-        self._output = output
-        self._longest = longest
-        self._tools = tools
-        self._turns = turns
+    output: int = 128
+    longest: int | None = None
+    tools: Sequence[tuple[str, dict[str, Any]]] = ()
+    turns: int = 1
 
     def answer(self, asked: Asked) -> Said:
         """The answer to a request; Refused where prompt and answer are too long."""
@@ -81,19 +75,19 @@ class Script:
             tokens = _tokens(use(name, arguments))
             if limit is None or tokens <= limit:
                 return Said(ident, orjson.dumps(arguments).decode(), tokens, "tool", name)
-        tokens, stop = (limit, "limit") if limit else (self._output, "end")
-        if self._longest is not None and asked.tokens + tokens > self._longest:
-            tokens, stop = max(self._longest - asked.tokens, 1), "window"
+        tokens, stop = (limit, "limit") if limit else (self.output, "end")
+        if self.longest is not None and asked.tokens + tokens > self.longest:
+            tokens, stop = max(self.longest - asked.tokens, 1), "window"
         seed = blake2b(asked.text[-4096:]).digest()
         return Said(ident, words(seed, tokens).decode(), tokens, stop)
 
     def _called(self, asked: Asked) -> tuple[str, dict[str, Any]] | None:
         """The tool to call now."""
-        offered = [one for one in self._tools if one[0] in asked.tools]
-        return offered[asked.results % len(offered)] if offered and asked.results < self._turns else None
+        offered = [one for one in self.tools if one[0] in asked.tools]
+        return offered[asked.results % len(offered)] if offered and asked.results < self.turns else None
 
     def _fit(self, asked: Asked) -> None:
-        most, prompt, output = self._longest, asked.tokens, asked.output or 0
+        most, prompt, output = self.longest, asked.tokens, asked.output or 0
         if most is None:
             return
         if asked.dialect == "messages":

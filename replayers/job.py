@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from keepwarm.replayers.endpoint import Piece
@@ -30,6 +31,7 @@ class Job(NamedTuple):
         return (self.hints.ttl_s or 0) * SECOND if self.hints is not None else 0
 
 
+@dataclass(slots=True, eq=False)
 class Running:
     """A job taken on. ``read`` are its cached tokens, ``loaded`` those of them that came from another tier or worker,
     ``overlap`` what its worker had when it arrived; ``writes`` are tokens newly cached, by their TTL in seconds (None:
@@ -38,38 +40,21 @@ class Running:
     ``silent`` one. ``state`` belongs to the worker that runs it.
     """
 
-    __slots__ = (
-        "arrived_ns",
-        "bounds",
-        "done_ns",
-        "error",
-        "first_token_ns",
-        "job",
-        "loaded",
-        "overlap",
-        "priced",
-        "read",
-        "scheduled_ns",
-        "silent",
-        "state",
-        "worker",
-        "writes",
-    )
-
-    def __init__(self, job: Job, now_ns: int, *, silent: bool = False) -> None:
-        self.job = job
-        self.arrived_ns = now_ns
-        self.silent = silent
-        self.worker: str | None = None
-        self.scheduled_ns: int | None = None
-        self.first_token_ns: int | None = None
-        self.done_ns: int | None = None
-        self.error: str | None = None
-        self.read = self.loaded = self.overlap = 0
-        self.writes: dict[int | None, int] = {}
-        self.priced = True
-        self.state: Any = None
-        self.bounds: dict[str, int] = {}
+    job: Job
+    arrived_ns: int
+    silent: bool = False
+    worker: str | None = None
+    scheduled_ns: int | None = None
+    first_token_ns: int | None = None
+    done_ns: int | None = None
+    error: str | None = None
+    read: int = 0
+    loaded: int = 0
+    overlap: int = 0
+    writes: dict[int | None, int] = field(default_factory=dict)
+    priced: bool = True
+    state: Any = None
+    bounds: dict[str, int] = field(default_factory=dict)
 
 
 class Event(NamedTuple):
