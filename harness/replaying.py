@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -165,7 +166,7 @@ def replay_to(
     )
     before = read_counters(asking.address, metrics)
     runs.write_bounds(path, _bounds(planned, before, live=assistant == "live"))
-    about = _about_endpoint(planned, asking, start, run_salt)
+    about = _about_endpoint(planned, asking, start, run_salt, repeated=salt is not None)
     options = {"max_rate": max_rate, "timeout_s": timeout, "stream": not no_stream}
     about["options"] = planned.options | options | {"assistant": assistant, "hints": hints}
     about["fidelity"] = {"match": "bytes" if asking.frozen else "tokens", "costs": endpoint.costs.told()}
@@ -208,17 +209,19 @@ def _replay(path: Path, planned: Planned, endpoint: Endpoint, clock: RunClock, n
     return Came(counts, not whole)
 
 
-def _about_endpoint(planned: Planned, asking: Asking, start: str, salt: str) -> dict[str, Any]:
+def _about_endpoint(planned: Planned, asking: Asking, start: str, salt: str, *, repeated: bool) -> dict[str, Any]:
     server = asking.server
     driven = server["speed"] is not None and server["speed"] == planned.speed
     has_ttl = None if server["ttl"] is None else server["ttl"] != "none"
     learned = asking.learned and {name: told for name, told in asking.learned.told().items() if name != "costs"}
     endpoint: dict[str, Any] = {"name": "http", "url": shown_url(asking.address.url), "dialect": asking.dialect}
     endpoint |= {"server": server | {"model": asking.model}, "preflight": learned}
+    state = "warm" if start == "warm" else "as the same bytes left it" if repeated else "cold"
+    plain = asking.address.url.startswith("http:") and sys.platform == "linux"
     return {
         "endpoint": endpoint | {"clock_driven": driven, "has_ttl": has_ttl},
-        "cache": {"state_at_start": "warm" if start == "warm" else "cold", "how": start, "salt": salt or None},
-        "clock": {"kind": "monotonic", "anchor": None},
+        "cache": {"state_at_start": state, "how": start, "salt": salt or None},
+        "clock": {"kind": "monotonic", "anchor": None, "received": "kernel" if plain else "process"},
         "seed": None,
     }
 
