@@ -48,7 +48,7 @@ def _examined(url: str, options: dict[str, Any], idle_s: float, try_reset: bool)
     from keepwarm.replayers.server import identify, known_words
     from keepwarm.traces.errors import InputError
 
-    opening = {name: options[name] for name in ("key_env", "key_file", "header", "ca")}
+    opening = {name: options[name] for name in ("key_env", "key_file", "header", "ca", "transport")}
     addresses = {name: reach(url, name, **opening) for name in DIALECTS}
     server, words = identify(addresses["messages"]), known_words(options["tokenizer"])
     model, timeout_s = options["model"] or server["model"], min(options["timeout"], 30.0)

@@ -21,6 +21,13 @@ OPTIONS = (
         "--header", multiple=True, metavar="NAME=VARIABLE", help="A header, its value from the environment; repeatable."
     ),
     click.option("--ca", metavar="FILE", help="Certificates (PEM) to trust besides the usual ones."),
+    click.option(
+        "--transport",
+        type=click.Choice(["own", "httpx"]),
+        default="own",
+        show_default=True,
+        help="httpx: its own, for proxies (as the environment says) and HTTP/2; slower.",
+    ),
     click.option("--tokenizer", metavar="FILE", help="The model's tokenizer.json: prompts of words it knows."),
     click.option("--timeout", type=Duration(), default=600.0, show_default=True, help="For one whole call."),
 )
@@ -38,5 +45,5 @@ def take_address(url: str, dialect: str, options: dict[str, Any]) -> Address:
     """The address that the options say, taken out of them."""
     from keepwarm.replayers.http import reach
 
-    names = ("key_env", "key_file", "header", "ca")
+    names = ("key_env", "key_file", "header", "ca", "transport")
     return reach(url, dialect, **{name: options.pop(name) for name in names})

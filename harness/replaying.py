@@ -217,7 +217,7 @@ def _about_endpoint(planned: Planned, asking: Asking, start: str, salt: str, *, 
     endpoint: dict[str, Any] = {"name": "http", "url": shown_url(asking.address.url), "dialect": asking.dialect}
     endpoint |= {"server": server | {"model": asking.model}, "preflight": learned}
     state = "warm" if start == "warm" else "as the same bytes left it" if repeated else "cold"
-    plain = asking.address.url.startswith("http:") and sys.platform == "linux"
+    plain = asking.address.url.startswith("http:") and asking.address.transport == "own" and sys.platform == "linux"
     return {
         "endpoint": endpoint | {"clock_driven": driven, "has_ttl": has_ttl},
         "cache": {"state_at_start": state, "how": start, "salt": salt or None},

@@ -19,11 +19,14 @@ SHORT = 3
 
 
 class Address(NamedTuple):
-    """An endpoint's URL, the headers of every request with its key, and what its certificate is held against."""
+    """An endpoint's URL, the headers of every request with its key, what its certificate is held against, and whose
+    transport is used: the ``own`` or ``httpx``'s.
+    """
 
     url: str
     headers: dict[str, str]
     tls: ssl.SSLContext | None = None
+    transport: str = "own"
 
 
 def base_url(url: str) -> httpx.URL:

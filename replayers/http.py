@@ -89,6 +89,7 @@ def reach(
     key_file: str | None = None,
     header: Sequence[str] = (),
     ca: str | None = None,
+    transport: str = "own",
 ) -> Address:
     """Where an endpoint is, with what its dialect's API wants in every request. The key is the one that was named; or
     else, for its vendor's own hosts over https and no others, what its vendor's variable holds.
@@ -102,7 +103,7 @@ def reach(
     headers = given.headers(key)
     if key and not anthropic:
         headers["authorization"] = f"Bearer {key}"  # the only one that servers of many dialects look at
-    return Address(url, {**headers, **more_headers(header)}, trusting(ca))
+    return Address(url, {**headers, **more_headers(header)}, trusting(ca), transport)
 
 
 class HttpEndpoint:
@@ -166,7 +167,8 @@ class HttpEndpoint:
         self._salt = salt or cache_salt or ""
         self._live = live
         self._writes_told = writes_told
-        self._transport = transport or transports(self._url, address.tls, clock)
+        stock = stock_transports(address.tls) if address.transport == "httpx" else None
+        self._transport = transport or stock or transports(self._url, address.tls, clock)
         self._idle: dict[tuple[str, str, int], tuple[httpx.AsyncBaseTransport, int]] = {}
 
     @property
