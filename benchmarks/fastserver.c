@@ -14,8 +14,6 @@
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,20 +24,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fastserver_events.h"
+
 #define MOST 65536
 #define SECOND 1000000000LL
-
-typedef int64_t ns;
-
-struct conn {
-    char *in;
-    size_t len, room, whole; /* bytes that have come, have room, make the request */
-    size_t head;
-    ns arrived, first, due;
-    long output, sent, prompt, before;
-    int chat, life;
-    char who[160];
-};
 
 struct timer {
     ns due;
@@ -52,21 +40,11 @@ static int timers, poller, alarm_fd;
 static ns ttft, itl;
 static char *truth;
 static size_t told, truth_room;
-static char out[8192];
-static size_t outlen;
 
 static ns clock_ns(clockid_t which) {
     struct timespec now;
     clock_gettime(which, &now);
     return now.tv_sec * SECOND + now.tv_nsec;
-}
-
-/* Text onto what will be sent. */
-static void say(const char *format, ...) {
-    va_list rest;
-    va_start(rest, format);
-    outlen += vsnprintf(out + outlen, sizeof out - outlen, format, rest);
-    va_end(rest);
 }
 
 static void drop(int fd) {
@@ -136,8 +114,6 @@ static void remember(struct conn *conn, ns last) {
     told += sprintf(truth + told, "%s\t%lld\t%lld\t%lld\t%ld\n", conn->who, (long long)conn->arrived,
                     (long long)conn->first, (long long)last, conn->output);
 }
-
-#include "fastserver_events.h"
 
 /* The next write of an answer: a chunk with a word, and with what goes before the first or after the last. */
 static void write_next(int fd) {

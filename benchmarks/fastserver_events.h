@@ -1,4 +1,30 @@
-/* The events of an answer in both dialects, said onto what will be sent; a part of fastserver.c. */
+/* A connection, and the events of an answer in both dialects, said onto what will be sent; a part of fastserver.c. */
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+
+typedef int64_t ns;
+
+struct conn {
+    char *in;
+    size_t len, room, whole; /* bytes that have come, have room, make the request */
+    size_t head;
+    ns arrived, first, due;
+    long output, sent, prompt, before;
+    int chat, life;
+    char who[160];
+};
+
+static char out[8192];
+static size_t outlen;
+
+/* Text onto what will be sent. */
+static void say(const char *format, ...) {
+    va_list rest;
+    va_start(rest, format);
+    outlen += vsnprintf(out + outlen, sizeof out - outlen, format, rest);
+    va_end(rest);
+}
 
 /* The events before the first word. */
 static void opening(struct conn *conn) {

@@ -152,9 +152,7 @@ def scale(client: Client) -> list[str]:
         peaks[sessions] = ran.rss_mb
         first = begun.calls[0].arrived_ns - ran.began_ns
         print(f"  {sessions:,} sessions of 40 calls: first call after {first / 1e9:.1f} s; in 20 s", end=" ")
-        print(
-            f"{len(begun.calls):,} calls answered, then stopped; {ran.rss_mb:,.0f} MB at most,", end=" "
-        )
+        print(f"{len(begun.calls):,} calls answered, then stopped; {ran.rss_mb:,.0f} MB at most,", end=" ")
         print(f"{ran.cpu_s:.1f} s CPU, {ran.wall_s:.1f} s in all")
     return [bar("memory of 10,000 sessions over that of 1,000", peaks[10_000] / peaks[1_000], "<=", 1.3, "x")]
 
