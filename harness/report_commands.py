@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -13,7 +15,7 @@ from keepwarm.reports.frame import Loaded, load
 from keepwarm.reports.gate import check
 from keepwarm.reports.latency import write_hlog
 from keepwarm.reports.metrics import GROUPS
-from keepwarm.reports.prices import load_prices
+from keepwarm.reports.prices import Prices, load_prices
 from keepwarm.reports.render import render_report
 from keepwarm.reports.render_beside import render_beside
 from keepwarm.reports.render_trace import render_reproduce
@@ -37,9 +39,19 @@ class Usd(click.ParamType[float]):
         return amount
 
 
-PRICES = click.option("--prices", metavar="FILE", help="Price table (TOML) whose models go over the shipped ones.")
-GPU_HOUR = click.option("--gpu-hour-price", type=Usd(), metavar="USD", help="Price of one GPU-hour.")
-GPUS = click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="GPUs the endpoint ran on (default 1).")
+def priced(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what things cost; the command gets them as ``prices``, a price table."""
+
+    @click.option("--prices", metavar="FILE", help="Price table (TOML) whose models go over the shipped ones.")
+    @click.option("--gpu-hour-price", type=Usd(), metavar="USD", help="Price of one GPU-hour.")
+    @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="GPUs the endpoint ran on (default 1).")
+    @wraps(command)
+    def with_prices(prices: str | None, gpu_hour_price: float | None, gpus: int | None, **options: Any) -> None:
+        command(prices=load_prices(prices, gpu_hour_price, gpus), **options)
+
+    return with_prices
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
 
 
@@ -54,27 +66,17 @@ def print_json(reports: list[dict[str, Any]]) -> None:
 @click.option(
     "--by", multiple=True, type=click.Choice(list(GROUPS)), help="Group figures by this; repeatable (role, turn)."
 )
-@PRICES
-@GPU_HOUR
-@GPUS
-def report(
-    paths: tuple[str, ...],
-    as_json: bool,
-    by: tuple[str, ...],
-    prices: str | None,
-    gpu_hour_price: float | None,
-    gpus: int | None,
-) -> None:
+@priced
+def report(paths: tuple[str, ...], as_json: bool, by: tuple[str, ...], prices: Prices) -> None:
     """Say what a run meant: cache, latency, cost, validity.
 
     RUN is a run's directory, or a trace: its recording is then reported. Beside a run's outcomes latency.hlog is
     written, for HdrHistogram tools.
     """
-    table = load_prices(prices)
     reports = []
     for path in paths:
         loaded = load(path)
-        reports.append(summarise(loaded, table, gpu_hour_price, gpus))
+        reports.append(summarise(loaded, prices))
         if loaded.kind == "run":
             _write_beside(loaded)
     if as_json:
@@ -107,20 +109,8 @@ def _write_beside(loaded: Loaded) -> None:
 )
 @click.option("--baseline", metavar="RUN", help="The run that 'baseline' in a requirement stands for.")
 @click.option("--across-traces", is_flag=True, help="Let the baseline be a run of another trace.")
-@PRICES
-@GPU_HOUR
-@GPUS
-@click.pass_context
-def gate(
-    context: click.Context,
-    path: str,
-    requires: tuple[str, ...],
-    baseline: str | None,
-    across_traces: bool,
-    prices: str | None,
-    gpu_hour_price: float | None,
-    gpus: int | None,
-) -> None:
+@priced
+def gate(path: str, requires: tuple[str, ...], baseline: str | None, across_traces: bool, prices: Prices) -> None:
     """Hold a run against required figures, or against a baseline: one line a check.
 
     Exit codes: 0 all passed; 1 one failed or was not measured; 2 bad input; 3 the run is not valid for what was asked.
@@ -128,11 +118,10 @@ def gate(
     same trace.
     """
     against = load(baseline) if baseline else None
-    table = load_prices(prices)
-    lines, code = check(load(path), list(requires), table, against, gpu_hour_price, gpus, across_traces)
+    lines, code = check(load(path), list(requires), prices, against, across_traces=across_traces)
     for line in lines:
         click.echo(line)
-    context.exit(code)
+    raise SystemExit(code)
 
 
 @click.command()

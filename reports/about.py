@@ -12,36 +12,15 @@ from keepwarm.traces.place import first_line, locate
 FORMAT = 1
 """The newest form of run.json that this program reads; one that does not say is of the first."""
 
-NUMBER = (int, float)
-KINDS: dict[type | tuple[type, ...], str] = {
-    int: "a whole number",
-    bool: "true or false",
-    str: "text",
-    dict: "a JSON object",
-    NUMBER: "a number",
+OBJECTS = "options endpoint trace clock cluster fidelity counters"
+FIELDS: dict[type | tuple[type, ...], tuple[str, str]] = {
+    dict: ("a JSON object", f"{OBJECTS} endpoint.preflight counters.before counters.after"),
+    int: ("a whole number", "format planned_calls trace.recorded_breaks cluster.gpus"),
+    bool: ("true or false", "interrupted endpoint.clock_driven endpoint.has_ttl"),
+    str: ("text", "name mode fidelity.match endpoint.url endpoint.name trace.name trace.digest"),
+    (int, float): ("a number", "options.speed options.gap_cap_s cluster.gpu_hour_usd"),
 }
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "format": int,
-    "planned_calls": int,
-    "interrupted": bool,
-    "options": dict,
-    "options.speed": NUMBER,
-    "options.gap_cap_s": NUMBER,
-    "endpoint": dict,
-    "endpoint.clock_driven": bool,
-    "endpoint.has_ttl": bool,
-    "trace": dict,
-    "trace.recorded_breaks": int,
-    "clock": dict,
-    "cluster": dict,
-    "cluster.gpu_hour_usd": NUMBER,
-    "cluster.gpus": int,
-    **dict.fromkeys(("fidelity", "endpoint.preflight", "counters", "counters.before", "counters.after"), dict),
-    **dict.fromkeys(
-        ("name", "mode", "fidelity.match", "endpoint.url", "endpoint.name", "trace.name", "trace.digest"), str
-    ),
-}
-"""What reports read of run.json and what it must be, unless it is null or not there; an object before its fields."""
+"""What reports read of run.json, by what it must be unless it is null or not there; objects before their fields."""
 
 
 def read_about(path: str) -> dict[str, Any]:
@@ -56,8 +35,11 @@ def read_about(path: str) -> dict[str, Any]:
         raise InputError(f"{path}: not readable JSON: {first_line(error)}") from error
     if not isinstance(about, dict):
         raise InputError(f"{path}: expected a JSON object")
-    for field, kind in FIELDS.items():
-        _check(path, field, _value(about, field), kind)
+    for kind, (expected, fields) in FIELDS.items():
+        for field in fields.split():
+            value = _value(about, field)
+            if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+                raise InputError(f"{path}: field {field!r} is {value!r:.40}, expected {expected}")
     version = about.get("format") or FORMAT
     if version > FORMAT:
         raise InputError(f"{path}: format {version} is newer than this program reads ({FORMAT}): upgrade keepwarm")
@@ -67,9 +49,3 @@ def read_about(path: str) -> dict[str, Any]:
 def _value(about: dict[str, Any], field: str) -> Any:
     outer, _, inner = field.rpartition(".")
     return (about.get(outer) or {}).get(inner) if outer else about.get(inner)
-
-
-def _check(path: str, field: str, value: Any, kind: type | tuple[type, ...]) -> None:
-    number = isinstance(value, bool) and kind is not bool
-    if value is not None and (number or not isinstance(value, kind)):
-        raise InputError(f"{path}: field {field!r} is {value!r:.40}, expected {KINDS[kind]}")

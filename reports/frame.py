@@ -18,7 +18,9 @@ DESCRIPTIVE = (
     *("session", "session_start_ns", "agent", "call", "role", "agent_type", "turn"),
     *("flow", "gap_ns", "gap_kind", "model", "prefix_change"),
 )
-USAGE = ("prompt", "uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other", "output")
+PARTS = ("uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other")
+"""The disjoint parts of a prompt."""
+USAGE = ("prompt", *PARTS, "output")
 SOURCES = ("usage_source", "write_source", "error", "status", "completed")
 RECORDED = ("start_ns", "first_token_ns", "end_ns", *USAGE, "output_est", "miss_reason", *SOURCES)
 TIMES = ("due_ns", "sent_ns", "first_token_ns", "done_ns", "token_ns")
@@ -130,26 +132,17 @@ def first_of(cases: Iterable[tuple[pl.Expr, Any]], otherwise: Any) -> pl.Expr:
     return pl.coalesce(*told, pl.lit(otherwise) if isinstance(otherwise, str) else otherwise)
 
 
-def turn_bucket() -> pl.Expr:
-    """The name of the turn bucket of a row."""
-    return first_of(((pl.col("turn") <= last, name) for last, name in TURNS), "50+")
-
-
-def gap_bucket() -> pl.Expr:
-    """The name of the gap bucket of a row."""
-    named = ((pl.col("gap_ns") < end * 1_000_000_000, name) for end, name in GAPS)
-    return first_of([(pl.col("gap_ns").is_null(), "none"), *named], ">1h")
-
-
 def arranged(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows in the order copy, session, agent, turn, with numbers for session and agent, buckets, and tokens written."""
     rows = rows.sort("copy", "session", "agent", "turn")
+    turns = [(pl.col("turn") <= last, name) for last, name in TURNS]
+    gaps = [(pl.col("gap_ns") < end * 1_000_000_000, name) for end, name in GAPS]
     new_session = changed("copy") | changed("session")
     return rows.with_columns(
         new_session.cum_sum().cast(pl.UInt32).alias("session_no"),
         (new_session | changed("agent")).cum_sum().cast(pl.UInt32).alias("agent_no"),
-        turn_bucket().alias("turn_bucket"),
-        gap_bucket().alias("gap_bucket"),
+        first_of(turns, "50+").alias("turn_bucket"),
+        first_of([(pl.col("gap_ns").is_null(), "none"), *gaps], ">1h").alias("gap_bucket"),
         written().alias("written"),
     )
 

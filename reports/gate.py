@@ -27,7 +27,7 @@ DEFAULTS = ("warm_hit_rate >= baseline-1pt", "ttft.p99 <= baseline+10%", "latenc
 """What is held against a baseline where nothing else is asked of it."""
 
 
-def measure(loaded: Loaded, want: Requirement, prices: Prices, gpu: tuple[float | None, int | None]) -> Any:
+def measure(loaded: Loaded, want: Requirement, prices: Prices) -> Any:
     """The required figure of a run; None where it was not measured."""
     rows = loaded.rows
     for key, value in want.where:
@@ -37,7 +37,7 @@ def measure(loaded: Loaded, want: Requirement, prices: Prices, gpu: tuple[float 
         chosen = pl.col("ns").max() / 1e9 if want.stat == "max" else latency.percentile(percent(want.stat or "") or 50)
         return values.select(chosen).item()
     if want.metric.endswith("cost_per_completed_task"):
-        return cost(loaded, prices, *gpu)[want.metric]
+        return cost(loaded, prices)[want.metric]
     if want.metric in WHOLE:
         found = metrics.whole(loaded, metrics.with_previous(loaded.rows))[want.metric]
         return found if want.stat is None or found is None else found.get(want.stat)
@@ -135,8 +135,7 @@ def check(
     requires: list[str],
     prices: Prices,
     baseline: Loaded | None = None,
-    gpu_hour_price: float | None = None,
-    gpus: int | None = None,
+    *,
     across_traces: bool = False,
 ) -> tuple[list[str], int]:
     """Hold a run to its requirements: the lines to print and the exit code. InputError on a bad requirement.
@@ -147,17 +146,16 @@ def check(
     if baseline is None and (not wants or any(want.relative for want in wants)):
         raise InputError("gate needs --require 'metric >= value' or, for 'baseline' figures, --baseline RUN")
     defaults = [] if baseline is None or any(want.relative for want in wants) else [parse(text) for text in DEFAULTS]
-    gpu = (gpu_hour_price, gpus)
     sides = [side("run", run)] + ([] if baseline is None else [side("baseline", baseline)])
     relative = any(want.relative for want in (*wants, *defaults))
     lines, codes = _standing(sides, same_trace=relative and not across_traces)
     for want in (*wants, *defaults):
-        base = measure(baseline, want, prices, gpu) if baseline is not None and want.relative else None
+        base = measure(baseline, want, prices) if baseline is not None and want.relative else None
         if want in defaults and base is None:
             lines.append(f"SKIP {want.subject} not measured in the baseline")
             continue
         refused = refusal(sides if want.relative else sides[:1], want, prices)
-        verdict = judge(want, measure(run, want, prices, gpu), base)
+        verdict = judge(want, measure(run, want, prices), base)
         lines.append(f"NOT VALID {want.subject}: {refused}" if refused else verdict.line)
         codes.append(3 if refused else verdict.code)
     if not codes:

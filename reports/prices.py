@@ -17,35 +17,37 @@ from keepwarm.reports.frame import Loaded
 from keepwarm.traces.errors import InputError
 
 WRITES = ("write_5m", "write_1h", "write_other")
-COLUMNS = {
-    "uncached": "uncached",
-    "read": "cache_read",
-    **{kind: f"cache_{kind}" for kind in WRITES},
-    "output": "output",
-}
+COLUMNS = {"uncached": "uncached", "read": "cache_read"} | {kind: f"cache_{kind}" for kind in WRITES}
+COLUMNS |= {"output": "output"}
 KINDS = tuple(COLUMNS)
 SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{6}|\d{4}-\d{2}-\d{2}|latest|preview))*(?:-v\d+(?::\d+)?)?(?:\[1m\])?")
 """What may follow a model's bare id and leave its price as it is: a date, a release channel, a platform's version."""
 
 
 class Prices(NamedTuple):
-    """A price table: its date, where it is from, and by model id the prices (USD per million tokens)."""
+    """A price table: its date, where it is from, and by model id the prices (USD per million tokens); and what GPUs are
+    hired for: the price of one GPU-hour and their number, None where they are the run's own.
+    """
 
     date: str
     source: str
     models: dict[str, dict[str, Any]]
+    gpu_hour_usd: float | None = None
+    gpus: int | None = None
 
 
-def load_prices(path: str | None = None) -> Prices:
+def load_prices(path: str | None = None, gpu_hour_price: float | None = None, gpus: int | None = None) -> Prices:
     """The shipped table; with a file of the same form, that file's models over it. InputError tells what is wrong."""
     shipped = _parse("prices.toml", files("keepwarm.reports").joinpath("prices.toml").read_text("utf-8"))
+    shipped = shipped._replace(gpu_hour_usd=gpu_hour_price, gpus=gpus)
     if path is None:
         return shipped
     try:
         own = _parse(path, Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable price file: {error}") from error
-    return Prices(own.date, f"{own.source} ({path}), over {shipped.date}", shipped.models | own.models)
+    source = f"{own.source} ({path}), over {shipped.date}"
+    return shipped._replace(date=own.date, source=source, models=shipped.models | own.models)
 
 
 def _parse(path: str, text: str) -> Prices:
@@ -150,9 +152,7 @@ def completion(loaded: Loaded) -> str:
     return "the task's recorded outcome" if loaded.kind == "recording" else "every planned call was answered"
 
 
-def cost(
-    loaded: Loaded, prices: Prices, gpu_hour_price: float | None = None, gpus: int | None = None
-) -> dict[str, Any]:
+def cost(loaded: Loaded, prices: Prices) -> dict[str, Any]:
     """What a completed task cost: money of all calls of sessions with known outcome over the sessions completed.
 
     None where none completed, or where any of those calls has no known cost; what is missing is named and counted.
@@ -182,11 +182,11 @@ def cost(
         "output_est_share": known.select(pl.col("estimated").sum() / spent).item() if spent else None,
         "prices_date": prices.date,
         "prices_source": prices.source,
-        **_gpu_cost(loaded, done, gpu_hour_price, gpus),
+        **_gpu_cost(loaded, done, prices),
     }
 
 
-def _gpu_cost(loaded: Loaded, done: int, gpu_hour_price: float | None, gpus: int | None) -> dict[str, Any]:
+def _gpu_cost(loaded: Loaded, done: int, prices: Prices) -> dict[str, Any]:
     """GPU-hours of the run's wall time, their money, and that per completed task; None where no price is known.
 
     A simulated run's time is virtual, nobody's GPU was at work: it counts only where the step times of a hardware, or
@@ -194,10 +194,10 @@ def _gpu_cost(loaded: Loaded, done: int, gpu_hour_price: float | None, gpus: int
     """
     cluster = loaded.about.get("cluster") or {}
     real = loaded.about.get("mode") != "simulate" or bool({"hardware", "times"} & set(cluster))
-    price = cluster.get("gpu_hour_usd") if gpu_hour_price is None else gpu_hour_price
+    price = cluster.get("gpu_hour_usd") if prices.gpu_hour_usd is None else prices.gpu_hour_usd
     wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
     if price is None or wall is None or loaded.kind != "run" or not real:
         return dict.fromkeys(("gpu_hours", "gpu_money", "gpu_cost_per_completed_task"))
-    hours = wall * (gpus or cluster.get("gpus") or 1)
+    hours = wall * (prices.gpus or cluster.get("gpus") or 1)
     task = hours * price / done if done else None
     return {"gpu_hours": hours, "gpu_money": hours * price, "gpu_cost_per_completed_task": task}

@@ -7,9 +7,9 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from keepwarm.reports import losses, metrics
-from keepwarm.reports.frame import load_recording, provenance
-from keepwarm.reports.validity import failures, validity
+from keepwarm.reports import metrics
+from keepwarm.reports.frame import load_recording
+from keepwarm.reports.summary import figures
 from keepwarm.traces.store import read_trace_table
 
 TOP_TOOLS = 10
@@ -20,17 +20,7 @@ def inspect_summary(path: str) -> dict[str, Any]:
     loaded = load_recording(path)
     linked = metrics.with_previous(loaded.rows)
     return {
-        "name": loaded.name,
-        "kind": loaded.kind,
-        "path": path,
-        "about": loaded.about,
-        **provenance(loaded),
-        **validity(loaded, linked),
-        **metrics.of(loaded.rows),
-        **metrics.whole(loaded, linked),
-        **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},
-        "failures": failures(loaded.rows),
-        "losses": losses.table(linked, provider=True),
+        **figures(loaded, linked),
         "breaks": breaks(linked),
         "gaps": gaps(loaded.rows),
         "growth": growth(linked),

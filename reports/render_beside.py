@@ -8,24 +8,16 @@ from typing import Any
 from keepwarm.reports.render import NONE, console, count, dollars, points, rate, seconds, table, times
 
 Show = Callable[[Any], str]
-FIGURES: tuple[tuple[str, Show], ...] = (
-    ("hit_rate", rate),
-    ("warm_hit_rate", rate),
-    ("read_write_ratio", times),
-    ("reconciliation.hit_rate.server", rate),
-    ("predicted_hit_rate", rate),
-    ("latency.ttft.p50", seconds),
-    ("latency.ttft.p99", seconds),
-    ("latency.latency.p50", seconds),
-    ("latency.latency.p99", seconds),
-    ("latency.itl.p50", seconds),
-    ("task_time.p50", seconds),
-    ("turn_drift", times),
-    ("prompt", count),
-    ("output", count),
-    ("cost.cost_per_completed_task", dollars),
-    ("cost.gpu_cost_per_completed_task", dollars),
-    ("valid", lambda valid: "yes" if valid else "NO"),
+FIGURES: tuple[tuple[Show, str], ...] = (
+    (rate, "hit_rate warm_hit_rate"),
+    (times, "read_write_ratio"),
+    (rate, "reconciliation.hit_rate.server predicted_hit_rate"),
+    (seconds, "latency.ttft.p50 latency.ttft.p99 latency.latency.p50 latency.latency.p99 latency.itl.p50"),
+    (seconds, "task_time.p50"),
+    (times, "turn_drift"),
+    (count, "prompt output"),
+    (dollars, "cost.cost_per_completed_task cost.gpu_cost_per_completed_task"),
+    (lambda valid: "yes" if valid else "NO", "valid"),
 )
 OPTIONS = ("assistant", "hints", "speed", "sessions", "scale_tokens")
 
@@ -34,7 +26,7 @@ def render_beside(reports: Sequence[dict[str, Any]]) -> None:
     """Print runs side by side: what differed between them, and their figures."""
     names = [report["path"].rstrip("/").rsplit("/", 1)[-1] for report in reports]
     rows = [[name, *_change(values, reports)] for name, values in _asked(reports) if len(set(values)) > 1]
-    for figure, show in FIGURES:
+    for show, figure in ((show, figure) for show, figures in FIGURES for figure in figures.split()):
         values = [_value(report, figure) for report in reports]
         if any(value is not None for value in values):
             rows.append([figure, *map(show, values), *_difference(values, show)])

@@ -23,39 +23,30 @@ UNITS = {
 """What a figure is, and how many of each unit make one fraction, second, ratio, dollar or piece."""
 
 RATES = ("hit_rate", "warm_hit_rate", "hit_rate_excluding_writes")
-WHOLE = {
-    "hit_rate_macro": "rate",
-    "cold_write_share": "rate",
-    "turn_drift": "ratio",
-    "task_time": "time",
-    "stretch": "ratio",
-    "schedule_lag": "time",
-    "warm_hit_range": "rate",
-    "retention": "rate",
-    "achievable_hit_rate": "rate",
-    "efficiency": "rate",
-    "cost_per_completed_task": "money",
-    "gpu_cost_per_completed_task": "money",
+WHOLE: dict[str, tuple[str, tuple[str, ...] | None]] = {
+    "hit_rate_macro": ("rate", None),
+    "cold_write_share": ("rate", None),
+    "turn_drift": ("ratio", None),
+    "task_time": ("time", ("p50", "p90", "max")),
+    "stretch": ("ratio", ("p50", "p90", "max")),
+    "schedule_lag": ("time", ("p50", "p99", "max")),
+    "warm_hit_range": ("rate", ("p5", "p50", "p95", "inside_85_97")),
+    "retention": ("rate", ("p1", "p5", "p50", "of_tokens")),
+    "achievable_hit_rate": ("rate", ()),
+    "efficiency": ("rate", ()),
+    "cost_per_completed_task": ("money", None),
+    "gpu_cost_per_completed_task": ("money", None),
 }
-"""Figures that are a whole run's only, and what they are measured in; those that spread need a statistic."""
-
-STATISTICS = {
-    "task_time": ("p50", "p90", "max"),
-    "stretch": ("p50", "p90", "max"),
-    "schedule_lag": ("p50", "p99", "max"),
-    "warm_hit_range": ("p5", "p50", "p95", "inside_85_97"),
-    "retention": ("p1", "p5", "p50", "of_tokens"),
-    "achievable_hit_rate": (),
-    "efficiency": (),
-}
-"""The statistics of the figures that have several; none listed: whatever bounds the run stored."""
+"""Figures that are a whole run's only: what they are measured in, and the statistics that those have of which there are
+several; none listed: whatever bounds the run stored.
+"""
 
 COUNTS = tuple(name for name in metrics.FIGURES if name not in (*RATES, "read_write_ratio", "write_source"))
 KINDS = {
     **dict.fromkeys(RATES, "rate"),
     "read_write_ratio": "ratio",
     **dict.fromkeys(latency.NAMES, "time"),
-    **WHOLE,
+    **{name: kind for name, (kind, _) in WHOLE.items()},
     **dict.fromkeys(COUNTS, "count"),
 }
 FORM = re.compile(
@@ -101,11 +92,11 @@ def parse(text: str) -> Requirement:
 
 
 def _check_stat(text: str, metric: str, stat: str | None) -> None:
+    _, known = WHOLE.get(metric, ("", None))
     if metric in latency.NAMES:
         if stat != "max" and not (stat and percent(stat)):
             raise InputError(f"--require {text!r}: {metric} needs a percentile or max, such as {metric}.p99")
-    elif metric in STATISTICS:
-        known = STATISTICS[metric]
+    elif known is not None:
         if stat is None or (known and stat not in known):
             some = f"one of {', '.join(known)}" if known else f"the name of a bound, as in {metric}.endless"
             raise InputError(f"--require {text!r}: {metric} needs a statistic: {some}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
+
 from keepwarm.reports import latency, losses, metrics
 from keepwarm.reports.frame import Loaded, provenance, time_scale
 from keepwarm.reports.prices import Prices, cost
@@ -13,15 +15,24 @@ from keepwarm.reports.validity import failures, validity
 ABOUT = ("keepwarm", "mode", "trace", "endpoint", "options", "cache", "fidelity", "clock", "started", "ended", "seed")
 
 
-def summarise(
-    loaded: Loaded, prices: Prices, gpu_hour_price: float | None = None, gpus: int | None = None
-) -> dict[str, Any]:
+def summarise(loaded: Loaded, prices: Prices) -> dict[str, Any]:
     """The report of a run or recording: figures at the top level and under ``by_<group>``, rates as fractions, times in
     seconds, None where unknown; with validity, losses, latency, cost and, for a run, the recording beside it.
     """
     linked = metrics.with_previous(loaded.rows)
+    told = figures(loaded, linked)
+    return {
+        **told,
+        "latency": times(loaded),
+        "cost": cost(loaded, prices),
+        "reconciliation": reconcile(loaded, linked, told),
+        "recorded": losses.compare_recorded(loaded.rows) if loaded.kind == "run" else None,
+    }
+
+
+def figures(loaded: Loaded, linked: pl.DataFrame) -> dict[str, Any]:
+    """What a run or recording is, its validity and cache figures, whole and by group; linked: rows with_previous."""
     recorded = loaded.kind == "recording"
-    whole = metrics.of(loaded.rows) | metrics.whole(loaded, linked)
     return {
         "name": loaded.name,
         "kind": loaded.kind,
@@ -30,13 +41,10 @@ def summarise(
         **provenance(loaded),
         **validity(loaded, linked),
         "failures": failures(loaded.rows),
-        **whole,
+        **metrics.of(loaded.rows),
+        **metrics.whole(loaded, linked),
         **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},
         "losses": losses.table(linked, time_scale(loaded), provider=recorded),
-        "latency": times(loaded),
-        "cost": cost(loaded, prices, gpu_hour_price, gpus),
-        "reconciliation": reconcile(loaded, linked, whole),
-        "recorded": None if recorded else losses.compare_recorded(loaded.rows),
     }
 
 

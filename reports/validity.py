@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded
-from keepwarm.reports.metrics import REPORTED
+from keepwarm.reports.frame import PARTS, Loaded
+from keepwarm.reports.metrics import REPORTED, spread_to_max
 
 COVERAGE = 0.99
 FAILED = 0.01
@@ -44,9 +44,9 @@ def _check(name: str, value: float | None, limit: float, *, least: bool, unit: s
     return {"check": name, "value": value, "limit": limit, "least": least, "unit": unit, "good": good}
 
 
-def _note(name: str, value: Any, unit: str = "%") -> dict[str, Any]:
+def _note(name: str, value: Any) -> dict[str, Any]:
     """A figure that is told and judged by nobody."""
-    return {"check": name, "value": value, "limit": None, "least": None, "unit": unit, "good": None}
+    return {"check": name, "value": value, "limit": None, "least": None, "unit": "%", "good": None}
 
 
 def compression(loaded: Loaded) -> str | None:
@@ -60,25 +60,11 @@ def compression(loaded: Loaded) -> str | None:
     return "sound" if sound else "unsound"
 
 
-def token_fidelity(rows: pl.DataFrame) -> dict[str, float | None]:
-    """How far the prompt tokens an endpoint reported are from the planned ones: p50, p95, max, as shares."""
-    return _off(rows, "prompt", "planned_prompt")
-
-
-def _off(rows: pl.DataFrame, name: str, planned_name: str) -> dict[str, float | None]:
-    planned = pl.col(planned_name)
+def fidelity(rows: pl.DataFrame, name: str) -> dict[str, float | None]:
+    """How far the tokens an endpoint reported (prompt, output) are from those planned: p50, p95, max, as shares."""
+    planned = pl.col(f"planned_{name}")
     off = (pl.col(name) - planned).abs() / planned
-    shares = rows.filter(ANSWERED & (planned > 0)).select(off=off)["off"].drop_nulls()
-    return {
-        "p50": shares.quantile(0.5, "equiprobable"),
-        "p95": shares.quantile(0.95, "equiprobable"),
-        "max": shares.max(),  # type: ignore[dict-item]
-    }
-
-
-def output_fidelity(rows: pl.DataFrame) -> dict[str, float | None]:
-    """How far the output tokens an endpoint reported are from those asked for: p50, p95, max, as shares."""
-    return _off(rows, "output", "planned_output")
+    return spread_to_max(rows.filter(ANSWERED & (planned > 0)).select(off=off)["off"].drop_nulls(), 50, 95)
 
 
 def _share(rows: pl.DataFrame, good: pl.Expr) -> float | None:
@@ -118,7 +104,7 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
     answered = rows.filter(ANSWERED)
     covered = answered.height if planned is None or rows.height <= planned else rows.height
     failed = rows.filter(FAILED_CALL).height
-    off, output = token_fidelity(rows), output_fidelity(rows)
+    off, output = fidelity(rows, "prompt"), fidelity(rows, "output")
     same_bytes = (loaded.about.get("fidelity") or {}).get("match") == "bytes"
     token_p95 = _check("token_fidelity.p95", off["p95"], TOKENS_OFF, least=False)
     interrupted = loaded.about.get("interrupted")
@@ -148,10 +134,7 @@ def failures(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 def checks_of_recording(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """The checks of a recording: its calls tell their tokens, and the disjoint parts add up to the prompt."""
-    parts = pl.sum_horizontal(
-        pl.col(name).fill_null(0)
-        for name in ("uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other")
-    )
+    parts = pl.sum_horizontal(pl.col(name).fill_null(0) for name in PARTS)
     told = rows.filter(REPORTED & pl.col("uncached").is_not_null())
     return [
         _check(

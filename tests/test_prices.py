@@ -36,7 +36,7 @@ def costs(tmp_path: Path, *outcomes: Outcome, prices: str | None = None, **gpu: 
     tmp_path.mkdir(exist_ok=True)
     write_outcomes(str(tmp_path / "outcomes.parquet"), outcomes)
     (tmp_path / "run.json").write_bytes(orjson.dumps({"planned_calls": len(outcomes)}))
-    return cost(load(str(tmp_path)), load_prices(prices), **gpu)
+    return cost(load(str(tmp_path)), load_prices(prices, **gpu))
 
 
 def test_a_call_costs_its_parts_at_their_prices(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_simulated_run_has_no_gpu_hours(tmp_path: Path) -> None:
     """Its time is virtual: nobody's GPU was at work so long."""
     costs(tmp_path, outcome("a"))
     (tmp_path / "run.json").write_bytes(orjson.dumps({"planned_calls": 1, "mode": "simulate"}))
-    assert cost(load(str(tmp_path)), load_prices(), 2.0, 4)["gpu_hours"] is None
+    assert cost(load(str(tmp_path)), load_prices(None, 2.0, 4))["gpu_hours"] is None
 
 
 def test_a_vendor_without_write_fee_bills_writes_as_uncached(tmp_path: Path) -> None:
