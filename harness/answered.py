@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -10,22 +10,6 @@ from keepwarm.harness.script import Said
 
 Account = dict[str, Any]
 """A token account in outcome columns."""
-
-
-class Speech(Protocol):
-    """An answer as a dialect tells it, to one client."""
-
-    def opening(self, account: Account) -> bytes:
-        """A stream's first events."""
-
-    def delta(self, text: bytes) -> bytes:
-        """An event with some of the text, escaped as JSON wants it."""
-
-    def closing(self, account: Account) -> bytes:
-        """A stream's last events."""
-
-    def whole(self, account: Account) -> bytes:
-        """An answer that is not streamed."""
 
 
 def event(kind: str, **fields: Any) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -27,6 +27,11 @@ LEAST_SPEED, MOST_SPEED = 1e-3, 1e6
 OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 GAP_CAP = click.option("--gap-cap", type=Duration(), metavar="TIME", help="Cut every gap to at most this.")
 FORCE = click.option("--force", is_flag=True, help="Replace a run that is there.")
+
+
+def choice(name: str, choices: Sequence[str], text: str) -> Callable[..., Any]:
+    """An option that is one of some words, the first unless it is given."""
+    return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
 
 
 @contextmanager
@@ -69,29 +74,17 @@ def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False)
 @click.option("--sessions", type=click.IntRange(1, 1 << 40), default=8, show_default=True, help="Sessions at a time.")
 @click.option("--max-rate", type=click.IntRange(min=1), metavar="N", help="At most N calls a second.")
 @click.option("--no-stream", is_flag=True, help="Ask for whole answers: no first-token times then.")
-@click.option(
-    "--start",
-    type=click.Choice(STARTS),
-    default="salt",
-    show_default=True,
-    help="How the cache is cold: by other texts, the server's cache_salt, its reset; or warm.",
-)
-@click.option(
+@choice("--start", STARTS, "How the cache is cold: by other texts, the server's cache_salt, its reset; or warm.")
+@choice(
     "--assistant",
-    type=click.Choice(["recorded", "live"]),
-    default="recorded",
-    show_default=True,
-    help="Whose answers later prompts repeat: recorded ones, the same on every endpoint, or the endpoint's own.",
+    ("recorded", "live"),
+    "Whose answers later prompts repeat: recorded ones, the same on every endpoint, or the endpoint's own.",
 )
 @click.option(
     "--hints", type=click.Choice(HINTING), default="recorded", show_default=True, help="Scheduling hints to send."
 )
-@click.option(
-    "--match",
-    type=click.Choice(["tokens", "bytes"]),
-    default="tokens",
-    show_default=True,
-    help="Prompts of the planned tokens, or of bytes that do not depend on the endpoint.",
+@choice(
+    "--match", ("tokens", "bytes"), "Prompts of the planned tokens, or of bytes that do not depend on the endpoint."
 )
 @click.option(
     "--like", type=click.Path(path_type=Path), metavar="RUN", help="With --match bytes: the bytes that this run sent."

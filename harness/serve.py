@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from keepwarm.harness import asked as ask
 from keepwarm.harness import nvext, who
-from keepwarm.harness.answered import Messages, Speech
+from keepwarm.harness.answered import Messages
 from keepwarm.harness.answered_chat import Chat, Completions
 from keepwarm.harness.answered_responses import Responses
 from keepwarm.harness.asked import Asked
@@ -42,6 +42,8 @@ from keepwarm.traces.errors import InputError
 
 BODY_BYTES = 64 << 20
 SERVER = "keepwarm serve"
+Speech = Messages | Chat | Responses
+"""An answer as a dialect tells it, to one client."""
 DIALECTS: dict[str, tuple[str, Callable[..., Speech]]] = {
     "messages": ("/v1/messages", Messages),
     "chat": ("/v1/chat/completions", Chat),

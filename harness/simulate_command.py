@@ -12,8 +12,8 @@ import click
 
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import progress
-from keepwarm.harness.run_commands import FORCE, GAP_CAP, finish, run_directory
-from keepwarm.harness.simulated import about_cache, about_cluster, cluster_options, make_cluster
+from keepwarm.harness.run_commands import FORCE, GAP_CAP, choice, finish, run_directory
+from keepwarm.harness.simulated import COUNT, about_cache, about_cluster, cluster_options, make_cluster
 from keepwarm.harness.sweep import grid, sweep
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.rules import AS_RECORDED, RULES
@@ -24,18 +24,6 @@ from keepwarm.traces.journal import OUTCOMES, complete
 from keepwarm.traces.model import Outcome
 from keepwarm.traces.store import write_outcomes
 
-SESSIONS = click.option(
-    "--sessions", type=click.IntRange(1, 1 << 40), metavar="N", help="Run N at a time, not when they were recorded."
-)
-ASSISTANT = click.option(
-    "--assistant",
-    type=click.Choice(["live", "recorded"]),
-    default="live",
-    show_default=True,
-    help="Whose answers later prompts repeat: the cluster's own, whose tokens it finds again, or, as a replay does, "
-    "the recorded ones.",
-)
-
 
 @click.command()
 @click.argument("trace")
@@ -43,8 +31,13 @@ ASSISTANT = click.option(
 @FORCE
 @cluster_options
 @GAP_CAP
-@SESSIONS
-@ASSISTANT
+@click.option("--sessions", type=COUNT, metavar="N", help="Run N at a time, not when they were recorded.")
+@choice(
+    "--assistant",
+    ("live", "recorded"),
+    "Whose answers later prompts repeat: the cluster's own, whose tokens it finds again, or, as a replay does, the "
+    "recorded ones.",
+)
 @click.option(
     "--bound",
     "bounds",

@@ -8,7 +8,7 @@ one chosen where that is faster than computing it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.engine import Engine
@@ -108,7 +108,7 @@ class Cluster:
         self._among = {"background": everyone[split:] if background else everyone}
         self._others = everyone[:split]
         self._shadows = dict(shadows or {})
-        self._seen: dict[Running, dict[str, tuple[Running, object]]] = {}
+        self._seen: dict[Running, dict[str, tuple[Running, Any]]] = {}
         self._where: dict[Running, tuple[_Worker, Running]] = {}
         self._outer: dict[Running, Running] = {}
 
@@ -218,14 +218,11 @@ class Cluster:
         outer = self._outer.get(running)
         if outer is not None:
             self._handed(where, event, running, outer, told)
-        elif event.kind == FIRST_TOKEN:
-            self._first(where, running, event.at_ns)
-            if not running.silent:
-                told.append(event)
-        else:
-            self._done(where, running, event.at_ns)
-            if not running.silent:
-                told.append(event)
+            return
+        happened = self._first if event.kind == FIRST_TOKEN else self._done
+        happened(where, running, event.at_ns)
+        if not running.silent:
+            told.append(event)
 
     def _first(self, where: _Worker, running: Running, now_ns: int) -> None:
         if not self._decoders:

@@ -90,12 +90,3 @@ def _hardware(name: str, row: dict[str, Any]) -> Hardware:
 HARDWARE: dict[str, Hardware] = {}
 for _name, _row in _DATA["hardware"].items():
     HARDWARE[_name] = _hardware(_name, _row)
-
-
-def listed() -> str:
-    """All entries, a line each, for a reader who has to choose."""
-    lines = []
-    for each in HARDWARE.values():
-        price = "no price" if each.hour_usd is None else f"${each.hour_usd:.2f} an hour"
-        lines.append(f"{each.name}: {each.about}; {price} ({each.dated}{', claimed' * each.claimed})")
-    return "\n".join(lines)

@@ -132,11 +132,7 @@ class MarkedCache:
 
     def _find_run(self, lease: MarkedLease, now_ns: int) -> None:
         """Use what is kept of a prompt without a gap."""
-        path, node = [], lease.marks[-1][0]
-        while node.parent is not None:
-            path.append(node)
-            node = node.parent
-        for node in reversed(path):
+        for node in _below(lease.deepest, lease.marks[-1][0]):
             if not self._alive(node, now_ns):
                 break
             node.held[self._slot].users += 1
@@ -168,12 +164,7 @@ class MarkedCache:
         lease.nodes.append(node)
 
     def _keep_run(self, lease: MarkedLease, mark: Node, ttl_ns: int, now_ns: int) -> None:
-        path, node = [], mark
-        while node.end > lease.deepest.end:
-            path.append(node)
-            assert node.parent is not None
-            node = node.parent
-        for node in reversed(path):
+        for node in _below(lease.deepest, mark):
             if not self._alive(node, now_ns):
                 self._put(lease, node, ttl_ns)
             node.held[self._slot].users += 1
@@ -207,3 +198,13 @@ class MarkedCache:
             kept = node.held[self._slot]
             if kept is not None and not kept.users:
                 node.held[self._slot] = None
+
+
+def _below(top: Node, node: Node) -> list[Node]:
+    """A node and those above it, as far as they go on from ``top``, downwards."""
+    path = []
+    while node.end > top.end:
+        path.append(node)
+        assert node.parent is not None
+        node = node.parent
+    return path[::-1]

@@ -7,7 +7,6 @@ first token is out, and lives from its last use.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import Any, Protocol
 
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, Event, Running
@@ -20,25 +19,9 @@ _FIRST, _END = 0, 1
 """At one instant first tokens come before calls end (an answer may be one token), and both before new calls begin."""
 
 
-class Keeping(Protocol):
-    """What happens to a cache as a call goes on."""
-
-    def begin(self, running: Running, now_ns: int) -> Any:
-        """A call arrives and is told what it reads; what it holds."""
-        ...
-
-    def first_token(self, running: Running, lease: Any, now_ns: int) -> None:
-        """Its prompt is computed, and it is told what it wrote."""
-        ...
-
-    def end(self, running: Running, lease: Any, now_ns: int) -> None:
-        """It is over."""
-        ...
-
-
 class KeepBlocks:
-    """Engine rules. Without ``answers`` what is generated is not kept; ``at_once`` a prompt is readable by others as
-    soon as its call arrives, which no engine betters.
+    """What happens to a cache with engine rules as a call goes on. Without ``answers`` what is generated is not kept;
+    ``at_once`` a prompt is readable by others as soon as its call arrives, which no engine betters.
     """
 
     def __init__(self, cache: BlockCache, *, answers: bool = True, at_once: bool = False) -> None:
@@ -47,6 +30,7 @@ class KeepBlocks:
         self.at_once = at_once
 
     def begin(self, running: Running, now_ns: int) -> Lease:
+        """A call arrives and is told what it reads; what it holds."""
         lease = self.cache.acquire(running.job.prompt, now_ns)
         running.read = lease.room
         if self.at_once:
@@ -54,6 +38,7 @@ class KeepBlocks:
         return lease
 
     def first_token(self, running: Running, lease: Lease, now_ns: int) -> None:
+        """Its prompt is computed, and it is told what it wrote."""
         del now_ns
         prompt, block, ttl_ns = running.job.prompt, self.cache.block, self.cache.ttl_ns
         self.cache.grow_most(lease, prompt, prompt.end)
@@ -62,6 +47,7 @@ class KeepBlocks:
             running.writes = {None if ttl_ns is None else round(ttl_ns / SECOND): written}
 
     def end(self, running: Running, lease: Lease, now_ns: int) -> None:
+        """It is over."""
         job = running.job
         upto = job.prompt.end + job.output - 1
         if self.answers and lease.room == job.prompt.end and self.cache.spend(lease, upto) and job.answer:
@@ -70,7 +56,7 @@ class KeepBlocks:
 
 
 class KeepMarked:
-    """A managed API's rules; answers are not readable."""
+    """A managed API's rules, likewise; answers are not readable."""
 
     def __init__(self, cache: MarkedCache) -> None:
         self.cache = cache
@@ -89,11 +75,14 @@ class KeepMarked:
         self.cache.release(lease, now_ns)
 
 
+Keeping = KeepBlocks | KeepMarked
+
+
 class Plain:
     """A worker whose calls do not wait for each other."""
 
-    def __init__(self, keeping: KeepBlocks | KeepMarked, *, times: ServiceTimes) -> None:
-        self.keeping: Keeping = keeping
+    def __init__(self, keeping: Keeping, *, times: ServiceTimes) -> None:
+        self.keeping = keeping
         self.cache = keeping.cache
         self.times = times
         self.running = self.waiting = self.preemptions = 0

@@ -146,14 +146,19 @@ def cold_write_share(rows: pl.DataFrame) -> float | None:
     return share
 
 
+def bounded(loaded: Loaded) -> pl.DataFrame:
+    """The calls that reported what they read once for each ``bound`` stored with the run, ``best`` what it allowed."""
+    assert loaded.bounds is not None
+    best = loaded.bounds.select("call", pl.col("copy").cast(pl.Int32), "bound", best="cache_read")
+    return loaded.rows.filter(REPORTED).join(best, on=["call", "copy"])
+
+
 def achievable(loaded: Loaded) -> dict[str, float]:
     """Hit rate that was to be had under each bound stored with the run, over the calls that reported theirs."""
     if loaded.bounds is None:
         return {}
-    reporting = loaded.rows.filter(REPORTED).select("call", "copy", "planned_prompt")
-    best = loaded.bounds.select("call", pl.col("copy").cast(pl.Int32), "bound", pl.col("cache_read").alias("best"))
-    joined = reporting.join(best, on=["call", "copy"]).group_by("bound", maintain_order=True)
-    rates = joined.agg(rate=_ratio(pl.col("best"), pl.col("planned_prompt")))
+    bounds = bounded(loaded).group_by("bound", maintain_order=True)
+    rates = bounds.agg(rate=_ratio(pl.col("best"), pl.col("planned_prompt")))
     return {bound: rate for bound, rate in rates.sort("bound").iter_rows() if rate is not None}
 
 

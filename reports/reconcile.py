@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports.frame import Loaded
-from keepwarm.reports.metrics import REPORTED
+from keepwarm.reports.metrics import REPORTED, bounded
 from keepwarm.reports.validity import ANSWERED
 
 COLUMNS = {"prompt_tokens": "prompt", "cached_tokens": "cache_read", "output_tokens": "output"}
@@ -60,16 +60,8 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 def _as_predicted(loaded: Loaded) -> float | None:
     """The share of calls that read, to the token, what was predicted."""
-    assert loaded.bounds is not None
-    best = loaded.bounds.filter(pl.col("bound") == "predicted").select(
-        "call", pl.col("copy").cast(pl.Int32), best="cache_read"
-    )
-    share: float | None = (
-        loaded.rows.filter(REPORTED)
-        .join(best, on=["call", "copy"])
-        .select((pl.col("best") == pl.col("cache_read")).mean())
-        .item()
-    )
+    predicted = bounded(loaded).filter(pl.col("bound") == "predicted")
+    share: float | None = predicted.select((pl.col("best") == pl.col("cache_read")).mean()).item()
     return share
 
 

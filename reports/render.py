@@ -179,16 +179,10 @@ def groups(out: Console, report: dict[str, Any], by: Sequence[str]) -> None:
 
 def losses(out: Console, report: dict[str, Any]) -> None:
     """Prefix losses by cause."""
-    rows = [
-        (
-            row["cause"],
-            count(row["calls"]),
-            count(row["tokens_lost"]),
-            rate(row["share_of_written"]),
-            f"{row['points_of_warm_hit_rate']:.2f}",
-        )
-        for row in report["losses"]
-    ]
+    rows = []
+    for row in report["losses"]:
+        sizes, cost = (count(row["calls"]), count(row["tokens_lost"])), f"{row['points_of_warm_hit_rate']:.2f}"
+        rows.append((row["cause"], *sizes, rate(row["share_of_written"]), cost))
     columns = ("cause", "calls", "tokens lost", "of all written", "points of warm_hit_rate")
     table(out, "Prefix losses (less than half of the previous prompt was read)", columns, rows)
 
@@ -230,10 +224,8 @@ def reconciled(out: Console, report: dict[str, Any]) -> None:
         line(out, f"predicted by the simulator {rate(rates['predicted'])} ({away}); {same} of calls to the token")
     rule = beside["as_block_rule"]
     if rule and rule["share"] is not None:
-        told = (
-            f"{rate(rule['share'])} of {count(rule['calls'])} grown prompts read their whole blocks of {rule['block']}"
-        )
-        line(out, told)
+        grown = f"{count(rule['calls'])} grown prompts"
+        line(out, f"{rate(rule['share'])} of {grown} read their whole blocks of {rule['block']}")
 
 
 def points(one: float | None, other: float | None) -> str:
