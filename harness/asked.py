@@ -15,12 +15,8 @@ from keepwarm.traces.model import Breakpoint
 DAY_S, HOUR_S, USUAL_S = 86_400, 3600, 300
 UNSEEN = frozenset(("cache_control", "id", "tool_use_id", "tool_call_id", "call_id", "signature"))
 """Fields of a content block that no model sees."""
-LIMITS = {
-    "messages": ("max_tokens",),
-    "chat": ("max_completion_tokens", "max_tokens"),
-    "responses": ("max_output_tokens",),
-    "completions": ("max_tokens",),
-}
+LIMITS = {"chat": ("max_completion_tokens", "max_tokens"), "responses": ("max_output_tokens",)}
+"""What the dialects call the most tokens of an answer; the others have one name for it."""
 UNKEPT = ("previous_response_id", "conversation", "background", "prompt")
 """What the Responses API keeps for its clients, and this endpoint does not."""
 ROLES = ("assistant", "developer", "system", "tool", "user")
@@ -112,18 +108,9 @@ class Words:
         model = body.get("model")
         choice = body.get("tool_choice")
         offered = frozenset() if choice == "none" or choice == {"type": "none"} else frozenset(self._offered)
-        return Asked(
-            "",
-            model if isinstance(model, str) else None,
-            self.said(),
-            self.tokens,
-            self.kind,
-            tuple(self._marks),
-            None,
-            body.get("stream") is True,
-            tools=offered,
-            results=self._results,
-        )
+        named, stream = model if isinstance(model, str) else None, body.get("stream") is True
+        asked = Asked("", named, self.said(), self.tokens, self.kind, tuple(self._marks), None, stream)
+        return asked._replace(tools=offered, results=self._results)
 
 
 def _text(block: Any) -> str:
@@ -168,8 +155,8 @@ def read(dialect: str, body: dict[str, Any], *, salt: str = "", blocks: bool = F
     tell = dialect in ("messages", "responses") or (
         isinstance(stream_options, Mapping) and stream_options.get("include_usage") is True
     )
-    marks = _marks(dialect, body, asked)
-    return asked._replace(dialect=dialect, output=_output(body, *LIMITS[dialect]), tell_usage=tell, marks=marks)
+    output = _output(body, *LIMITS.get(dialect, ("max_tokens",)))
+    return asked._replace(dialect=dialect, output=output, tell_usage=tell, marks=_marks(dialect, body, asked))
 
 
 def _known(dialect: str, body: dict[str, Any]) -> None:

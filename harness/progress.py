@@ -10,15 +10,11 @@ Told = Callable[[int, int | None], None]
 """Takes how much is done, and of how much where that was not known before."""
 
 
-def _silent(done: int, total: int | None) -> None:
-    del done, total
-
-
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Told]:
     """Shows a bar while the block runs; the block gets a function to tell how far it is."""
     if not sys.stderr.isatty():
-        yield _silent
+        yield lambda done, total: None
         return
     from rich.console import Console  # a terminal only: the import costs more than a short command takes
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

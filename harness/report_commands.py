@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from importlib.resources import as_file, files
 from typing import Any
 
 import click
 import orjson
 
-from keepwarm.reports.frame import Loaded, load
+from keepwarm.reports.frame import load
 from keepwarm.reports.gate import check
 from keepwarm.reports.latency import write_hlog
 from keepwarm.reports.metrics import GROUPS
@@ -55,9 +55,15 @@ def priced(command: Callable[..., None]) -> Callable[..., None]:
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
 
 
-def print_json(reports: list[dict[str, Any]]) -> None:
-    """One report as a JSON object, several as an array of them."""
-    click.echo(orjson.dumps(reports[0] if len(reports) == 1 else reports, option=orjson.OPT_INDENT_2))
+def tell(reports: list[dict[str, Any]], as_json: bool, render: Callable[[dict[str, Any]], None]) -> None:
+    """For people one after the other; as JSON one report as an object, several as an array of them."""
+    if as_json:
+        click.echo(orjson.dumps(reports[0] if len(reports) == 1 else reports, option=orjson.OPT_INDENT_2))
+        return
+    for number, told in enumerate(reports):
+        if number:
+            click.echo()
+        render(told)
 
 
 @click.command()
@@ -78,24 +84,13 @@ def report(paths: tuple[str, ...], as_json: bool, by: tuple[str, ...], prices: P
         loaded = load(path)
         reports.append(summarise(loaded, prices))
         if loaded.kind == "run":
-            _write_beside(loaded)
-    if as_json:
-        print_json(reports)
-        return
-    for number, summary in enumerate(reports):
-        if number:
-            click.echo()
-        render_report(summary, by or ("role", "turn"))
-    if len(reports) > 1:
+            try:
+                write_hlog(loaded)
+            except InputError as error:  # a run that cannot be written to is still reported
+                click.echo(f"keepwarm: {error}", err=True)
+    tell(reports, as_json, partial(render_report, by=by or ("role", "turn")))
+    if len(reports) > 1 and not as_json:
         render_beside(reports)
-
-
-def _write_beside(loaded: Loaded) -> None:
-    """latency.hlog into the run; a run that cannot be written to is still reported."""
-    try:
-        write_hlog(loaded)
-    except InputError as error:
-        click.echo(f"keepwarm: {error}", err=True)
 
 
 @click.command()
@@ -138,10 +133,4 @@ def reproduce(paths: tuple[str, ...], as_json: bool) -> None:
     else:
         with as_file(files("keepwarm.harness").joinpath("demo.parquet")) as bundled:
             results = [{**set_beside(load(str(bundled))), "path": "the bundled trace"}]
-    if as_json:
-        print_json(results)
-        return
-    for number, result in enumerate(results):
-        if number:
-            click.echo()
-        render_reproduce(result)
+    tell(results, as_json, render_reproduce)

@@ -88,6 +88,11 @@ def price_of(prices: Prices, model: str | None) -> dict[str, Any] | None:
     return prices.models[max(fits, key=len)] if fits else None
 
 
+def _table(rows: pl.DataFrame, prices: Prices) -> dict[str, dict[str, Any]]:
+    """The prices of each model in some rows, none where it is not listed."""
+    return {model: price_of(prices, model) or {} for model in rows["model"].unique().drop_nulls()}
+
+
 def _money(tokens: pl.Expr, kind: str, rows: dict[str, dict[str, Any]]) -> pl.Expr:
     """Tokens at their price, by the tier of the call's prompt; no tokens cost nothing, whatever their price."""
 
@@ -112,9 +117,8 @@ def unpriced(rows: pl.DataFrame, prices: Prices) -> dict[str, int]:
     """Calls without a known cost by what is missing, most first: ``model`` is not in the table; ``usage`` was not told;
     a column of tokens (``cache_write_other``) has no price in its model's row. A call may count under several.
     """
-    listed = [m for m in rows["model"].unique().drop_nulls().to_list() if price_of(prices, m)]
-    table = {m: price_of(prices, m) or {} for m in listed}
-    known = pl.col("model").is_in(listed).fill_null(False)
+    table = _table(rows, prices)
+    known = pl.col("model").is_in([model for model, row in table.items() if row]).fill_null(False)
     told = ~pl.any_horizontal(tokens.is_null() for tokens in token_parts().values())
     missing = {"model": ~known, "usage": known & ~told}
     for kind, tokens in token_parts().items():
@@ -136,7 +140,7 @@ def priced(rows: pl.DataFrame, prices: Prices) -> pl.DataFrame:
     A call is null where its usage or a price it needs is not known. A call that failed without usage costs nothing:
     only answers are billed.
     """
-    table = {m: price_of(prices, m) or {} for m in rows["model"].unique().drop_nulls().to_list()}
+    table = _table(rows, prices)
     money = {kind: _money(tokens, kind, table) for kind, tokens in token_parts().items()}
     outputs, inputs = money.pop("output"), reduce(add, money.values())
     free = pl.col("error").is_not_null() & pl.col("prompt").is_null()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
 from keepwarm.reports import metrics
 from keepwarm.reports.frame import load_recording
@@ -102,11 +101,10 @@ def peak_concurrent(rows: pl.DataFrame) -> pl.DataFrame:
 
 def tools(path: str) -> dict[str, Any]:
     """Tool uses: how many, how many a call that asked for any, and the most used names."""
-    column = read_trace_table(path, ["tools"]).column("tools").combine_chunks()
-    lengths = pl.Series(column.value_lengths())
-    names = pl.Series("name", pa.chunked_array([column.flatten().field("name")], pa.string()))
+    used = pl.DataFrame(read_trace_table(path, ["tools"]))["tools"]
+    asking = int((used.list.len() > 0).sum())
+    names = used.filter(used.list.len() > 0).explode().struct.field("name").cast(pl.String)
     counts = names.value_counts().sort("count", "name", descending=[True, False])
-    asking = int((lengths > 0).sum())
     return {
         "uses": len(names),
         "calls_with_tools": asking,
