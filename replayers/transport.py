@@ -1,7 +1,8 @@
 """Connection is one kept HTTP/1.1 connection, as an httpx transport: own code, because this is the hot path.
 
 What comes in is told to a listener from the very callback that read it, stamped with the time at which the kernel had
-it, where the platform tells that: a busy program then reads late and still knows when tokens came.
+the last of it, where the platform tells that: a program that reads a little late still knows when a token came. Tokens
+that came together since it read last have one time.
 """
 
 from __future__ import annotations

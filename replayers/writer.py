@@ -149,6 +149,7 @@ def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpo
     for index in range(len(fragments), len(blocks)):
         fragments.append(shape.fragment(blocks[index - 1].role if index else "", blocks[index]))
         written.size += len(fragments[-1])
+        blocks[index] = blocks[index]._replace(text=b"")  # it stands in the fragment now
     out = [head[:-1], *fragments, shape.end(blocks[-1].role if blocks else "")]
     for index, ttl_s in sorted(_marked(written.ends, marks).items(), reverse=True):
         out.insert(index + 2, shape.mark(ttl_s))

@@ -97,26 +97,19 @@ def pack(calls: Sequence[Call]) -> Packed:
     return Packed(calls_to_batch(calls), told, order_of(calls[0]), order_of(calls[-1]))
 
 
-def _outcome_getter(name: str) -> Callable[[Outcome], Any]:
-    if name == "planned_prompt":
-        return lambda outcome: outcome.call.prompt_tokens
-    if name == "planned_keep":
-        return lambda outcome: outcome.call.keep
-    if name in MEASURED_NAMES:
-        return attrgetter(name)
-    return attrgetter("call." + name.removeprefix("rec_"))
+def _place(name: str) -> str:
+    """Where an outcome has a column's value."""
+    planned = {"planned_prompt": "call.prompt_tokens", "planned_keep": "call.keep"}
+    return planned.get(name) or (name if name in MEASURED_NAMES else "call." + name.removeprefix("rec_"))
 
 
-OUTCOME_GETTERS = {name: _outcome_getter(name) for name in schema.OUTCOMES.names}
+_row = attrgetter(*map(_place, schema.OUTCOMES.names))
 
 
 def outcomes_to_batch(outcomes: Sequence[Outcome]) -> pa.RecordBatch:
-    """Outcomes as one record batch of the outcome schema."""
-    arrays = [
-        to_array([OUTCOME_GETTERS[field.name](outcome) for outcome in outcomes], field.type)
-        for field in schema.OUTCOMES
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema.OUTCOMES)
+    """Outcomes, at least one, as one record batch of the outcome schema."""
+    columns = zip(zip(*map(_row, outcomes), strict=True), schema.OUTCOMES.types, strict=True)
+    return pa.RecordBatch.from_arrays([to_array(*column) for column in columns], schema=schema.OUTCOMES)
 
 
 def _read_column(name: str, column: pa.Array) -> list[Any]:

@@ -22,7 +22,8 @@ from keepwarm.traces.store import read_outcome_table, write_outcome_table
 JOURNAL = "outcomes.arrows"
 OUTCOMES = "outcomes.parquet"
 FLUSH_S = 1.0
-FLUSH_ROWS = 1000
+FLUSH_ROWS = 100
+"""Few enough that a replay is not held up for long."""
 
 
 class Journal:

@@ -27,6 +27,8 @@ from keepwarm.traces.place import first_line, locate
 from keepwarm.traces.sink import ParquetSink, leaves
 
 ROWS_PER_GROUP = 8192
+ROWS_AT_ONCE = 256
+"""Rows that become calls together: a replay that reads its trace as it goes is not held up for long."""
 
 
 class Meta(NamedTuple):
@@ -248,7 +250,8 @@ def _file_calls(name: str) -> Iterator[Call]:
             table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE, rows)
             rows += batch.num_rows
             for part in table.to_batches():
-                yield from batch_to_calls(part)
+                for at in range(0, part.num_rows, ROWS_AT_ONCE):
+                    yield from batch_to_calls(part.slice(at, ROWS_AT_ONCE))
         _check_rows(name, meta, rows)
 
 
