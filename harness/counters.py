@@ -15,10 +15,7 @@ from keepwarm.traces.shipped import shipped
 COUNTERS: dict[str, dict[str, str]] = shipped("keepwarm.harness", "counters.toml")
 """By the server's kind what each counter is called."""
 
-SHAPES = {
-    "dynamo_frontend_model_kv_cache_block_size": "block",
-    "dynamo_frontend_model_total_kv_blocks": "blocks",
-}
+SHAPES = {"dynamo_frontend_model_kv_cache_block_size": "block", "dynamo_frontend_model_total_kv_blocks": "blocks"}
 WORKERS = {
     "vllm:cache_config_info": ("engine",),
     "dynamo_frontend_worker_active_decode_blocks": ("worker_id", "dp_rank"),

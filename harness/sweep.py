@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import product
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,15 +41,15 @@ def grid(axes: tuple[str, ...], options: Point, known: Mapping[str, click.Parame
             named[key] = [(text, known[key].type_cast_value(context, text)) for text in texts]
         except click.BadParameter as error:
             raise InputError(f"--sweep {axis!r}: {error.message}") from error
+    number = prod(len(values) for values in named.values())
+    if number > MOST_POINTS:
+        raise InputError(f"--sweep: {number:,} points, expected at most {MOST_POINTS:,}")
     points = []
     for chosen in product(*named.values()):
         pairs = list(zip(named, chosen, strict=True))
         point = options | {key: value for key, (_, value) in pairs}
+        make_cluster(**point)  # what contradicts itself is refused before any work
         points.append(({key: text for key, (text, _) in pairs}, point))
-    if len(points) > MOST_POINTS:
-        raise InputError(f"--sweep: {len(points):,} points, expected at most {MOST_POINTS:,}")
-    for _, point in points:
-        make_cluster(**point)
     return points
 
 

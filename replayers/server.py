@@ -28,6 +28,7 @@ CONTEXTS = ("max_model_len", "context_window", "max_input_tokens")
 TRIES = 3
 AGAIN_S = 1.0
 PASSING = ("overloaded", "rate_limit")
+USER = Block("user", WORDS[0])
 
 
 class Learned(NamedTuple):
@@ -55,10 +56,10 @@ async def isolates(endpoint: HttpEndpoint, costs: Costs) -> bool:
 
 async def greet(endpoint: HttpEndpoint) -> Answer:
     """The answer to the smallest prompt; from then on the endpoint's limit on outputs has the name that it takes."""
-    answer = await _ask(endpoint, [_user()])
+    answer = await _ask(endpoint, [USER])
     if answer.error == "bad_request" and "max_completion_tokens" in (answer.told or ""):
         endpoint.accepts |= {"max_completion_tokens"}
-        answer = await _ask(endpoint, [_user()])
+        answer = await _ask(endpoint, [USER])
     return answer
 
 
@@ -99,10 +100,6 @@ def refusal(answer: Answer) -> str:
     return words.get(answer.error) or f"refuses a small prompt: {answer.error}, {status}: {told}"
 
 
-def _user(text: bytes = WORDS[0]) -> Block:
-    return Block("user", text if text else WORDS[0])
-
-
 async def _ask(endpoint: HttpEndpoint, blocks: Sequence[Block], fields: Mapping[str, Any] | None = None) -> Answer:
     """The answer to a probe, tried again where the endpoint is busy."""
     for _ in range(TRIES):
@@ -123,11 +120,11 @@ async def _accepted(endpoint: HttpEndpoint) -> frozenset[str]:
     """
     tool, none = Block("tool", WORDS[0], label(0)), endpoint.no_tool_choice
     tries: dict[str, tuple[list[Block], dict[str, Any]]] = {
-        "exact_output": ([_user()], {"min_tokens": 1, "ignore_eos": True}),
-        "cache_key": ([_user()], {"prompt_cache_key": "keepwarm"}),
+        "exact_output": ([USER], {"min_tokens": 1, "ignore_eos": True}),
+        "cache_key": ([USER], {"prompt_cache_key": "keepwarm"}),
     }
     if none is not None:
-        tries |= {"tools": ([tool, _user()], {}), "no_tool_call": ([tool, _user()], {"tool_choice": none})}
+        tries |= {"tools": ([tool, USER], {}), "no_tool_call": ([tool, USER], {"tool_choice": none})}
     answers = await asyncio.gather(*(_ask(endpoint, blocks, fields) for blocks, fields in tries.values()))
     taken = {name: answer.prompt for name, answer in zip(tries, answers, strict=True) if answer.error is None}
     if "tools" in taken and taken.get("no_tool_call") != taken["tools"]:
@@ -170,13 +167,11 @@ def known_words(tokenizer: str | None) -> Sequence[bytes]:
         made = Tokenizer.from_file(tokenizer)
     except Exception as error:
         raise InputError(f"{tokenizer}: expected a tokenizer.json: {str(error)[:80]}") from error
-    first = WORDS[0].decode()
-    least = len(made.encode(first, add_special_tokens=False).ids)
-    good = [
-        word
-        for word in WORDS
-        if len(made.encode(f"{first} {word.decode()}", add_special_tokens=False).ids) == least + 1
-    ]
+
+    def tokens(*words: bytes) -> int:
+        return len(made.encode(b" ".join(words).decode(), add_special_tokens=False).ids)
+
+    good = [word for word in WORDS if tokens(WORDS[0], word) == tokens(WORDS[0]) + 1]
     if len(good) < 64:
         raise InputError(f"{tokenizer}: {len(good)} of {len(WORDS)} common words are one token each, expected 64")
     return good

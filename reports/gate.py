@@ -131,12 +131,7 @@ def differences(run: Loaded, baseline: Loaded) -> list[str]:
 
 
 def check(
-    run: Loaded,
-    requires: list[str],
-    prices: Prices,
-    baseline: Loaded | None = None,
-    *,
-    across_traces: bool = False,
+    run: Loaded, requires: list[str], prices: Prices, baseline: Loaded | None = None, *, across_traces: bool = False
 ) -> tuple[list[str], int]:
     """Hold a run to its requirements: the lines to print and the exit code. InputError on a bad requirement.
 

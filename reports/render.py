@@ -252,10 +252,8 @@ def costs(out: Console, report: dict[str, Any]) -> None:
         why = ", ".join(f"{MISSING.get(name, name)} in {count(calls)}" for name, calls in cost["unpriced"].items())
         line(out, f"  {count(cost['calls_without_cost'])} calls have no known cost: no price for {why}", "yellow")
     if cost["gpu_hours"] is not None:
-        each = dollars(cost["gpu_cost_per_completed_task"])
-        line(
-            out, f"gpu_cost_per_completed_task {each}: {cost['gpu_hours']:.3f} GPU-hours, {dollars(cost['gpu_money'])}"
-        )
+        each, hours = dollars(cost["gpu_cost_per_completed_task"]), f"{cost['gpu_hours']:.3f} GPU-hours"
+        line(out, f"gpu_cost_per_completed_task {each}: {hours}, {dollars(cost['gpu_money'])}")
 
 
 def failures(out: Console, report: dict[str, Any]) -> None:
@@ -285,12 +283,9 @@ def recorded(out: Console, report: dict[str, Any]) -> None:
     sessions = beside["sessions"]
     line(out, "")
     line(out, "Beside the recording", "bold")
-    line(
-        out,
-        f"warm_hit_rate {rate(beside['warm_hit_rate'])}, recorded {rate(beside['recorded_warm_hit_rate'])}"
-        + ("" if points is None else f": {points:+.3f} points")
-        + f", over {count(beside['warm_calls'])} calls that have both",
-    )
+    rates = f"warm_hit_rate {rate(beside['warm_hit_rate'])}, recorded {rate(beside['recorded_warm_hit_rate'])}"
+    apart = "" if points is None else f": {points:+.3f} points"
+    line(out, f"{rates}{apart}, over {count(beside['warm_calls'])} calls that have both")
     steps = (0.5, 1.0, 1.5, 2.0) if sessions["sessions"] else ()
     within = ", ".join(f"{100 * sessions[f'within_{p:g}']:.1f} % within {p:g}" for p in steps)
     most = NONE if sessions["max"] is None else f"{sessions['max']:.2f}"

@@ -21,16 +21,14 @@ def shape(out: Console, report: dict[str, Any]) -> None:
     calls, added = fan["calls_a_session"], grown["added_a_call"]
     agents = ", ".join(f"{sessions} have {number}" for number, sessions in fan["sessions_by_subagents"].items())
     first = ", ".join(f"{role} {count(p50)}" for role, p50 in grown["first_prompt_p50"].items())
+    unread = count(report["uncached"])
     written = ", ".join(f"{kind} {count(report[f'cache_write_{kind}'])}" for kind in ("5m", "1h", "other"))
     output = f"{count(report['output'])} in the {count(report['output_calls'])} calls that tell it"
     named = ", ".join(f"{name} {uses:,}" for name, uses in used["by_name"].items())
     rows = [
         ("agents", f"{count(report['agents'])}, {count(report['subagents'])} of them sub-agents"),
         ("time", f"{seconds(report['span_s'])} from the first call to the last"),
-        (
-            "prompt",
-            f"{count(report['prompt'])} = {count(report['uncached'])} uncached + {count(report['cache_read'])} read",
-        ),
+        ("prompt", f"{count(report['prompt'])} = {unread} uncached + {count(report['cache_read'])} read"),
         ("", f"+ written {written}"),
         ("output", f"{output}; {count(report['output_est'])} estimated in the others"),
         ("calls a session", f"p50 {count(calls['p50'])}, p90 {count(calls['p90'])}, max {count(calls['max'])}"),
@@ -45,28 +43,20 @@ def shape(out: Console, report: dict[str, Any]) -> None:
 
 def gaps(out: Console, report: dict[str, Any]) -> None:
     """Waits before calls, by kind."""
-    rows = [
-        [
-            kind,
-            count(row["count"]),
-            *(seconds(row[key]) for key in ("p50", "p90", "p99", "max")),
-            rate(row["share_of_time"]),
-        ]
-        for kind, row in report["gaps"].items()
-    ]
+    rows = []
+    for kind, row in report["gaps"].items():
+        waits = (seconds(row[key]) for key in ("p50", "p90", "p99", "max"))
+        rows.append((kind, count(row["count"]), *waits, rate(row["share_of_time"])))
     table(out, "Gaps", ("kind", "gaps", "p50", "p90", "p99", "max", "of gap time"), rows)
 
 
 def breaks(out: Console, report: dict[str, Any]) -> None:
     """Why prefixes broke, where the recording saw it."""
-    rows = [
-        [
-            words(row["kind"], row["first_position"], row["last_position"], row["change"]),
-            row["role"],
-            *(count(row[key]) for key in ("tokens", "calls", "agents", "tokens_behind")),
-        ]
-        for row in report["breaks"][:TOP_BREAKS]
-    ]
+    rows = []
+    for row in report["breaks"][:TOP_BREAKS]:
+        differs = words(row["kind"], row["first_position"], row["last_position"], row["change"])
+        sizes = (count(row[key]) for key in ("tokens", "calls", "agents", "tokens_behind"))
+        rows.append((differs, row["role"], *sizes))
     if report["about"]["producer"] == "record" and not rows:
         line(out, "")
         line(out, "No prefix broke: every prompt goes on from its agent's previous one")

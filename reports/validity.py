@@ -136,10 +136,9 @@ def checks_of_recording(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """The checks of a recording: its calls tell their tokens, and the disjoint parts add up to the prompt."""
     parts = pl.sum_horizontal(pl.col(name).fill_null(0) for name in PARTS)
     told = rows.filter(REPORTED & pl.col("uncached").is_not_null())
+    reported = _share(rows.filter(pl.col("error").is_null()), REPORTED)
     return [
-        _check(
-            "cached_tokens_reported", _share(rows.filter(pl.col("error").is_null()), REPORTED), COVERAGE, least=True
-        ),
+        _check("cached_tokens_reported", reported, COVERAGE, least=True),
         _check("tokens_add_up", _share(told, parts == pl.col("prompt")), COVERAGE, least=True),
     ]
 
