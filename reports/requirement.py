@@ -54,7 +54,10 @@ FORM = re.compile(
     r"\s*(?P<op>>=|<=|==|>|<)\s*(?P<value>\S.*?)\s*"
 )
 NUMBER = re.compile(r"\$?\s*(\d+(?:\.\d+)?)\s*(%|s|ms|us|x|\$|)")
-RELATIVE = re.compile(r"baseline\s*(?:\*\s*(?P<times>\d+(?:\.\d+)?)|(?P<sign>[+-])\s*(?P<by>\d.*))?")
+RELATIVE = re.compile(
+    r"baseline\s*(?:\*\s*(?P<times>\d+(?:\.\d+)?)|(?P<sign>[+-])\s*"
+    r"(?P<by>(?P<share>\d+(?:\.\d+)?)\s*%|(?P<points>\d+(?:\.\d+)?)\s*pt|\d.*))?"
+)
 EXPECTED = "expected 'metric[.statistic][selectors] operator value', such as 'ttft.p99[role=main] <= 2s'"
 
 
@@ -127,18 +130,13 @@ def _value(text: str, metric: str, value: str) -> tuple[float, bool, float]:
     relative = RELATIVE.fullmatch(value)
     if relative is None:
         return _number(text, metric, value), False, 1.0
-    if relative["times"]:
-        return 0.0, True, float(relative["times"])
-    if not relative["by"]:
-        return 0.0, True, 1.0
-    sign = 1.0 if relative["sign"] == "+" else -1.0
-    share = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", relative["by"])
-    if share:
-        return 0.0, True, 1.0 + sign * float(share[1]) / 100
-    points = re.fullmatch(r"(\d+(?:\.\d+)?)\s*pt", relative["by"])
-    if points and KINDS[metric] == "rate":
-        return sign * float(points[1]) / 100, True, 1.0
-    return sign * _number(text, metric, relative["by"]), True, 1.0
+    sign = -1.0 if relative["sign"] == "-" else 1.0
+    if relative["share"]:
+        return 0.0, True, 1.0 + sign * float(relative["share"]) / 100
+    if relative["points"] and KINDS[metric] == "rate":
+        return sign * float(relative["points"]) / 100, True, 1.0
+    plus = sign * _number(text, metric, relative["by"]) if relative["by"] else 0.0
+    return plus, True, float(relative["times"] or 1)
 
 
 def _number(text: str, metric: str, value: str) -> float:
