@@ -62,7 +62,7 @@ class PromptText:
     """
 
     def __init__(
-        self, *, salt: str = "", words: Sequence[bytes] = WORDS, ids: bool = False, limit_bytes: int = 32 << 20
+        self, *, salt: str = "", words: Sequence[bytes] = WORDS, ids: bool = False, limit_bytes: int = 16 << 20
     ) -> None:
         self._salt = b"keepwarm.text.2\0" + salt.encode() + b"\0"
         self._columns = _columns(IDS if ids else words)
