@@ -212,8 +212,7 @@ def _check(told: dict[str, Any]) -> None:
 
 
 def _hardware(options: dict[str, Any]) -> Hardware | None:
-    name = options.get("hardware")
-    return None if name is None else HARDWARE[name]
+    return HARDWARE.get(options.get("hardware") or "")
 
 
 def _batches(told: dict[str, Any]) -> bool:

@@ -32,7 +32,7 @@ class Link(NamedTuple):
 
 
 class Gauge(NamedTuple):
-    """A worker now, and its totals in tokens and calls since it started; ``kv_used`` is None without a capacity."""
+    """A worker now, and its totals in tokens since it started; ``kv_used`` is None without a capacity."""
 
     worker: str
     running: int
@@ -41,7 +41,6 @@ class Gauge(NamedTuple):
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
-    finished: int
     preemptions: int
 
 
@@ -52,7 +51,7 @@ class _Worker:
         self.worker = worker
         self.index = index
         self.guess = guess
-        self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.finished = 0
+        self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
 
     def cached(self, node: Node) -> int:
         """What of a prompt a call would find here; managed rules tell only calls."""
@@ -170,7 +169,7 @@ class Cluster:
         for each in self._all:
             worker = each.worker
             used = worker.kv_used() if isinstance(worker, Engine) else None
-            totals = (each.prompt_tokens, each.cached_tokens, each.generated_tokens, each.finished)
+            totals = (each.prompt_tokens, each.cached_tokens, each.generated_tokens)
             told.append(Gauge(str(each.index), worker.running, worker.waiting, used, *totals, worker.preemptions))
         return told
 
@@ -238,7 +237,6 @@ class Cluster:
             return
         job = running.job
         where.generated_tokens += job.output
-        where.finished += 1
         if job.hints is not None and job.hints.speculative_prefill and job.answer and not running.silent:
             warm = Job(self.tree.extend(job.prompt, job.answer), 1, model=job.model, session=job.session)
             self._send(self._pool[where.index % len(self._pool)], Running(warm, now_ns, silent=True), now_ns)

@@ -85,16 +85,9 @@ def _mode(path: Path) -> str | None:
 
 def about_trace(path: str, meta: Meta, calls: int, sessions: int) -> dict[str, Any]:
     """What run.json says of the trace."""
-    return {
-        "name": path.rstrip("/").rsplit("/", 1)[-1],
-        "digest": meta.digest,
-        "producer": meta.producer,
-        "tokens": meta.tokens,
-        "prefix_breaks": meta.notes.get("prefix_breaks"),
-        "recorded_breaks": meta.notes.get("recorded_breaks"),
-        "calls": calls,
-        "sessions": sessions,
-    }
+    known = {"digest": meta.digest, "producer": meta.producer, "tokens": meta.tokens}
+    known |= {name: meta.notes.get(name) for name in ("prefix_breaks", "recorded_breaks")}
+    return {"name": path.rstrip("/").rsplit("/", 1)[-1], **known, "calls": calls, "sessions": sessions}
 
 
 def about_machine() -> dict[str, Any]:

@@ -54,6 +54,10 @@ class Loaded(NamedTuple):
     about: dict[str, Any]
     bounds: pl.DataFrame | None = None
 
+    def told(self, name: str) -> dict[str, Any]:
+        """One of the objects in what it says of itself, empty where there is none."""
+        return self.about.get(name) or {}
+
 
 def _exists(path: str) -> bool:
     system, inner = locate(path)
@@ -170,9 +174,8 @@ def _read_bounds(path: str) -> pl.DataFrame | None:
 
 def time_scale(loaded: Loaded) -> float:
     """Seconds of the endpoint's clock in one measured second: the run's speed where that clock was driven by it."""
-    speed = (loaded.about.get("options") or {}).get("speed") or 1.0
-    driven = (loaded.about.get("endpoint") or {}).get("clock_driven")
-    return float(speed) if loaded.kind == "run" and driven else 1.0
+    driven = loaded.kind == "run" and loaded.told("endpoint").get("clock_driven")
+    return float(loaded.told("options").get("speed") or 1.0) if driven else 1.0
 
 
 def clock_told(scale: float) -> str:
@@ -185,6 +188,6 @@ def provenance(loaded: Loaded) -> dict[str, Any]:
     that cut, ``informed_calls`` how many of the calls here are marked as such; None where it is not told. Marked are
     fewer: a call has one ``prefix_change``, and a cut that fell on a compaction or the like is marked as that.
     """
-    told = loaded.about.get("trace" if loaded.kind == "run" else "notes") or {}
+    told = loaded.told("trace" if loaded.kind == "run" else "notes")
     marked = (loaded.rows["prefix_change"] == "recorded_break").sum()
     return {**{key: told.get(key) for key in ("prefix_breaks", "recorded_breaks")}, "informed_calls": int(marked)}

@@ -120,9 +120,8 @@ def differences(run: Loaded, baseline: Loaded) -> list[str]:
 
     def of(loaded: Loaded) -> dict[str, Any]:
         about = loaded.about
-        trace, endpoint = about.get("trace") or {}, about.get("endpoint") or {}
-        digest = trace.get("digest") if loaded.kind == "run" else about.get("digest")
-        server = {key: endpoint.get(key) for key in ("name", "dialect", "server")}
+        digest = loaded.told("trace").get("digest") if loaded.kind == "run" else about.get("digest")
+        server = {key: loaded.told("endpoint").get(key) for key in ("name", "dialect", "server")}
         named = {key: about.get(key) for key in ("options", "cache", "mode")}
         return {TRACE: digest, "endpoint": server, **named}
 

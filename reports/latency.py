@@ -100,7 +100,7 @@ def hlog_lines(loaded: Loaded) -> Iterator[str]:
 
 
 def _started(loaded: Loaded) -> datetime:
-    told = (loaded.about.get("clock") or {}).get("anchor") or loaded.about.get("started")
+    told = loaded.told("clock").get("anchor") or loaded.about.get("started")
     try:
         moment = datetime.fromisoformat(str(told))
     except ValueError:

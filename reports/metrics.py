@@ -174,8 +174,7 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
         whole=pl.col("done_ns").is_not_null().all(),
     )
     tasks = tasks.filter("whole")
-    options = loaded.about.get("options") or {}
-    scale = time_scale(loaded)
+    options, scale = loaded.told("options"), time_scale(loaded)
     same_plan = options.get("gap_cap_s") is None and (options.get("speed") or 1.0) in (1.0, scale)
     stretch = tasks.filter(pl.col("recorded") > 0).select(s=pl.col("wall") * scale / pl.col("recorded"))["s"]
     known = same_plan and loaded.kind == "run" and len(stretch) > 0

@@ -196,7 +196,7 @@ def _gpu_cost(loaded: Loaded, done: int, prices: Prices) -> dict[str, Any]:
     A simulated run's time is virtual, nobody's GPU was at work: it counts only where the step times of a hardware, or
     measured ones, made it. A hardware's own price is the one that is not given.
     """
-    cluster = loaded.about.get("cluster") or {}
+    cluster = loaded.told("cluster")
     real = loaded.about.get("mode") != "simulate" or bool({"hardware", "times"} & set(cluster))
     price = cluster.get("gpu_hour_usd") if prices.gpu_hour_usd is None else prices.gpu_hour_usd
     wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()

@@ -23,7 +23,7 @@ def reconcile(loaded: Loaded, linked: pl.DataFrame, figures: dict[str, Any]) -> 
     of that block must give. ``figures`` are the run's. None where the server told nothing; a figure that one side did
     not tell is None. ``linked``: rows with_previous.
     """
-    told = loaded.about.get("counters") or {}
+    told = loaded.told("counters")
     before, after = told.get("before") or {}, told.get("after") or {}
     if loaded.kind != "run" or not before:
         return None
@@ -44,7 +44,7 @@ def reconcile(loaded: Loaded, linked: pl.DataFrame, figures: dict[str, Any]) -> 
             "predicted": predicted,
         },
         "as_predicted": _as_predicted(loaded) if predicted is not None else None,
-        "as_block_rule": _as_block_rule(linked, before, live=loaded.about["options"].get("assistant") == "live"),
+        "as_block_rule": _as_block_rule(linked, before, live=loaded.told("options").get("assistant") == "live"),
         "preemptions": server.get("preemptions"),
     }
 

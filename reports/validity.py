@@ -34,8 +34,7 @@ UNASKED = "no preflight: prompts were not calibrated to this endpoint, nor was i
 
 def _unasked(loaded: Loaded) -> bool:
     """Whether a replay was sent without asking first."""
-    endpoint = loaded.about.get("endpoint") or {}
-    return "preflight" in endpoint and endpoint["preflight"] is None
+    return loaded.told("endpoint").get("preflight", {}) is None
 
 
 def _check(name: str, value: float | None, limit: float, *, least: bool, unit: str = "%") -> dict[str, Any]:
@@ -51,11 +50,10 @@ def _note(name: str, value: Any) -> dict[str, Any]:
 
 def compression(loaded: Loaded) -> str | None:
     """``sound`` or ``unsound`` where the run's time was scaled or cut; None where it was not, or for a recording."""
-    options = loaded.about.get("options") or {}
+    options, endpoint = loaded.told("options"), loaded.told("endpoint")
     cut = options.get("gap_cap_s") is not None
     if loaded.kind != "run" or not (cut or (options.get("speed") or 1.0) != 1.0):
         return None
-    endpoint = loaded.about.get("endpoint") or {}
     sound = endpoint.get("has_ttl") is False or (bool(endpoint.get("clock_driven")) and not cut)
     return "sound" if sound else "unsound"
 
@@ -105,7 +103,7 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
     covered = answered.height if planned is None or rows.height <= planned else rows.height
     failed = rows.filter(FAILED_CALL).height
     off, output = fidelity(rows, "prompt"), fidelity(rows, "output")
-    same_bytes = (loaded.about.get("fidelity") or {}).get("match") == "bytes"
+    same_bytes = loaded.told("fidelity").get("match") == "bytes"
     token_p95 = _check("token_fidelity.p95", off["p95"], TOKENS_OFF, least=False)
     interrupted = loaded.about.get("interrupted")
     return [
