@@ -85,7 +85,7 @@ def _mode(path: Path) -> str | None:
 
 def about_trace(path: str, meta: Meta, calls: int, sessions: int) -> dict[str, Any]:
     """What run.json says of the trace."""
-    known = {"digest": meta.digest, "producer": meta.producer, "tokens": meta.tokens}
+    known: dict[str, Any] = {"digest": meta.digest, "producer": meta.producer, "tokens": meta.tokens}
     known |= {name: meta.notes.get(name) for name in ("prefix_breaks", "recorded_breaks")}
     return {"name": path.rstrip("/").rsplit("/", 1)[-1], **known, "calls": calls, "sessions": sessions}
 
