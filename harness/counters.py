@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from keepwarm.replayers.address import Address
+from keepwarm.replayers.address import Address, shown_url
 from keepwarm.replayers.server import client
+from keepwarm.traces.errors import InputError
 from keepwarm.traces.shipped import shipped
 
 COUNTERS: dict[str, dict[str, str]] = shipped("keepwarm.harness", "counters.toml")
@@ -24,16 +25,19 @@ WORKERS = {
 """Samples of which each worker has one, and the labels that tell it from others."""
 
 
-def read_counters(address: Address, more: Sequence[str] = ()) -> dict[str, Any] | None:
+def read_counters(address: Address, more: Sequence[str] = (), *, must: bool = False) -> dict[str, Any] | None:
     """The counters of the server at an address, and of those at ``more`` URLs, added up over all of their labels; its
     ``kind`` with them, how many ``workers`` it has, and the ``block`` and ``blocks`` of their caches, where it tells.
-    None where it tells nothing.
+    None where it tells nothing; InputError where others ``must`` tell something and do not.
     """
     samples: dict[str, float] = {}
     shape: dict[str, int] = {}
     workers = set()
     for where in (address, *(Address(url, {}, address.tls) for url in more)):
-        for name, labels, value in _samples(where):
+        told = _samples(where)
+        if must and where is not address and not told:
+            raise InputError(f"--metrics {shown_url(where.url)}: tells no counters at /metrics")
+        for name, labels, value in told:
             samples[name] = samples.get(name, 0.0) + value
             shape |= _shape(name, labels, value)
             if name in WORKERS:

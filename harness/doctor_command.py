@@ -110,13 +110,11 @@ def _findings(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _overflow(told: dict[str, Any]) -> str:
-    if told["outcome"] in (None, "refused"):
-        why = (
-            f"status {told['status']}: {(told['told'] or '').partition('. ')[0][:80]}".rstrip(": ")
-            if told["outcome"]
-            else ""
-        )
-        return f"refused: {why}" if why else "not known"
+    if told["outcome"] is None:
+        return "not known"
+    if told["outcome"] == "refused":
+        words = (told["told"] or "").partition(". ")[0][:80]
+        return f"refused: status {told['status']}: {words}".rstrip(": ")
     return f"{told['outcome']}: {told['prompt']:,} prompt tokens reported of {told['sent']:,} sent"
 
 

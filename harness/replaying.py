@@ -89,6 +89,7 @@ def asked_endpoint(
     preflight: bool = True,
     tokenizer: str | None = None,
     frozen: Costs | None = None,
+    stream: bool = True,
 ) -> Asking:
     """What listens at an address, and what one must know of it to measure. InputError where nothing could be."""
     server, words = identify(address), known_words(tokenizer)
@@ -98,7 +99,7 @@ def asked_endpoint(
     asking = Asking(address, server, dialect, name, frozen=frozen)
     if not preflight:
         return asking
-    endpoint = asking.endpoint(clock=RunClock(), accepts=frozenset(), timeout_s=60.0)
+    endpoint = asking.endpoint(clock=RunClock(), accepts=frozenset(), timeout_s=60.0, stream=stream)
     learned: Learned = asyncio.run(_then_close(learn(endpoint, words=words), endpoint))
     if learned.reads == "absent":
         flag = REPORTING.get(server["server"] or "")
@@ -119,8 +120,10 @@ async def _then_close(asked: Any, endpoint: HttpEndpoint) -> Any:
         await endpoint.aclose()
 
 
-def frozen_costs(run: Path | None, start: str) -> tuple[Costs, str | None]:
-    """The costs and the salt that another run's texts were written by, so that these have the same bytes."""
+def frozen_costs(run: Path | None, start: str, **same: Any) -> tuple[Costs, str | None]:
+    """The costs and the salt that another run's texts were written by, so that these have the same bytes. ``same`` is
+    what must be the same in it, by names of run.json.
+    """
     if run is None:
         return Costs(), None
     try:
@@ -128,6 +131,10 @@ def frozen_costs(run: Path | None, start: str) -> tuple[Costs, str | None]:
         costs, how, salt = Costs.read(about["fidelity"]["costs"]), about["cache"]["how"], about["cache"]["salt"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run / runs.ABOUT}: expected a replay's run.json with fidelity.costs") from error
+    told = {"trace": (about.get("trace") or {}).get("digest"), **(about.get("options") or {})}
+    for name, value in same.items():
+        if told.get(name) != value:
+            raise InputError(f"{run}: has the bytes of another {name}: {told.get(name)}, not {value}")
     if (how == "salt") != (start == "salt"):
         raise InputError(f"{run}: has the bytes of --start {how}, which a run of --start {start} has not")
     return costs, salt if how == "salt" else None
@@ -165,7 +172,7 @@ def replay_to(
         live=assistant == "live",
         hints=hints,
     )
-    before = read_counters(asking.address, metrics)
+    before = read_counters(asking.address, metrics, must=True)
     runs.write_bounds(path, _bounds(planned, before, live=assistant == "live"))
     about = _about_endpoint(planned, asking, start, run_salt, repeated=salt is not None)
     options = {"max_rate": max_rate, "timeout_s": timeout, "stream": not no_stream}

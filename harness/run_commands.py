@@ -105,12 +105,14 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **options: An
     like, match = take("like"), take("match")
     if like is not None and match != "bytes":
         raise click.UsageError("--like is for --match bytes")
-    frozen, salt = frozen_costs(like, options["start"]) if match == "bytes" else (None, None)
+    frozen, salt = None, None
+    if match == "bytes":
+        same = {"trace": planned.meta.digest, "assistant": options["assistant"]}
+        frozen, salt = frozen_costs(like, options["start"], **same, scale_tokens=planned.options["scale_tokens"])
     dialect, preflight = take("dialect"), not take("no_preflight")
     address = take_address(url, dialect, options)
-    asking = asked_endpoint(
-        address, dialect, take("model"), preflight=preflight, tokenizer=take("tokenizer"), frozen=frozen
-    )
+    how = {"preflight": preflight, "tokenizer": take("tokenizer"), "stream": not options["no_stream"]}
+    asking = asked_endpoint(address, dialect, take("model"), frozen=frozen, **how)
     with run_directory(output, "replay", force=force) as path:
         came = replay_to(path, planned, asking, salt=salt, **options)
         finish(path, output, came.words())

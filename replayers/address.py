@@ -18,6 +18,10 @@ SHORT = 3
 """Characters that are no secret, but may be in any word."""
 
 
+HEADER = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+OURS = ("host", "content-length", "transfer-encoding", "connection")
+
+
 class Address(NamedTuple):
     """An endpoint's URL, the headers of every request with its key, what its certificate is held against, and whose
     transport is used: the ``own`` or ``httpx``'s.
@@ -72,7 +76,7 @@ def more_headers(given: Sequence[str]) -> dict[str, str]:
     found = {}
     for each in given:
         name, _, variable = each.partition("=")
-        if not name or not variable:
+        if not (HEADER.fullmatch(name) and variable) or name.lower() in OURS:
             raise InputError(f"header {each!r}: expected NAME=VARIABLE, an environment variable that holds its value")
         found[name.lower()] = secret(f"a value for the header {name}", variable, None) or ""
     return found

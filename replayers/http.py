@@ -73,12 +73,8 @@ class Dialect(Protocol):
         ...
 
 
-DIALECTS: dict[str, Dialect] = {
-    "messages": messages,
-    "chat": chat,
-    "responses": responses,
-    "completions": completions,
-}
+DIALECTS: dict[str, Dialect]
+DIALECTS = {"messages": messages, "chat": chat, "responses": responses, "completions": completions}
 
 
 def reach(
@@ -170,11 +166,6 @@ class HttpEndpoint:
         stock = stock_transports(address.tls) if address.transport == "httpx" else None
         self._transport = transport or stock or transports(self._url, address.tls, clock)
         self._idle: dict[tuple[str, str, int], tuple[httpx.AsyncBaseTransport, int]] = {}
-
-    @property
-    def no_tool_choice(self) -> Any:
-        """The tool_choice that has no tool called; None where there are no tools."""
-        return self._dialect.NO_TOOL
 
     async def send(self, request: Request) -> Answer:
         """Send one request and wait for the whole answer; what goes wrong stands in the answer."""

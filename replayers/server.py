@@ -15,9 +15,9 @@ import orjson
 from keepwarm.replayers.address import Address, base_url
 from keepwarm.replayers.blocks import Block, label
 from keepwarm.replayers.endpoint import Answer
-from keepwarm.replayers.http import HttpEndpoint
+from keepwarm.replayers.http import DIALECTS, HttpEndpoint
 from keepwarm.replayers.sse import part, string
-from keepwarm.replayers.text import WORDS, PromptText
+from keepwarm.replayers.text import IDS, WORDS, PromptText
 from keepwarm.replayers.tokens import Costs, Spelled, calibrate
 from keepwarm.traces.errors import InputError
 
@@ -46,10 +46,15 @@ class Learned(NamedTuple):
         return self._asdict() | {"accepts": sorted(self.accepts), "costs": self.costs.told()}
 
 
+def _long(endpoint: HttpEndpoint, costs: Costs) -> list[Block]:
+    """A prompt that nobody has asked yet, marked for caches that keep what is marked."""
+    text = PromptText(salt=secrets.token_hex(4), words=costs.words, ids=endpoint.name == "completions")
+    return [Block("user", text.fragment(1, LONG), ttl_s=300)]
+
+
 async def isolates(endpoint: HttpEndpoint, costs: Costs) -> bool:
     """Whether another ``cache_salt`` makes an endpoint's cache cold: each of some, for one may reach another worker."""
-    text = PromptText(salt=secrets.token_hex(4), words=costs.words, ids=endpoint.name == "completions")
-    long = [Block("user", text.fragment(1, LONG), ttl_s=300)]
+    long = _long(endpoint, costs)
     answers = [await _ask(endpoint, long, {"cache_salt": salt}) for salt in ("one", *SALTS)]
     return bool(answers[1].cache_read) and all(answer.cache_read == 0 for answer in answers[2:])
 
@@ -72,8 +77,7 @@ async def learn(endpoint: HttpEndpoint, *, words: Sequence[bytes] = WORDS) -> Le
     costs = Costs(tools=False)
     if endpoint.name != "completions":
         costs = await calibrate(_counting(endpoint), tools="tools" in endpoint.accepts, words=words)
-    text = PromptText(salt=secrets.token_hex(4), words=costs.words, ids=endpoint.name == "completions")
-    long = [Block("user", text.fragment(1, LONG), ttl_s=300)]
+    long = _long(endpoint, costs)
     first = await _ask(endpoint, long)
     written = sum(each or 0 for each in (first.cache_write_5m, first.cache_write_1h, first.cache_write_other))
     for _ in range(TRIES):  # another of several workers may answer
@@ -90,11 +94,10 @@ def refusal(answer: Answer) -> str:
     """Why an endpoint could not be asked, in words."""
     if answer.error is None:
         return "answers without telling prompt tokens: nothing of a replay could be checked"
-    words = {
-        "auth": "refuses the API key, or wants one (--key-env NAME or --key-file FILE)",
-        "timeout": "takes a request and gives no answer in time",
-        "reset": "breaks the connection off",
-    }
+    if answer.error == "reset" and answer.status == 200:
+        return "ends its answer before a stream's end: if it does not stream, --no-stream"
+    words = {"timeout": "takes a request and gives no answer in time", "reset": "breaks the connection off"}
+    words["auth"] = "refuses the API key, or wants one (--key-env NAME or --key-file FILE)"
     status = f"status {answer.status}" if answer.status else "no answer"
     told = " ".join((answer.told or "").split())[:200]
     return words.get(answer.error) or f"refuses a small prompt: {answer.error}, {status}: {told}"
@@ -102,23 +105,21 @@ def refusal(answer: Answer) -> str:
 
 async def _ask(endpoint: HttpEndpoint, blocks: Sequence[Block], fields: Mapping[str, Any] | None = None) -> Answer:
     """The answer to a probe, tried again where the endpoint is busy."""
+    if endpoint.name == "completions":
+        blocks = [block if block.text[:1].isdigit() else block._replace(text=IDS[0]) for block in blocks]
     for _ in range(TRIES):
-        answer = await endpoint.ask(_ids(blocks) if endpoint.name == "completions" else blocks, fields=fields)
+        answer = await endpoint.ask(blocks, fields=fields)
         if answer.error not in PASSING:
             break
         await asyncio.sleep(AGAIN_S)
     return answer
 
 
-def _ids(blocks: Sequence[Block]) -> Sequence[Block]:
-    return [block if block.text[:1].isdigit() else block._replace(text=b"1000") for block in blocks]
-
-
 async def _accepted(endpoint: HttpEndpoint) -> frozenset[str]:
     """What is not refused. That no tool is called is asked for only where the tools stay in the prompt, or where tools
     are refused without it.
     """
-    tool, none = Block("tool", WORDS[0], label(0)), endpoint.no_tool_choice
+    tool, none = Block("tool", WORDS[0], label(0)), DIALECTS[endpoint.name].NO_TOOL
     tries: dict[str, tuple[list[Block], dict[str, Any]]] = {
         "exact_output": ([USER], {"min_tokens": 1, "ignore_eos": True}),
         "cache_key": ([USER], {"prompt_cache_key": "keepwarm"}),
@@ -239,6 +240,8 @@ def _unanswered(error: httpx.RequestError, timeout_s: float) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"no answer within {timeout_s:g} s"
     if isinstance(error, httpx.ConnectError):
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return "its certificate is not trusted: --ca FILE names one that is"
         return "what listens there does not speak TLS as it should" if "SSL" in str(error) else "nothing answers there"
     return "what listens there gave no HTTP answer"
 

@@ -133,6 +133,10 @@ def what(report: dict[str, Any]) -> str:
         told.append(f"at speed {options['speed']:g}")
     if options.get("gap_cap_s") is not None:
         told.append(f"with gaps cut to {options['gap_cap_s']:g} s")
+    cache = about.get("cache") or {}
+    if cache.get("state_at_start"):
+        told[-1] += ","
+        told.append(f"cache {cache['state_at_start']} at the start ({cache.get('how')})")
     return f"{size}; {' '.join(told)}"
 
 

@@ -41,7 +41,8 @@ def _asked(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     return asked + [(name, [str((each.get("options") or {}).get(name, NONE)) for each in about]) for name in OPTIONS]
 
 
-_PLACES = {"endpoint": "endpoint.url", "dialect": "endpoint.dialect", "trace": "trace.digest", "start": "cache.how"}
+_PLACES = {"endpoint": "endpoint.url", "dialect": "endpoint.dialect", "trace": "trace.digest"}
+_PLACES |= {"start": "cache.how", "cache": "cache.state_at_start"}
 
 
 def _change(values: Sequence[str], reports: Sequence[Any]) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
 from math import exp, log
 from random import Random
 from statistics import NormalDist
 from typing import Any, NamedTuple
+
+from keepwarm.traces.shipped import shipped
 
 HOUR = 3600
 NORMAL = NormalDist()
@@ -89,7 +89,7 @@ class Workload(NamedTuple):
         return Script(calls, humans, teams, completed=rng.random() < self.completed_share)
 
 
-_DATA: dict[str, Any] = tomllib.loads(files("keepwarm.traces").joinpath("workloads.toml").read_text("utf-8"))
+_DATA = shipped("keepwarm.traces", "workloads.toml")
 
 
 def _kinds(told: dict[str, dict[str, Any]]) -> dict[str, Kind]:
