@@ -98,7 +98,10 @@ class Connection(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close it."""
+        wire = self._wire
         self._close()
+        if isinstance(wire, _Stream):
+            await wire.lost.wait()
 
     def _close(self) -> None:
         if self._wire is not None:
@@ -279,12 +282,12 @@ class _Stream(asyncio.Protocol):
         self._clock = clock
         self._reading: _Reading | None = None
         self._transport: Any = None
-        self._lost = False
+        self.lost = asyncio.Event()
 
     def ask(self, buffers: Sequence[bytes], listener: Listener) -> _Reading:
         """Send a request; its answer as it will be read."""
         self._reading = _Reading(listener)
-        if self._lost:
+        if self.lost.is_set():
             self._reading.fail(ConnectionResetError("closed"))
         else:
             self._transport.writelines(buffers)
@@ -292,7 +295,7 @@ class _Stream(asyncio.Protocol):
 
     def close(self) -> None:
         """Close it."""
-        self._transport.close()
+        self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -302,6 +305,6 @@ class _Stream(asyncio.Protocol):
             self._reading.feed(data, self._clock())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
+        self.lost.set()
         if self._reading is not None:
             self._reading.fail(exc if isinstance(exc, OSError) else None)

@@ -1,0 +1,140 @@
+"""What a replay refuses before it sends anything, and what it says of endpoints that do not stream, over TLS too."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import orjson
+import pytest
+from replays import about, call, keepwarm_, rows, write
+from serving import cluster, running
+
+from keepwarm.harness.serve import create_app
+from keepwarm.traces.model import Segment
+
+
+class Whole(BaseHTTPRequestHandler):
+    """An endpoint of the chat dialect that never streams; its cache has all but the last word."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._tell({"data": [{"id": "m"}]} if self.path == "/v1/models" else {"status": "ok"})
+
+    def do_POST(self) -> None:
+        body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
+        words = sum(len(str(message["content"]).split()) for message in body["messages"])
+        usage = {"prompt_tokens": words, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": words - 1}}
+        self._tell({"choices": [{"message": {"content": "a"}, "finish_reason": "length"}], "usage": usage})
+
+    def _tell(self, value: object) -> None:
+        data = orjson.dumps(value)
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def whole(certificate: Path | None = None) -> Iterator[str]:
+    """It listening, over TLS with a certificate and its key in one file; its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Whole)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    """One call."""
+    return write(tmp_path / "t.parquet", [call("c", append=(Segment(1, 90, "user"),), output=1)])
+
+
+def test_what_does_not_stream_is_asked_whole(trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --no-stream nothing is asked as a stream, preflight included; without it the refusal names the option."""
+    with whole() as url:
+        command = ("replay", trace, "--endpoint", url, "--dialect", "chat", "-o", str(tmp_path / "run"))
+        code, _, err = keepwarm_(capsys, *command)
+        assert (code, err.count("\n"), "--no-stream" in err) == (2, 1, True)
+        assert keepwarm_(capsys, *command, "--no-stream")[0] == 0
+    row = rows(tmp_path / "run")["c"]
+    assert (row["prompt"], row["cache_read"], row["first_token_ns"]) == (90, 89, None)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@pytest.mark.parametrize("transport", ["own", "httpx"])
+def test_a_certificate_is_verified_and_may_be_named(
+    transport: str, trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that nobody vouches for is refused in words that tell what to do; named by --ca it is trusted."""
+    both = tmp_path / "both.pem"
+    made = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*made.split(), "-keyout", both, "-out", tmp_path / "cert.pem"], check=True, capture_output=True)
+    both.write_bytes(both.read_bytes() + (tmp_path / "cert.pem").read_bytes())
+    with whole(both) as url:
+        command = ("replay", trace, "--endpoint", url, "--dialect", "chat", "--no-stream", "--transport", transport)
+        code, _, err = keepwarm_(capsys, *command, "-o", str(tmp_path / "run"))
+        assert (code, err.count("\n"), "its certificate is not trusted: --ca FILE" in err) == (2, 1, True)
+        named = (*command, "--ca", str(tmp_path / "cert.pem"), "-o", str(tmp_path / "run"))
+        assert keepwarm_(capsys, *named)[0] == 0
+    assert rows(tmp_path / "run")["c"]["cache_read"] == 89
+    assert about(tmp_path / "run")["clock"]["received"] == "process"
+
+
+def test_bytes_of_another_replay_are_not_had_by_a_different_one(
+    trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another trace, share of tokens or source of answers than that of --like is one line."""
+    other = write(tmp_path / "o.parquet", [call("d", append=(Segment(2, 90, "user"),), output=1)])
+    run = tmp_path / "run"
+    with running(create_app(cluster(), model="sim")) as url:
+        usual = ("--endpoint", url, "--match", "bytes")
+        assert keepwarm_(capsys, "replay", trace, *usual, "-o", str(run))[0] == 0
+        like = (*usual, "--like", str(run), "-o", str(tmp_path / "again"))
+        wrong = {"trace": (other,), "scale_tokens": (trace, "--scale-tokens", "0.5")}
+        wrong["assistant"] = (trace, "--assistant", "live")
+        for name, given in wrong.items():
+            code, _, err = keepwarm_(capsys, "replay", *given, *like)
+            assert (code, err.count("\n"), f"has the bytes of another {name}" in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize("metrics", ["http://127.0.0.1:9", "rubbish"])
+def test_counters_that_were_named_must_be_there(
+    metrics: str, trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A --metrics URL that tells nothing is one line, before anything is sent."""
+    with running(create_app(cluster(), model="sim")) as url:
+        run = str(tmp_path / "run")
+        code, _, err = keepwarm_(capsys, "replay", trace, "--endpoint", url, "--metrics", metrics, "-o", run)
+    assert (code, err.count("\n"), metrics in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize(("start", "told"), [("salt", "cold"), ("warm", "warm")])
+def test_a_report_says_how_the_cache_was_at_the_start(
+    start: str, told: str, trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its first lines."""
+    with running(create_app(cluster(), model="sim")) as url:
+        keepwarm_(capsys, "replay", trace, "--endpoint", url, "--start", start, "-o", str(tmp_path / "run"))
+    out = " ".join(keepwarm_(capsys, "report", str(tmp_path / "run"))[1].split())
+    assert f"cache {told} at the start ({start})" in out
