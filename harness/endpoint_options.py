@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,12 @@ from keepwarm.traces.model import DIALECTS
 if TYPE_CHECKING:
     from keepwarm.replayers.address import Address
 
+
+def choice(name: str, choices: Sequence[str], text: str) -> Callable[..., Any]:
+    """An option that is one of some words, the first unless it is given."""
+    return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
+
+
 OPTIONS = (
     click.option("--model", help="The model to ask for; else the only one that the endpoint serves."),
     click.option("--key-env", metavar="NAME", help="Environment variable that holds the API key."),
@@ -21,13 +27,7 @@ OPTIONS = (
         "--header", multiple=True, metavar="NAME=VARIABLE", help="A header, its value from the environment; repeatable."
     ),
     click.option("--ca", metavar="FILE", help="Certificates (PEM) to trust besides the usual ones."),
-    click.option(
-        "--transport",
-        type=click.Choice(["own", "httpx"]),
-        default="own",
-        show_default=True,
-        help="httpx: its own, for proxies (as the environment says) and HTTP/2; slower.",
-    ),
+    choice("--transport", ["own", "httpx"], "httpx's: for HTTP/2 and for proxies as the environment says; slower."),
     click.option("--tokenizer", metavar="FILE", help="The model's tokenizer.json: prompts of words it knows."),
     click.option("--timeout", type=Duration(), default=600.0, show_default=True, help="For one whole call."),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from keepwarm.harness.duration import Duration, Number
-from keepwarm.harness.endpoint_options import DIALECT, endpoint_options, take_address
+from keepwarm.harness.endpoint_options import DIALECT, choice, endpoint_options, take_address
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.hints import HINTING
@@ -27,11 +27,6 @@ LEAST_SPEED, MOST_SPEED = 1e-3, 1e6
 OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 GAP_CAP = click.option("--gap-cap", type=Duration(), metavar="TIME", help="Cut every gap to at most this.")
 FORCE = click.option("--force", is_flag=True, help="Replace a run that is there.")
-
-
-def choice(name: str, choices: Sequence[str], text: str) -> Callable[..., Any]:
-    """An option that is one of some words, the first unless it is given."""
-    return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from keepwarm.harness.endpoint_options import choice
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import progress
-from keepwarm.harness.run_commands import FORCE, GAP_CAP, choice, finish, run_directory
+from keepwarm.harness.run_commands import FORCE, GAP_CAP, finish, run_directory
 from keepwarm.harness.simulated import COUNT, about_cache, about_cluster, cluster_options, make_cluster
 from keepwarm.harness.sweep import grid, sweep
 from keepwarm.replayers import run as runs
