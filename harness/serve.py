@@ -260,6 +260,7 @@ def listen(app: ASGIApp, host: str, port: int) -> tuple[uvicorn.Server, socket.s
     """A server that says nothing, and the socket it will listen on. InputError if the port is taken."""
     try:
         sock = socket.create_server((host, port), backlog=1024)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so for sockets of its own making only
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host}:{port}: {error}") from error
     config = uvicorn.Config(
