@@ -34,13 +34,13 @@ import httpx
 import orjson
 import served
 from likeness import Asked, as_it_fell, by_lot
-from scaled import scaled
 from spread import held_against
 
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.replayers.prompts import SessionPrompts, as_pieces
 from keepwarm.traces.model import Call
+from keepwarm.traces.scaled import scaled
 from keepwarm.traces.store import TraceWriter, read_sessions
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -226,7 +226,7 @@ def reply(planned: Asking) -> bytes:
 
 def run_engine(args: argparse.Namespace) -> None:
     """Ask the real engine and write RUN."""
-    sessions = scaled(islice(read_sessions(str(args.trace)), args.sessions), args.scale)
+    sessions = list(scaled(islice(read_sessions(str(args.trace)), args.sessions), args.scale))
     longest = max(each.call.prompt_tokens + (each.output or 1) for each in calls_of(sessions).values())
     if longest > args.length:
         raise SystemExit(f"the longest call has {longest:,} tokens: --scale {args.scale * args.length / longest:.3f}")

@@ -12,7 +12,6 @@ from contextlib import suppress
 from time import monotonic_ns
 
 CLOCK_MONOTONIC, TFD_NONBLOCK, TFD_CLOEXEC, TFD_TIMER_ABSTIME = 1, os.O_NONBLOCK, os.O_CLOEXEC, 1
-SECOND = 1_000_000_000
 
 
 class _Timespec(ctypes.Structure):
@@ -40,12 +39,12 @@ class Alarm:
     def set(self, in_ns: int) -> None:
         """Ring in so many ns, not at any time set before."""
         if self._fd >= 0:
-            seconds, rest = divmod(max(monotonic_ns() + in_ns, 1), SECOND)
+            seconds, rest = divmod(max(monotonic_ns() + in_ns, 1), 10**9)
             setting = _Setting(value=_Timespec(seconds, rest))
             self._libc.timerfd_settime(self._fd, TFD_TIMER_ABSTIME, ctypes.byref(setting), None)
             return
         self.unset()
-        self._timer = self._loop.call_later(in_ns / SECOND, self._ring)
+        self._timer = self._loop.call_later(in_ns / 1e9, self._ring)
 
     def unset(self) -> None:
         """Do not ring."""

@@ -13,6 +13,7 @@ import ssl
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import time_ns
 from typing import Any, Protocol
 
@@ -54,9 +55,6 @@ class _Whole:
         self.chunks.append(chunk)
 
 
-_TOLD = httpx.ByteStream(b"")
-
-
 class Connection(httpx.AsyncBaseTransport):
     """A connection to one host, made when it is first needed, and made anew where the server has closed it meanwhile.
     ``clock`` gives ns. A request's extensions may hold ``listener``, who gets the answer, and a request made ready:
@@ -86,15 +84,16 @@ class Connection(httpx.AsyncBaseTransport):
                 self._close()
                 if not kept or reading.begun:
                     raise httpx.ReadError(str(error), request=request) from error
-            except asyncio.CancelledError:
-                self._close()
-                raise
+            finally:
+                wire.reading = None
+                reading.forget()
+                if not reading.over.done() or reading.over.cancelled():
+                    self._close()
         if not reading.keep:
             self._close()
         if not isinstance(listener, _Whole):
-            return httpx.Response(reading.status, stream=_TOLD)
-        content = b"".join(listener.chunks)
-        return httpx.Response(reading.status, headers=reading.headers, content=content, request=request)
+            return httpx.Response(reading.status, stream=httpx.ByteStream(b""))
+        return httpx.Response(reading.status, headers=reading.headers, content=b"".join(listener.chunks))
 
     async def aclose(self) -> None:
         """Close it."""
@@ -113,8 +112,8 @@ class Connection(httpx.AsyncBaseTransport):
         try:
             async with asyncio.timeout(CONNECT_S):
                 if self._tls is not None:
-                    made = lambda: _Stream(self._clock)  # noqa: E731
-                    _, self._wire = await loop.create_connection(made, self._host, self._port, ssl=self._tls)
+                    where = partial(_Stream, self._clock), self._host, self._port
+                    _, self._wire = await loop.create_connection(*where, ssl=self._tls)
                 else:
                     self._wire = await _Socket.connect(self._host, self._port, self._clock)
         except TimeoutError as error:
@@ -149,6 +148,10 @@ class _Reading:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.fail(ConnectionError("what came is no HTTP"))
+
+    def forget(self) -> None:
+        """It is over: parser and reading, which hold one another, are let go without a garbage collection."""
+        del self._parser, self._listener
 
     def fail(self, error: OSError | None) -> None:
         """The connection is at its end; that is the answer's too where it said no length."""
@@ -189,7 +192,7 @@ class _Socket:
         self._loop = asyncio.get_running_loop()
         self._sock, self._clock = sock, clock
         self._room = socket.CMSG_SPACE(TIMESPEC.size)
-        self._reading: _Reading | None = None
+        self.reading: _Reading | None = None
         self._unsent: list[Any] = []
         self._lost: OSError | None = None
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -218,13 +221,13 @@ class _Socket:
 
     def ask(self, buffers: Sequence[bytes], listener: Listener) -> _Reading:
         """Send a request; its answer as it will be read."""
-        self._reading = _Reading(listener)
+        self.reading = _Reading(listener)
         if self._lost is not None:
-            self._reading.fail(self._lost)
+            self.reading.fail(self._lost)
         else:
             self._unsent = list(buffers)
             self._writable()
-        return self._reading
+        return self.reading
 
     def close(self) -> None:
         """Close it."""
@@ -259,20 +262,20 @@ class _Socket:
         except OSError as error:
             self._end(error)
             return
-        if not data or self._reading is None:
+        if not data or self.reading is None:
             self._end(None)
             return
         at_ns = self._clock()
         if told:
             seconds, rest = TIMESPEC.unpack(told[0][2])
             at_ns -= max(time_ns() - (seconds * 1_000_000_000 + rest), 0)
-        self._reading.feed(data, at_ns)
+        self.reading.feed(data, at_ns)
 
     def _end(self, error: OSError | None) -> None:
         self._loop.remove_reader(self._sock.fileno())
         self._lost = error or ConnectionResetError("closed")
-        if self._reading is not None:
-            self._reading.fail(error)
+        if self.reading is not None:
+            self.reading.fail(error)
 
 
 class _Stream(asyncio.Protocol):
@@ -280,18 +283,18 @@ class _Stream(asyncio.Protocol):
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
-        self._reading: _Reading | None = None
+        self.reading: _Reading | None = None
         self._transport: Any = None
         self.lost = asyncio.Event()
 
     def ask(self, buffers: Sequence[bytes], listener: Listener) -> _Reading:
         """Send a request; its answer as it will be read."""
-        self._reading = _Reading(listener)
+        self.reading = _Reading(listener)
         if self.lost.is_set():
-            self._reading.fail(ConnectionResetError("closed"))
+            self.reading.fail(ConnectionResetError("closed"))
         else:
             self._transport.writelines(buffers)
-        return self._reading
+        return self.reading
 
     def close(self) -> None:
         """Close it."""
@@ -301,10 +304,10 @@ class _Stream(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._reading is not None:
-            self._reading.feed(data, self._clock())
+        if self.reading is not None:
+            self.reading.feed(data, self._clock())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set()
-        if self._reading is not None:
-            self._reading.fail(exc if isinstance(exc, OSError) else None)
+        if self.reading is not None:
+            self.reading.fail(exc if isinstance(exc, OSError) else None)
