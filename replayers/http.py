@@ -106,7 +106,8 @@ class HttpEndpoint:
     """An endpoint at an address. ``clock`` gives the ns that answers are timed in; ``timeout_s`` bounds a whole call;
     ``extra`` are fields of every body.
 
-    Prompts are written as ``costs`` tell. ``accepts`` are those of ACCEPTS that may be asked for; without
+    Prompts are written as ``costs`` tell. ``accepts`` is what it takes: ``tools``, ``no_tool_call``,
+    ``exact_output``, ``cache_key``, and ``max_completion_tokens`` for the limit's name; without
     ``writes_told`` what it says of cache writes is not taken for true; ``hints`` is ``off``,
     ``recorded`` or ``derived``. ``salt`` makes all texts and sessions others; ``cache_salt`` is the server's own way to
     that. With ``live`` answers are kept for later prompts. ``transport`` makes a connection's transport.

@@ -32,8 +32,8 @@ USER = Block("user", WORDS[0])
 
 
 class Learned(NamedTuple):
-    """What an endpoint takes in one dialect (of ACCEPTS), what its prompts cost, and whether it tells what was read
-    from its cache and written: ``reported``, ``inferred`` or ``absent``.
+    """What an endpoint takes in one dialect (see HttpEndpoint), what its prompts cost, and whether it tells what was
+    read from its cache and written: ``reported``, ``inferred`` or ``absent``.
     """
 
     accepts: frozenset[str]

@@ -49,7 +49,7 @@ class _Account:
 @dataclass(slots=True)
 class Written:
     """A prompt as it was written. ``blocks`` are all of it, ``ends`` the planned tokens up to a block's end and its
-    index, ``fragments`` its bytes, of ``size`` in all. From ``again`` on (pieces, blocks, ends), with the account
+    index, ``fragments`` its bytes. From ``again`` on (pieces, blocks, ends), with the account
     ``then``, a grown prompt is written anew: what its last run says may depend on what follows.
     """
 
@@ -59,14 +59,12 @@ class Written:
     blocks: list[Block] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)
     fragments: list[bytes] = field(default_factory=list)
-    size: int = 0
     again: tuple[int, int, int] = (0, 0, 0)
     then: _Account = field(default_factory=_Account)
 
     def cut(self) -> None:
         """Take back what is to be written anew."""
         _, blocks, ends = self.again
-        self.size -= sum(map(len, self.fragments[blocks:]))
         del self.blocks[blocks:], self.fragments[blocks:], self.ends[ends:]
         self.account = self.then.copy()
 
@@ -148,7 +146,6 @@ def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpo
     blocks, fragments = written.blocks, written.fragments
     for index in range(len(fragments), len(blocks)):
         fragments.append(shape.fragment(blocks[index - 1].role if index else "", blocks[index]))
-        written.size += len(fragments[-1])
         blocks[index] = blocks[index]._replace(text=b"")  # it stands in the fragment now
     out = [head[:-1], *fragments, shape.end(blocks[-1].role if blocks else "")]
     for index, ttl_s in sorted(_marked(written.ends, marks).items(), reverse=True):

@@ -17,15 +17,20 @@ from replays import about, call, keepwarm_, rows, write
 from serving import cluster, running
 
 from keepwarm.harness.serve import create_app
-from keepwarm.traces.model import Segment
+from keepwarm.traces.model import After, Segment
 
 
 class Whole(BaseHTTPRequestHandler):
-    """An endpoint of the chat dialect that never streams; its cache has all but the last word."""
+    """An endpoint of the chat dialect that never streams; its cache has all but the last word. What it tells for
+    Prometheus is a cache's shape and no count.
+    """
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path == "/metrics":
+            self._send(b'vllm:cache_config_info{engine="0",block_size="16",num_gpu_blocks="1000"} 1.0\n')
+            return
         self._tell({"data": [{"id": "m"}]} if self.path == "/v1/models" else {"status": "ok"})
 
     def do_POST(self) -> None:
@@ -35,7 +40,9 @@ class Whole(BaseHTTPRequestHandler):
         self._tell({"choices": [{"message": {"content": "a"}, "finish_reason": "length"}], "usage": usage})
 
     def _tell(self, value: object) -> None:
-        data = orjson.dumps(value)
+        self._send(orjson.dumps(value))
+
+    def _send(self, data: bytes) -> None:
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
@@ -138,3 +145,32 @@ def test_a_report_says_how_the_cache_was_at_the_start(
         keepwarm_(capsys, "replay", trace, "--endpoint", url, "--start", start, "-o", str(tmp_path / "run"))
     out = " ".join(keepwarm_(capsys, "report", str(tmp_path / "run"))[1].split())
     assert f"cache {told} at the start ({start})" in out
+
+
+def test_answers_are_set_beside_the_servers_counters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sums of the rows, growth of the counters, the block rule and the prediction, each by its own name; nothing where
+    the server counts nothing.
+    """
+    first = call("c0", append=(Segment(1, 90, "user"),), output=5)
+    more = (Segment(2, 60, "answer", "c0"), Segment(3, 70, "user"))
+    edge = After("c0", "end", 0, "tool")
+    calls = [first, call("c1", edge, append=more, prompt_parent="c0", keep=90, turn=1, start_ns=1, output=7)]
+    trace, run = write(tmp_path / "t.parquet", calls), str(tmp_path / "run")
+    with running(create_app(cluster(block=16), model="sim")) as url, whole() as shape:
+        assert keepwarm_(capsys, "replay", trace, "--endpoint", url, "--metrics", shape, "-o", run)[0] == 0
+    told = orjson.loads(keepwarm_(capsys, "report", run, "--json")[1])["reconciliation"]
+    found = rows(tmp_path / "run")
+    sums = {name: found["c0"][name] + found["c1"][name] for name in ("prompt", "cache_read", "output")}
+    assert (sums["prompt"], sums["output"], found["c1"]["cache_read"]) == (310, 12, 80)
+    expected = {"requests": 2, "prompt_tokens": 310, "cached_tokens": sums["cache_read"], "output_tokens": 12}
+    assert {row["figure"]: (row["client"], row["server"], row["residual"]) for row in told["rows"]} == {
+        name: (value, value, 0) for name, value in expected.items()
+    }
+    rates = told["hit_rate"]
+    assert rates["client"] == rates["server"] == rates["predicted"] == sums["cache_read"] / 310
+    assert (rates["router"], told["as_predicted"]) == (None, 1.0)
+    assert told["as_block_rule"] == {"block": 16, "calls": 1, "share": 1.0}
+    with whole() as url:
+        command = ("replay", trace, "--endpoint", url, "--dialect", "chat", "--no-stream", "--force", "-o", run)
+        assert keepwarm_(capsys, *command)[0] == 0
+    assert orjson.loads(keepwarm_(capsys, "report", run, "--json")[1])["reconciliation"] is None
