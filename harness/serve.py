@@ -26,9 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from keepwarm.harness import asked as ask
 from keepwarm.harness import nvext, who
-from keepwarm.harness.answered import Messages
-from keepwarm.harness.answered_chat import Chat, Completions
-from keepwarm.harness.answered_responses import Responses
+from keepwarm.harness.answered import FORMS, Speech, error
 from keepwarm.harness.asked import Asked
 from keepwarm.harness.driver import Call, Driver
 from keepwarm.harness.refused import Refused
@@ -42,14 +40,6 @@ from keepwarm.traces.errors import InputError
 
 BODY_BYTES = 64 << 20
 SERVER = "keepwarm serve"
-Speech = Messages | Chat | Responses
-"""An answer as a dialect tells it, to one client."""
-DIALECTS: dict[str, tuple[str, Callable[..., Speech]]] = {
-    "messages": ("/v1/messages", Messages),
-    "chat": ("/v1/chat/completions", Chat),
-    "responses": ("/v1/responses", Responses),
-    "completions": ("/v1/completions", Completions),
-}
 
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 
@@ -73,7 +63,7 @@ def create_app(
     about = {"type": "model", "display_name": model, "owned_by": "keepwarm", "max_model_len": max_model_len}
     served = {"id": model, "object": "model", "created": int(time.time()), **about}
     models = {"object": "list", "data": [served], "has_more": False, "first_id": model, "last_id": model}
-    routes = [Route(path, partial(face.answer, name), methods=["POST"]) for name, (path, _) in DIALECTS.items()]
+    routes = [Route(forms["path"], partial(face.answer, name), methods=["POST"]) for name, forms in FORMS.items()]
     return Starlette(
         routes=[
             *routes,
@@ -103,12 +93,13 @@ async def _no_socket(request: Request) -> ASGIApp:
     raise Refused(426, "no WebSocket here: POST") if wanted else HTTPException(405, headers={"Allow": "POST"})
 
 
-async def _refuse(request: Request, error: Exception) -> JSONResponse:
+async def _refuse(request: Request, why: Exception) -> Response:
     """The dialect's own error, of a refusal or of a fault in here."""
-    fault = HTTPException(500, f"a fault in the simulated cluster: {type(error).__name__}: {error}")
-    told = error if isinstance(error, HTTPException) else fault
-    dialect = Messages if request.url.path.startswith("/v1/messages") else Chat
-    return JSONResponse(dialect.error(told.status_code, told.detail), told.status_code, told.headers)
+    fault = HTTPException(500, f"a fault in the simulated cluster: {type(why).__name__}: {why}")
+    told = why if isinstance(why, HTTPException) else fault
+    dialect = "messages" if request.url.path.startswith("/v1/messages") else "chat"
+    body = error(dialect, told.status_code, told.detail)
+    return Response(body, told.status_code, told.headers, "application/json")
 
 
 class _Face:
@@ -142,8 +133,8 @@ class _Face:
             session=session if isinstance(session, str) else None,
             model=asked.model,
         )
-        make = DIALECTS[dialect][1]
-        speech = make(said, asked.model or self._model, tell_usage=asked.tell_usage, writes=self._writes)
+        model = asked.model or self._model
+        speech = Speech(dialect, said, model, tell_usage=asked.tell_usage, writes=self._writes)
 
         async def spoken(scope: Scope, receive: Receive, send: Send) -> None:
             del scope
@@ -233,7 +224,7 @@ class _Face:
         while not call.done or out < said.tokens:
             before, out = out, await call.beyond(out)
             text = said.text[said.upto(before) : said.upto(out)]
-            data += speech.delta(orjson.dumps(text)[1:-1])
+            data += speech.delta(text)
             if out < said.tokens:
                 await send(_chunk(data, more=True))
                 data = b""
