@@ -28,15 +28,16 @@ _TOLD |= {dict: "map", list: "sequence"}
 def hints(body: Mapping[str, Any], headers: Mapping[str, str]) -> Hints | None:
     """What a request hints, a header's word before the body's; a header that is no such number says nothing."""
     _check(body.get("nvext"), _FIELDS, "")
-    found = Hints(*map(part(part(body, "nvext"), "agent_hints").get, Hints._fields))
+    told = part(part(body, "nvext"), "agent_hints")
+    found = {name: told.get(name) for name in Hints._fields}
     for name, header in _HEADERS.items():
         try:
             number = int(headers[header])
         except (KeyError, ValueError):
             continue
         if number in _RANGES[_FIELDS["agent_hints"][name]]:
-            found = found._replace(**{name: number})
-    return None if found == Hints() else found
+            found[name] = number
+    return Hints(**found) if any(value is not None for value in found.values()) else None
 
 
 def salt(body: Mapping[str, Any], headers: Mapping[str, str]) -> str:
