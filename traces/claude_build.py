@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from keepwarm.traces.claude_files import LeadKey, StreamKey, stream_key
-from keepwarm.traces.claude_prompts import TranscriptPrompts
+from keepwarm.traces.claude_prompts import AgentPrompt, TranscriptPrompts
 from keepwarm.traces.columns import Packed, pack
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Call
@@ -47,8 +48,8 @@ def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed 
         return teller is None or teller == stream_key(stream)
 
     for session, start_ns, pickled in sessions:
-        prompts = TranscriptPrompts(identity, session, common.leads, informed=common.informed)
-        builder = SessionBuilder(session, owns=owns, prompts=prompts.of, flow=common.flow, origin="transcript")
+        shared = TranscriptPrompts(identity, session, common.leads, informed=common.informed)
+        builder = SessionBuilder(session, owns, partial(AgentPrompt, shared), common.flow, "transcript")
         built = builder.build([stream for part in pickled for stream in pickle.loads(part)], start_ns)
         calls += built.calls
         totals = totals.plus(built.totals)

@@ -30,10 +30,6 @@ class TranscriptPrompts:
         self.informed = informed
         self._fresh = count()
 
-    def of(self, stream: Stream) -> AgentPrompt:
-        """A prompt for a stream's agent."""
-        return AgentPrompt(self, stream)
-
     def lead(self, stream: Stream, step: Step) -> list[Segment]:
         """The lead that a stream's agent shares with others of the step's model, and its own."""
         key = stream.project, step.version, step.model, stream.role
@@ -50,15 +46,14 @@ class TranscriptPrompts:
         return self._identity.hash(f"fresh\0{self._session}\0{next(self._fresh)}".encode())
 
 
-class AgentPrompt:
+class AgentPrompt(Thread):
     """One agent's prompt as it grows. In an informed import prefix breaks are taken from what was read; ``breaks``
     counts them.
     """
 
     def __init__(self, made: TranscriptPrompts, stream: Stream) -> None:
-        self.thread = Thread(made.fresh)
-        self.given: dict[str, int] = {}
-        self.breaks = self.hidden = self.scaled = 0
+        super().__init__(made.fresh)
+        self.breaks = 0
         self._made = made
         self._stream = stream
         self._last: Turn | None = None
@@ -69,7 +64,7 @@ class AgentPrompt:
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
         assert isinstance(origin, AgentPrompt)
-        self.thread.follow([turn.growth for turn in turns], origin.thread.lead)
+        self.go_on([turn.growth for turn in turns], origin.lead)
         self._last = turns[-1]
         for turn in turns:
             self._mark(turn.step.usage)
@@ -79,38 +74,39 @@ class AgentPrompt:
         growth, parent, change = self._grow(step, start_ns)
         marks = self._mark(step.usage)
         turn = self._last = Turn(step, start_ns, end_ns, growth, parent, change, marks)
-        self._seen[step.model] = step.id, self.thread.tokens, self._resets
-        self.given |= self.thread.given
-        self.hidden, self.scaled = self.thread.hidden, self.thread.scaled
+        self._seen[step.model] = step.id, self.tokens, self._resets
         return turn
 
     def _grow(self, step: Step, start_ns: int) -> Grown:
-        thread, last = self.thread, self._last
+        last = self._last
         inputs = [Block(i.hash, i.weight, i.kind, tool_use=i.tool_use) for i in step.inputs]
         if last is None:
-            return thread.begin(_size(step, thread, inputs), self._made.lead(self._stream, step), inputs), None, None
+            return self.begin(self._size(step, inputs), self._made.lead(self._stream, step), inputs), None, None
         blocks = [self._answer(last), *inputs]
-        size = _size(step, thread, blocks)
+        size = self._size(step, blocks)
         read = self._informed_read(last, step, start_ns)
-        if step.reset == "compaction" or (size < thread.tokens / 2 and step.reset is None):
+        if step.reset == "compaction" or (size < self.tokens / 2 and step.reset is None):
             self._resets += 1
-            return thread.reset(size, inputs, read), last.step.id, step.reset or "shrunk"
+            return self.grow(self.lead if read is None else read, size, inputs), last.step.id, step.reset or "shrunk"
         if step.model != last.step.model:
             return self._switch(last, step, size, blocks)
         if read is not None:
-            return thread.break_at(read, size, blocks), last.step.id, step.reset or "recorded_break"
+            return self.break_at(read, size, blocks), last.step.id, step.reset or "recorded_break"
         if step.reset == "microcompaction":
-            return thread.clear(step.cleared, size, blocks), last.step.id, step.reset
-        had = thread.tokens
-        growth = thread.extend(size, blocks)
-        return growth, last.step.id, "shrunk" if growth.keep < had else None
+            return self.clear(step.cleared, size, blocks), last.step.id, step.reset
+        had = self.tokens
+        return self.grow(had, size, blocks), last.step.id, "shrunk" if size < had else None
+
+    def _size(self, step: Step, blocks: Sequence[Block]) -> int:
+        """The prompt's tokens as reported; without a report, what the visible blocks come to."""
+        return step.usage.prompt if step.usage else self.tokens + round(sum(block.weight for block in blocks))
 
     def _switch(self, last: Turn, step: Step, size: int, blocks: Sequence[Block]) -> Grown:
         """Another model shares nothing with the last call, but all with its own last call in this conversation."""
         known = self._seen.get(step.model)
         if known is not None and known[2] == self._resets:
-            return self.thread.break_at(known[1], size, blocks), known[0], "model_switch"
-        return self.thread.break_at(0, size, blocks, self._made.lead(self._stream, step)), last.step.id, "model_switch"
+            return self.break_at(known[1], size, blocks), known[0], "model_switch"
+        return self.break_at(0, size, blocks, self._made.lead(self._stream, step)), last.step.id, "model_switch"
 
     def _informed_read(self, last: Turn, step: Step, start_ns: int) -> int | None:
         """What was read, where inside the TTL it is much less than the predecessor left; None for a blind import."""
@@ -141,8 +137,3 @@ class AgentPrompt:
         if hour and not short:
             return hour
         return (*hour, Breakpoint(usage.prompt - usage.uncached, self._ttl_s))
-
-
-def _size(step: Step, thread: Thread, blocks: Sequence[Block]) -> int:
-    """The prompt's tokens as reported; without a report, what the visible blocks come to."""
-    return step.usage.prompt if step.usage else thread.tokens + round(sum(block.weight for block in blocks))

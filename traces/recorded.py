@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from keepwarm.traces.breaks import common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Attempt
-from keepwarm.traces.recorded_prompts import RecordedPrompts
+from keepwarm.traces.recorded_prompts import RecordedPrompt, RecordedPrompts
 from keepwarm.traces.records import AnswerRecord, RequestRecord, journal_salt, read_records
 from keepwarm.traces.sessions import SessionBuilder
 from keepwarm.traces.steps import OWN_FILE, Asked, Input, Piece, Step, Stream, Wire
@@ -70,10 +71,9 @@ class _Agent:
     def _step(self, asked: _Asked, answer: AnswerRecord, tries: list[tuple[_Asked, AnswerRecord]]) -> Step:
         """The step that a request became, with all that was tried of it."""
         record = asked.record
-        keep = common(self._pieces, asked.pieces)
         known = {piece.hash for piece in self._pieces} if self.summary else ()
         attempts = [Attempt(one.record.at_ns, told.end_ns, told.status, told.error) for one, told in tries]
-        wire = Wire(record, answer, keep, asked.pieces[keep:], tuple(attempts) if len(attempts) > 1 else ())
+        wire = Wire(record, answer, asked.pieces, tuple(attempts) if len(attempts) > 1 else ())
         return Step(
             id=answer.call or self._identity.name("call", self.stream.agent, str(record.number), str(record.at_ns)),
             model=record.model,
@@ -200,13 +200,13 @@ def close_journal(journal: Path, out: str, *, version: str, flow: str | None = N
     fold = _Fold(identity)
     fold.answers(read_records(journal))
     unanswered = fold.requests(read_records(journal))
-    prompts = RecordedPrompts(identity)
+    prompts = partial(RecordedPrompt, RecordedPrompts(identity))
     notes = {"prefix_breaks": None}
     with TraceWriter(out, producer="record", version=version, tokens="reported", notes=notes) as writer:
         sessions, first_ns = 0, None
         for start_ns, session, streams in fold.streams():
             first_ns = start_ns if first_ns is None else first_ns
-            builder = SessionBuilder(session, owns=lambda *_: True, prompts=prompts.of, flow=flow, origin="proxy")
+            builder = SessionBuilder(session, lambda *_: True, prompts, flow, "proxy")
             for call in builder.build(streams, start_ns - first_ns).calls:
                 writer.add(call)
             sessions += 1

@@ -10,16 +10,11 @@ from keepwarm.traces.breaks import change, common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Breakpoint, PrefixBreak, Segment
 from keepwarm.traces.steps import Piece, Step, Stream, Wire
-from keepwarm.traces.thread import Block, Growth, filled
+from keepwarm.traces.thread import Block, Growth, Held, filled, trimmed
 from keepwarm.traces.turns import Prompt, Turn
 
 SHARED = ("tools", "system", "user")
 """Kinds whose size, once told by a call's account, is the same wherever they stand: so that prompts share them."""
-
-
-class _Held(NamedTuple):
-    piece: Piece
-    segment: Segment
 
 
 class _Seen(NamedTuple):
@@ -27,7 +22,8 @@ class _Seen(NamedTuple):
 
     call: str
     model: str
-    held: list[_Held]
+    pieces: Sequence[Piece]
+    held: Sequence[Held]
 
 
 class RecordedPrompts:
@@ -37,10 +33,6 @@ class RecordedPrompts:
         self.identity = identity
         self.sizes: dict[tuple[str, int], int] = {}
         self._fresh = count()
-
-    def of(self, stream: Stream) -> RecordedPrompt:
-        """A prompt for a stream's agent."""
-        return RecordedPrompt(self, stream.agent)
 
     def fresh(self, agent: str) -> int:
         """An identity that nothing else has."""
@@ -52,10 +44,9 @@ class RecordedPrompt:
     counted is spread over the new pieces by weight.
     """
 
-    def __init__(self, made: RecordedPrompts, agent: str) -> None:
+    def __init__(self, made: RecordedPrompts, stream: Stream) -> None:
         self._made = made
-        self._agent = agent
-        self._pieces: list[Piece] = []
+        self._agent = stream.agent
         self._last: _Seen | None = None
         self._seen: dict[str, _Seen] = {}
         self._answers: dict[int, tuple[int, str]] = {}
@@ -71,33 +62,28 @@ class RecordedPrompt:
         """The turn that a step is."""
         wire = step.wire
         assert wire is not None
-        self._pieces = [*self._pieces[: wire.keep], *wire.rest]
-        parent, held, switched = self._parent(step)
-        at = common([one.piece for one in held], self._pieces)
-        kept, new = held[:at], self._pieces[at:]
-        growth, self_held = self._grown(step, kept, new)
-        broke = self._broken(held, at, growth.keep) if parent is not None and not switched else None
+        parent, switched = self._parent(step)
+        at = common(parent.pieces, wire.pieces) if parent else 0
+        growth, held = self._grown(step, parent.held[:at] if parent else [], wire.pieces[at:])
+        broke = _broken(parent, wire.pieces, at, growth.keep) if parent and not switched else None
         cause = "model_switch" if switched else _cause(step, broke)
         self._tell_answer(step, wire)
-        turn = Turn(step, start_ns, end_ns, growth, parent, cause, _marks(step, wire, self_held), broke)
+        marks = _marks(step, wire, held)
         model = step.model or (self._last.model if self._last else "")
-        self._last = self._seen[model] = _Seen(step.id, model, self_held)
-        results = [one.segment.tokens for one in self_held[at:] if one.piece.kind == "tool_result"]
+        self._last = self._seen[model] = _Seen(step.id, model, wire.pieces, held)
+        results = [one.segment.tokens for one in held[at:] if one.segment.kind == "tool_result"]
         uses = [given.tool_use for given in step.inputs if given.tool_use is not None]
         self.given |= dict(zip(uses, results, strict=False))
-        return turn
+        return Turn(step, start_ns, end_ns, growth, parent.call if parent else None, cause, marks, broke)
 
-    def _parent(self, step: Step) -> tuple[str | None, list[_Held], bool]:
-        """The call whose prompt this one grows from, its pieces, and whether that was left for another model."""
+    def _parent(self, step: Step) -> tuple[_Seen | None, bool]:
+        """The call whose prompt this one grows from, and whether that is not the last one, but one of another model."""
         last = self._last
-        if last is None:
-            return None, [], False
-        if last.model == step.model or not step.model:  # a request that could not be read tells no model
-            return last.call, last.held, False
-        known = self._seen.get(step.model)
-        return (last.call, [], True) if known is None else (known.call, known.held, True)
+        if last is None or last.model == step.model or not step.model:  # a request that could not be read tells none
+            return last, False
+        return self._seen.get(step.model, last._replace(pieces=[], held=[])), True
 
-    def _grown(self, step: Step, kept: Sequence[_Held], new: Sequence[Piece]) -> tuple[Growth, list[_Held]]:
+    def _grown(self, step: Step, kept: Sequence[Held], new: Sequence[Piece]) -> tuple[Growth, list[Held]]:
         """How the prompt came about, and what it holds then."""
         keep = sum(one.segment.tokens for one in kept)
         blocks = [self._block(step.model, piece) for piece in new]
@@ -105,7 +91,7 @@ class RecordedPrompt:
         keep = min(keep, size)
         sizes = filled(size - keep, blocks)
         held = [
-            _Held(piece, Segment(block.hash, tokens, block.kind, block.answer_of, piece.text))
+            Held(Segment(block.hash, tokens, block.kind, block.answer_of, piece.text))
             for piece, block, tokens in zip(new, blocks, sizes, strict=True)
         ]
         for piece, tokens in zip(new, sizes, strict=True):
@@ -117,7 +103,7 @@ class RecordedPrompt:
             append.append(Segment(self._made.fresh(self._agent), surplus, "hidden"))
         self.hidden += surplus
         self.scaled += max(0, sum(round(block.weight) for block in blocks if block.exact) - (size - keep))
-        return Growth(keep, tuple(append)), _trimmed(kept, keep) + held
+        return Growth(keep, tuple(append)), trimmed(kept, keep) + held
 
     def _block(self, model: str, piece: Piece) -> Block:
         """A piece with what is known of its size."""
@@ -128,18 +114,20 @@ class RecordedPrompt:
         weight = piece.weight if size is None else size
         return Block(piece.hash, weight, piece.kind, answer_of, exact=size is not None)
 
-    def _broken(self, held: Sequence[_Held], at: int, keep: int) -> PrefixBreak | None:
-        if at >= len(held):
-            return None
-        was = held[at].segment
-        how = change([one.piece for one in held], self._pieces, at)
-        return PrefixBreak(keep, at, self._pieces[at].kind if how == "added" else was.kind, was.tokens, how)
-
     def _tell_answer(self, step: Step, wire: Wire) -> None:
         """Note how large the answer's pieces are, for the prompts that will hold them."""
         blocks = [Block(piece.hash, piece.weight, "answer") for piece in wire.answer.said]
         sizes = [round(b.weight) for b in blocks] if step.output is None else filled(step.output, blocks)
         self._answers |= {block.hash: (size, step.id) for block, size in zip(blocks, sizes, strict=True)}
+
+
+def _broken(before: _Seen, pieces: Sequence[Piece], at: int, keep: int) -> PrefixBreak | None:
+    """Where and how a prompt leaves the one that it grows from, if it does."""
+    if at >= len(before.pieces):
+        return None
+    how = change(before.pieces, pieces, at)
+    was = before.held[at].segment
+    return PrefixBreak(keep, at, pieces[at].kind if how == "added" else was.kind, was.tokens, how)
 
 
 def _cause(step: Step, broke: PrefixBreak | None) -> str | None:
@@ -149,17 +137,7 @@ def _cause(step: Step, broke: PrefixBreak | None) -> str | None:
     return step.reset or ("microcompaction" if broke.change == "cleared" else None)
 
 
-def _trimmed(kept: Sequence[_Held], keep: int) -> list[_Held]:
-    """The pieces that were kept, with no more tokens in all than were counted."""
-    trimmed = []
-    for piece, segment in kept:
-        tokens = min(segment.tokens, keep)
-        trimmed.append(_Held(piece, segment if tokens == segment.tokens else segment._replace(tokens=tokens)))
-        keep -= tokens
-    return trimmed
-
-
-def _marks(step: Step, wire: Wire, held: Sequence[_Held]) -> tuple[Breakpoint, ...]:
+def _marks(step: Step, wire: Wire, held: Sequence[Held]) -> tuple[Breakpoint, ...]:
     """The cache marks in tokens. None lies past what the provider counted as cacheable."""
     most = None
     if step.usage and step.usage.read_told and step.usage.uncached < step.usage.prompt:

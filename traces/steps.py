@@ -97,13 +97,12 @@ class Piece(NamedTuple):
 
 class Wire(NamedTuple):
     """What a recorder saw of a step: the request and answer that were its last try, and its tries where there were
-    several. The prompt is the first ``keep`` pieces of the agent's last one and then ``rest``.
+    several. ``pieces`` are the whole prompt.
     """
 
     request: RequestRecord
     answer: AnswerRecord
-    keep: int
-    rest: list[Piece]
+    pieces: list[Piece]
     attempts: tuple[Attempt, ...]
 
 

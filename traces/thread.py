@@ -27,7 +27,7 @@ class Block(NamedTuple):
     tool_use: str | None = None
 
 
-class _Held(NamedTuple):
+class Held(NamedTuple):
     """A segment of the latest prompt, and the tool use whose result it is."""
 
     segment: Segment
@@ -42,34 +42,32 @@ class Growth(NamedTuple):
 
 
 def spread(tokens: int, blocks: Sequence[Block]) -> list[int]:
-    """Tokens for each block, at most ``tokens`` in all: their weights, or those scaled down (largest remainder). An
-    exact count is only scaled down where the exact ones alone are too many.
-    """
+    """Tokens for each block, at most ``tokens`` in all: their weights, or those scaled down."""
     weights = [round(block.weight) for block in blocks]
-    total = sum(weights)
-    if total <= tokens:
-        return weights
-    exact = sum(weight for weight, block in zip(weights, blocks, strict=True) if block.exact)
-    if not 0 < exact <= tokens:
-        return _scaled(tokens, weights, total)
-    rest = [0 if block.exact else weight for weight, block in zip(weights, blocks, strict=True)]
-    scaled = _scaled(tokens - exact, rest, total - exact)
-    return [weights[i] if block.exact else scaled[i] for i, block in enumerate(blocks)]
+    return weights if sum(weights) <= tokens else _fitted(tokens, blocks, weights)
 
 
 def filled(tokens: int, blocks: Sequence[Block]) -> list[int]:
-    """Tokens for each block, ``tokens`` in all wherever a block has a weight that is not exact: those get what the
-    exact ones leave. Exact counts are only scaled down where they alone are too many.
-    """
-    exact = sum(round(block.weight) for block in blocks if block.exact)
-    loose = [0.0 if block.exact else block.weight for block in blocks]
-    if exact > tokens or not any(loose):
+    """Tokens for each block, ``tokens`` in all wherever a block has a weight that is not exact."""
+    if not any(block.weight for block in blocks if not block.exact):
         return spread(tokens, blocks)
-    rest = _scaled(tokens - exact, loose, sum(loose))
-    return [round(block.weight) if block.exact else rest[i] for i, block in enumerate(blocks)]
+    return _fitted(tokens, blocks, [round(block.weight) if block.exact else block.weight for block in blocks])
 
 
-def _scaled(tokens: int, weights: Sequence[float], total: float) -> list[int]:
+def _fitted(tokens: int, blocks: Sequence[Block], weights: Sequence[float]) -> list[int]:
+    """Tokens for each block, ``tokens`` in all: the inexact ones get what the exact ones leave. Exact counts are only
+    scaled down where they alone are too many.
+    """
+    exact = sum(round(weight) for weight, block in zip(weights, blocks, strict=True) if block.exact)
+    if exact > tokens:
+        return _scaled(tokens, weights)
+    rest = _scaled(tokens - exact, [0 if block.exact else weights[i] for i, block in enumerate(blocks)])
+    return [round(weights[i]) if block.exact else rest[i] for i, block in enumerate(blocks)]
+
+
+def _scaled(tokens: int, weights: Sequence[float]) -> list[int]:
+    """``tokens`` shared out by weight (largest remainder)."""
+    total = sum(weights)
     shares = [weight * tokens / total for weight in weights]
     given = [int(share) for share in shares]
     rest = sorted(range(len(weights)), key=lambda i: given[i] - shares[i])
@@ -78,16 +76,26 @@ def _scaled(tokens: int, weights: Sequence[float], total: float) -> list[int]:
     return given
 
 
+def trimmed(held: Sequence[Held], tokens: int) -> list[Held]:
+    """What is held with no more than its first ``tokens`` tokens; what lies past them has none."""
+    kept = []
+    for one in held:
+        inside = min(one.segment.tokens, tokens)
+        tokens -= inside
+        kept.append(one if inside == one.segment.tokens else one._replace(segment=one.segment._replace(tokens=inside)))
+    return kept
+
+
 class Thread:
     """An agent's latest prompt. ``fresh`` makes an identity that no other content has.
 
-    ``given`` is how many tokens each tool's result got in the latest step; ``hidden`` and ``scaled`` count tokens that
-    no visible block explains, and that visible blocks had too many.
+    ``given`` is how many tokens each tool's result got; ``hidden`` and ``scaled`` count tokens that no visible block
+    explains, and that visible blocks had too many.
     """
 
     def __init__(self, fresh: Callable[[], int]) -> None:
         self._fresh = fresh
-        self._held: list[_Held] = []
+        self._held: list[Held] = []
         self.tokens = 0
         self.lead = 0
         self.given: dict[str, int] = {}
@@ -102,24 +110,22 @@ class Thread:
             shared, room = [], prompt
         sizes = spread(room, blocks)
         self.lead = prompt - sum(sizes)
-        lead = [_Held(segment) for segment in (*shared, own._replace(tokens=room - sum(sizes)))]
+        lead = [Held(segment) for segment in (*shared, own._replace(tokens=room - sum(sizes)))]
         return self._grown(0, lead + self._named(blocks, sizes))
 
-    def follow(self, growths: Sequence[Growth], lead: int) -> None:
+    def go_on(self, growths: Sequence[Growth], lead: int) -> None:
         """Stand where another agent's growths left its prompt, to go on from there on one's own."""
         for growth in growths:
-            self._grown(growth.keep, [_Held(segment) for segment in growth.append])
+            self._grown(growth.keep, [Held(segment) for segment in growth.append])
         self.lead = min(lead, self.tokens)
 
-    def extend(self, prompt: int, blocks: Sequence[Block]) -> Growth:
-        """The next prompt keeps all of the last one that it has room for."""
-        keep = min(self.tokens, prompt)
-        return self._grown(keep, self._spread(prompt - keep, blocks))
-
-    def reset(self, prompt: int, blocks: Sequence[Block], keep: int | None = None) -> Growth:
-        """The next prompt keeps the lead (or ``keep`` tokens) and holds nothing else of the conversation so far."""
-        kept = min(self.lead if keep is None else keep, self.tokens, prompt)
-        return self._grown(kept, self._spread(prompt - kept, blocks))
+    def grow(self, keep: int, prompt: int, blocks: Sequence[Block], rest: Sequence[Held] = ()) -> Growth:
+        """The next prompt keeps the last one's first ``keep`` tokens, then has what there is room for of the ``rest``,
+        then the new blocks.
+        """
+        keep = min(keep, self.tokens, prompt)
+        old = trimmed(rest, prompt - keep)
+        return self._grown(keep, old + self._spread(prompt - keep - sum(one.segment.tokens for one in old), blocks))
 
     def break_at(self, keep: int, prompt: int, blocks: Sequence[Block], leads: Sequence[Segment] = ()) -> Growth:
         """The next prompt differs from the last one after ``keep`` tokens: what follows stands there anew.
@@ -131,10 +137,10 @@ class Thread:
         if leads:
             room = min(self.lead, prompt)
             shared = leads[0]._replace(tokens=min(leads[0].tokens, room))
-            rest = [_Held(shared), _Held(leads[1]._replace(tokens=room - shared.tokens)), *rest]
+            rest = [Held(shared), Held(leads[1]._replace(tokens=room - shared.tokens)), *rest]
         elif rest:
-            rest[0] = _Held(rest[0].segment._replace(hash=self._fresh()), rest[0].tool_use)
-        return self._refilled(keep, prompt, rest, blocks)
+            rest[0] = rest[0]._replace(segment=rest[0].segment._replace(hash=self._fresh()))
+        return self.grow(keep, prompt, blocks, rest)
 
     def clear(self, tool_uses: Sequence[str], prompt: int, blocks: Sequence[Block]) -> Growth:
         """A microcompaction: the named tools' results went from the middle of the conversation."""
@@ -144,16 +150,11 @@ class Thread:
                 break
             keep += held.segment.tokens
         else:
-            return self.reset(prompt, blocks)
+            return self.grow(self.lead, prompt, blocks)
         left = [held for held in self._after(keep) if held.tool_use not in tool_uses]
-        return self._refilled(min(keep, prompt), prompt, left, blocks)
+        return self.grow(keep, prompt, blocks, left)
 
-    def _refilled(self, keep: int, prompt: int, rest: Sequence[_Held], blocks: Sequence[Block]) -> Growth:
-        """Keep so much, then what there is room for of the rest, then the new blocks."""
-        old = _trim(rest, prompt - keep)
-        return self._grown(keep, old + self._spread(prompt - keep - sum(h.segment.tokens for h in old), blocks))
-
-    def _after(self, keep: int) -> list[_Held]:
+    def _after(self, keep: int) -> list[Held]:
         """What is held past the first ``keep`` tokens, the first of it perhaps a remainder."""
         at, rest = 0, []
         for held in self._held:
@@ -161,11 +162,11 @@ class Thread:
             if at >= keep:
                 rest.append(held)
             elif end > keep:
-                rest.append(_Held(held.segment._replace(tokens=end - keep, hash=self._fresh()), held.tool_use))
+                rest.append(held._replace(segment=held.segment._replace(tokens=end - keep, hash=self._fresh())))
             at = end
         return rest
 
-    def _spread(self, tokens: int, blocks: Sequence[Block]) -> list[_Held]:
+    def _spread(self, tokens: int, blocks: Sequence[Block]) -> list[Held]:
         sizes = spread(tokens, blocks)
         named = self._named(blocks, sizes)
         surplus = tokens - sum(sizes)
@@ -173,39 +174,22 @@ class Thread:
         if surplus > 0:
             self.hidden += surplus
             answers = sum(held.segment.kind == "answer" for held in named)
-            named.insert(answers, _Held(Segment(self._fresh(), surplus, "hidden")))
+            named.insert(answers, Held(Segment(self._fresh(), surplus, "hidden")))
         return named
 
-    def _named(self, blocks: Sequence[Block], sizes: Sequence[int]) -> list[_Held]:
-        self.given = {}
-        named = []
-        for block, size in zip(blocks, sizes, strict=True):
-            if block.tool_use is not None:
-                self.given[block.tool_use] = size
-            if size:
-                named.append(_Held(Segment(block.hash, size, block.kind, block.answer_of), block.tool_use))
-        return named
+    def _named(self, blocks: Sequence[Block], sizes: Sequence[int]) -> list[Held]:
+        self.given |= {block.tool_use: size for block, size in zip(blocks, sizes, strict=True) if block.tool_use}
+        return [
+            Held(Segment(block.hash, size, block.kind, block.answer_of), block.tool_use)
+            for block, size in zip(blocks, sizes, strict=True)
+            if size
+        ]
 
-    def _grown(self, keep: int, append: Sequence[_Held]) -> Growth:
+    def _grown(self, keep: int, append: Sequence[Held]) -> Growth:
         added = [held for held in append if held.segment.tokens]
-        while self._held and self.tokens > keep:
-            segment, tool_use = self._held.pop()
-            self.tokens -= segment.tokens
-            if self.tokens < keep:
-                self._held.append(_Held(segment._replace(tokens=keep - self.tokens), tool_use))
-                self.tokens = keep
-        self._held.extend(added)
-        self.tokens += sum(held.segment.tokens for held in added)
+        if keep < self.tokens:
+            self._held = [held for held in trimmed(self._held, keep) if held.segment.tokens]
+        self._held += added
+        self.tokens = keep + sum(held.segment.tokens for held in added)
         self.lead = min(self.lead, self.tokens)
         return Growth(keep, tuple(held.segment for held in added))
-
-
-def _trim(held: Sequence[_Held], tokens: int) -> list[_Held]:
-    """The first ``tokens`` tokens of what is held."""
-    kept = []
-    for segment, tool_use in held:
-        if tokens <= 0:
-            break
-        kept.append(_Held(segment._replace(tokens=min(segment.tokens, tokens)), tool_use))
-        tokens -= segment.tokens
-    return kept
