@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from keepwarm.traces.claude_files import LeadKey, StreamKey, stream_key
-from keepwarm.traces.claude_prompts import AgentPrompt, TranscriptPrompts
+from keepwarm.traces.claude_prompts import AgentPrompt
 from keepwarm.traces.columns import Packed, pack
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Call
@@ -39,7 +39,6 @@ class Waiting(NamedTuple):
 
 def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed | None, Totals]:
     """Build some sessions that follow one another in trace order; None for a pack without a call."""
-    identity = Identity(common.salt)
     calls: list[Call] = []
     totals = Totals()
 
@@ -47,9 +46,9 @@ def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed 
         teller = common.tellers.get(step.id)
         return teller is None or teller == stream_key(stream)
 
+    prompts = partial(AgentPrompt, Identity(common.salt), common.leads, common.informed)
     for session, start_ns, pickled in sessions:
-        shared = TranscriptPrompts(identity, session, common.leads, informed=common.informed)
-        builder = SessionBuilder(session, owns, partial(AgentPrompt, shared), common.flow, "transcript")
+        builder = SessionBuilder(session, owns, prompts, common.flow, "transcript")
         built = builder.build([stream for part in pickled for stream in pickle.loads(part)], start_ns)
         calls += built.calls
         totals = totals.plus(built.totals)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import count
 
 from keepwarm.traces.claude_files import LeadKey
 from keepwarm.traces.identity import Identity
@@ -20,46 +19,35 @@ Grown = tuple[Growth, str | None, str | None]
 """How a prompt grew, from which call's, and why it did not keep all of that."""
 
 
-class TranscriptPrompts:
-    """Makes the prompts of a session's agents. ``leads`` gives the size of each group's shared lead."""
-
-    def __init__(self, identity: Identity, session: str, leads: Mapping[LeadKey, int], *, informed: bool) -> None:
-        self._identity = identity
-        self._session = session
-        self._leads = leads
-        self.informed = informed
-        self._fresh = count()
-
-    def lead(self, stream: Stream, step: Step) -> list[Segment]:
-        """The lead that a stream's agent shares with others of the step's model, and its own."""
-        key = stream.project, step.version, step.model, stream.role
-        shared = self._identity.hash("\0".join(("lead", *key)).encode())
-        own = self._identity.hash("\0".join(("own", self._session, stream.agent, step.model)).encode())
-        return [Segment(shared, self._leads.get(key, 0), "lead"), Segment(own, 0, "lead")]
-
-    def hash_answer(self, step: Step) -> int:
-        """The identity of an answer as later prompts repeat it."""
-        return self._identity.hash(b"".join(part.to_bytes(8, "big", signed=True) for part in step.answer))
-
-    def fresh(self) -> int:
-        """An identity that nothing else has."""
-        return self._identity.hash(f"fresh\0{self._session}\0{next(self._fresh)}".encode())
-
-
 class AgentPrompt(Thread):
-    """One agent's prompt as it grows. In an informed import prefix breaks are taken from what was read; ``breaks``
-    counts them.
+    """One agent's prompt as it grows. ``leads`` gives the size of each group's shared lead. In an ``informed`` import
+    prefix breaks are taken from what was read; ``breaks`` counts them.
     """
 
-    def __init__(self, made: TranscriptPrompts, stream: Stream) -> None:
-        super().__init__(made.fresh)
+    def __init__(self, identity: Identity, leads: Mapping[LeadKey, int], informed: bool, stream: Stream) -> None:
+        super().__init__(self._unlike)
         self.breaks = 0
-        self._made = made
+        self._identity = identity
+        self._leads = leads
+        self._informed = informed
         self._stream = stream
+        self._made = 0
         self._last: Turn | None = None
         self._ttl_s = TTL_5M
         self._resets = 0
         self._seen: dict[str, tuple[str, int, int]] = {}
+
+    def _unlike(self) -> int:
+        """An identity that nothing else has."""
+        self._made += 1
+        return self._identity.hash(f"fresh\0{self._stream.agent}\0{self._made}".encode())
+
+    def _lead(self, step: Step) -> list[Segment]:
+        """The lead that the agent shares with others of the step's model, and its own."""
+        key = self._stream.project, step.version, step.model, self._stream.role
+        shared = self._identity.hash("\0".join(("lead", *key)).encode())
+        own = self._identity.hash("\0".join(("own", self._stream.agent, step.model)).encode())
+        return [Segment(shared, self._leads.get(key, 0), "lead"), Segment(own, 0, "lead")]
 
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
@@ -81,7 +69,7 @@ class AgentPrompt(Thread):
         last = self._last
         inputs = [Block(i.hash, i.weight, i.kind, tool_use=i.tool_use) for i in step.inputs]
         if last is None:
-            return self.begin(self._size(step, inputs), self._made.lead(self._stream, step), inputs), None, None
+            return self.begin(self._size(step, inputs), self._lead(step), inputs), None, None
         blocks = [self._answer(last), *inputs]
         size = self._size(step, blocks)
         read = self._informed_read(last, step, start_ns)
@@ -106,12 +94,12 @@ class AgentPrompt(Thread):
         known = self._seen.get(step.model)
         if known is not None and known[2] == self._resets:
             return self.break_at(known[1], size, blocks), known[0], "model_switch"
-        return self.break_at(0, size, blocks, self._made.lead(self._stream, step)), last.step.id, "model_switch"
+        return self.break_at(0, size, blocks, self._lead(step)), last.step.id, "model_switch"
 
     def _informed_read(self, last: Turn, step: Step, start_ns: int) -> int | None:
         """What was read, where inside the TTL it is much less than the predecessor left; None for a blind import."""
         left, now = last.step.usage, step.usage
-        if not self._made.informed or left is None or now is None or not now.read_told or step.model != last.step.model:
+        if not self._informed or left is None or now is None or not now.read_told or step.model != last.step.model:
             return None
         readable = min(left.prompt - left.uncached, now.prompt)
         if start_ns - last.end_ns > self._ttl_s * SECOND or now.cache_read >= readable - BREAK_TOKENS:
@@ -123,7 +111,8 @@ class AgentPrompt(Thread):
         """The last answer as the next prompt repeats it."""
         told = last.step.output
         weight = last.step.weight if told is None else told
-        return Block(self._made.hash_answer(last.step), weight, "answer", last.step.id, exact=told is not None)
+        hash_ = self._identity.hash(b"".join(part.to_bytes(8, "big", signed=True) for part in last.step.answer))
+        return Block(hash_, weight, "answer", last.step.id, exact=told is not None)
 
     def _mark(self, usage: Usage | None) -> tuple[Breakpoint, ...]:
         """The cache marks that the account lets one infer: what lies past the last mark is the uncached part, and what

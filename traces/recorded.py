@@ -11,7 +11,7 @@ from typing import NamedTuple
 from keepwarm.traces.breaks import common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Attempt
-from keepwarm.traces.recorded_prompts import RecordedPrompt, RecordedPrompts
+from keepwarm.traces.recorded_prompts import RecordedPrompt
 from keepwarm.traces.records import AnswerRecord, RequestRecord, journal_salt, read_records
 from keepwarm.traces.sessions import SessionBuilder
 from keepwarm.traces.steps import OWN_FILE, Asked, Input, Piece, Step, Stream, Wire
@@ -200,7 +200,7 @@ def close_journal(journal: Path, out: str, *, version: str, flow: str | None = N
     fold = _Fold(identity)
     fold.answers(read_records(journal))
     unanswered = fold.requests(read_records(journal))
-    prompts = partial(RecordedPrompt, RecordedPrompts(identity))
+    prompts = partial(RecordedPrompt, identity, {})
     notes = {"prefix_breaks": None}
     with TraceWriter(out, producer="record", version=version, tokens="reported", notes=notes) as writer:
         sessions, first_ns = 0, None

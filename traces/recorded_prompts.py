@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 from typing import NamedTuple
 
 from keepwarm.traces.breaks import change, common
@@ -26,27 +25,15 @@ class _Seen(NamedTuple):
     held: Sequence[Held]
 
 
-class RecordedPrompts:
-    """Makes the prompts of a recording's agents. ``hidden`` segments get identities of their own."""
-
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity
-        self.sizes: dict[tuple[str, int], int] = {}
-        self._fresh = count()
-
-    def fresh(self, agent: str) -> int:
-        """An identity that nothing else has."""
-        return self.identity.hash(f"hidden\0{agent}\0{next(self._fresh)}".encode())
-
-
 class RecordedPrompt:
     """One agent's prompt. What its pieces have in common with the last ones is kept; the rest of what the provider
-    counted is spread over the new pieces by weight.
+    counted is spread over the new pieces by weight. ``sizes`` are those of all prompts' shared pieces, by model and
+    identity, as they come to be known.
     """
 
-    def __init__(self, made: RecordedPrompts, stream: Stream) -> None:
-        self._made = made
-        self._agent = stream.agent
+    def __init__(self, identity: Identity, sizes: dict[tuple[str, int], int], stream: Stream) -> None:
+        self._identity = identity
+        self._sizes = sizes
         self._last: _Seen | None = None
         self._seen: dict[str, _Seen] = {}
         self._answers: dict[int, tuple[int, str]] = {}
@@ -96,18 +83,18 @@ class RecordedPrompt:
         ]
         for piece, tokens in zip(new, sizes, strict=True):
             if piece.kind in SHARED and step.usage:
-                self._made.sizes.setdefault((step.model, piece.hash), tokens)
+                self._sizes.setdefault((step.model, piece.hash), tokens)
         append = [one.segment for one in held if one.segment.tokens]
         surplus = size - keep - sum(sizes)
         if surplus:
-            append.append(Segment(self._made.fresh(self._agent), surplus, "hidden"))
+            append.append(Segment(self._identity.hash(f"hidden\0{step.id}".encode()), surplus, "hidden"))
         self.hidden += surplus
         self.scaled += max(0, sum(round(block.weight) for block in blocks if block.exact) - (size - keep))
         return Growth(keep, tuple(append)), trimmed(kept, keep) + held
 
     def _block(self, model: str, piece: Piece) -> Block:
         """A piece with what is known of its size."""
-        size = self._made.sizes.get((model, piece.hash)) if piece.kind in SHARED else None
+        size = self._sizes.get((model, piece.hash)) if piece.kind in SHARED else None
         answer_of = None
         if piece.kind == "answer" and piece.hash in self._answers:
             size, answer_of = self._answers[piece.hash]
