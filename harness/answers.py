@@ -260,7 +260,7 @@ def decoded(body: bytes, encoding: str, most: int) -> bytes:
 
 
 def _asked(block: dict[str, Any], at_ns: int, identity: Identity, session: str) -> Asked:
-    given = block["input"] if isinstance(block["input"], dict) else json_object(block["input"])
+    given = json_object(block["input"])
     prompt = next((text for name in ("prompt", "message", "task") if (text := string(given.get(name)))), None)
     to = string(given.get("to")) if block["name"] == "SendMessage" else None
     kind = string(given.get("subagent_type")) or string(given.get("agent_type"))

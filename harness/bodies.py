@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -41,26 +41,8 @@ _WEIGHTS = {"tools": 0.25, "system": 0.25, **CHARACTER_TOKENS}
 _PICTURES = ("image", "input_image", "image_url", "document")
 
 Recent = deque[tuple[Sequence[Any], Sequence[Piece]]]
-Made = TypeVar("Made", covariant=True)
-
-
-class Prompt(Protocol[Made]):
-    """What a body is read into: whoever takes in a prompt's blocks, in the order in which a model sees them."""
-
-    def tools(self, tools: Sequence[Any], /) -> None:
-        """The list of tools."""
-
-    def add(self, kind: str, block: Any, /) -> object:
-        """One block of some kind, its cache mark with it."""
-
-    def mark(self, control: Any, /) -> None:
-        """A cache_control mark on what was added last."""
-
-    def begin(self) -> None:
-        """What the provider has of the conversation already comes here."""
-
-    def body(self, body: dict[str, Any], /) -> Made:
-        """All of it."""
+Blocks = list[tuple[str, Any]]
+"""A prompt's blocks in the order in which a model sees them, each with its kind."""
 
 
 class Body(NamedTuple):
@@ -95,22 +77,18 @@ class Pieces:
     pieces: list[Piece] = field(default_factory=list)
     marks: list[tuple[int, int]] = field(default_factory=list)
     compacts: bool = False
-    front: int = 0
     _since: list[tuple[int, Any]] = field(default_factory=list)
 
-    def add(self, kind: str, block: Any) -> Piece:
+    def _add(self, kind: str, block: Any) -> None:
         """One block of some kind, its cache mark with it."""
-        piece = self.piece(kind, block)
         if kind == "answer":
             self._since.clear()
         else:
             self._since.append((len(self.pieces), block))
-        self.pieces.append(piece)
-        if isinstance(block, dict) and "cache_control" in block:
-            self.mark(block["cache_control"])
-        return piece
+        self.pieces.append(self.piece(kind, block))
+        self._mark(block)
 
-    def tools(self, tools: Sequence[Any]) -> None:
+    def _tools(self, tools: Sequence[Any]) -> None:
         """The list of tools."""
         made = next((made for known, made in tuple(self.recent) if known == tools), None)
         if made is None:
@@ -118,7 +96,7 @@ class Pieces:
             self.recent.appendleft((tools, made))
         for tool, piece in zip(tools, made, strict=True):
             self.pieces.append(piece)
-            self.mark(tool.get("cache_control") if isinstance(tool, dict) else None)
+            self._mark(tool)
 
     def piece(self, kind: str, block: Any) -> Piece:
         """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
@@ -128,15 +106,10 @@ class Pieces:
         text = content.partition(b"\0")[2].decode("utf-8", "replace") if self.keep_text else None
         return Piece(kind, hash_, shape, _weight(kind, block, content), text)
 
-    def mark(self, control: Any) -> None:
-        """A cache_control mark on what was added last."""
-        if isinstance(control, dict):
+    def _mark(self, block: Any) -> None:
+        """The cache_control mark that a block, or a body for its last one, may have."""
+        if control := part(block, "cache_control"):
             self.marks.append((len(self.pieces), TTL_1H if control.get("ttl") == "1h" else TTL_5M))
-
-    def begin(self) -> None:
-        """What the provider has of the conversation already comes here."""
-        self.front = len(self.pieces)
-        self.pieces += self.before
 
     def _inputs(self, piece: Piece, block: Any) -> list[Input]:
         given = Input(piece.kind, piece.hash, piece.weight, self.at_ns)
@@ -181,8 +154,17 @@ class Pieces:
     def _agent(self, name: str) -> str:
         return self.identity.name("agent", self.session, name)
 
-    def body(self, body: dict[str, Any]) -> Body:
-        """All of it."""
+    def body(self, dialect: str, body: dict[str, Any]) -> Body:
+        """All of a request's body."""
+        front, conversation = READERS[dialect](body)
+        self._tools(listed(body.get("tools")))
+        for kind, block in front:
+            self._add(kind, block)
+        begun = len(self.pieces)
+        self.pieces += self.before
+        for kind, block in conversation:
+            self._add(kind, block)
+        self._mark(body)
         told = string(body.get("model"))
         model = self.identity.model(told) if told else ""
         stream = body.get("stream") is True
@@ -192,7 +174,7 @@ class Pieces:
             if (piece := self.pieces[at]).kind != "tools"
             for given in self._inputs(piece, block)
         ]
-        return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body), self.front)
+        return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body), begun)
 
 
 def _weight(kind: str, block: Any, content: bytes) -> float:
@@ -207,32 +189,35 @@ def _type(block: Any) -> str:
     return str(block.get("type")) if isinstance(block, dict) else ""
 
 
-def _listed(value: Any) -> Sequence[Any]:
+def listed(value: Any) -> Sequence[Any]:
     """A list as it is, one thing alone, or nothing."""
     if value is None or value == "":
         return ()
     return value if isinstance(value, list) else (value,)
 
 
+def _parsed(arguments: Any) -> Any:
+    """A tool's arguments, which the OpenAI dialects have as a string, as what they are."""
+    try:
+        return orjson.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments
+
+
 def json_object(text: Any) -> dict[str, Any]:
     """The JSON object that a text is; empty where it is none."""
-    try:
-        told = orjson.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        return {}
+    told = _parsed(text)
     return told if isinstance(told, dict) else {}
 
 
-def messages(body: dict[str, Any], pieces: Prompt[Made]) -> Made:
-    """The Messages API: tools come first, then system, then messages, some of which are the system's too."""
-    pieces.tools(_listed(body.get("tools")))
-    for block in _listed(body.get("system")):
-        pieces.add("system", block)
-    for message in _listed(body["messages"]):
-        for block in _listed(message["content"]):
-            pieces.add(_kind(message["role"], block), block)
-    pieces.mark(body.get("cache_control"))
-    return pieces.body(body)
+def messages(body: dict[str, Any]) -> tuple[Blocks, Blocks]:
+    """The Messages API. Some messages are the system's too."""
+    front = [("system", block) for block in listed(body.get("system"))]
+    return front, [
+        (_kind(message["role"], block), block)
+        for message in listed(body["messages"])
+        for block in listed(message["content"])
+    ]
 
 
 def _kind(role: str, block: Any) -> str:
@@ -241,26 +226,25 @@ def _kind(role: str, block: Any) -> str:
     return {"system": "system", "developer": "system", "assistant": "answer"}.get(role, "user")
 
 
-def chat(body: dict[str, Any], pieces: Prompt[Made]) -> Made:
+def chat(body: dict[str, Any]) -> tuple[Blocks, Blocks]:
     """The chat completions API."""
-    pieces.tools(_listed(body.get("tools")))
-    for message in _listed(body["messages"]):
-        role = message["role"]
+    blocks: Blocks = []
+    for message in listed(body["messages"]):
+        role, content = message["role"], [_text(part) for part in listed(message.get("content"))]
         if role == "tool":
-            told = {"type": "tool_result", "tool_use_id": message.get("tool_call_id")}
-            pieces.add("tool_result", told | {"content": [_text(part) for part in _listed(message.get("content"))]})
-            continue
-        for block in said(message) if role == "assistant" else map(_text, _listed(message.get("content"))):
-            pieces.add(_kind(role, block), block)
-    return pieces.body(body)
+            told = {"type": "tool_result", "tool_use_id": message.get("tool_call_id"), "content": content}
+            blocks.append(("tool_result", told))
+        else:
+            blocks += ((_kind(role, block), block) for block in (said(message) if role == "assistant" else content))
+    return [], blocks
 
 
 def said(message: dict[str, Any]) -> list[Any]:
     """The blocks of an assistant's message of the chat API."""
-    blocks = [_text(part) for part in _listed(message.get("content"))]
-    for call in _listed(message.get("tool_calls")):
+    blocks = [_text(part) for part in listed(message.get("content"))]
+    for call in listed(message.get("tool_calls")):
         name, given = call["function"]["name"], call["function"]["arguments"]
-        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
+        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": _parsed(given)})
     return blocks
 
 
@@ -271,30 +255,24 @@ def _text(block: Any) -> Any:
     return block
 
 
-def responses(body: dict[str, Any], pieces: Prompt[Made]) -> Made:
+def responses(body: dict[str, Any]) -> tuple[Blocks, Blocks]:
     """The Responses API."""
-    pieces.tools(_listed(body.get("tools")))
-    for block in _listed(body.get("instructions")):
-        pieces.add("system", block)
-    pieces.begin()
-    for entry in _listed(body.get("input")):
-        for kind, block in item(entry):
-            pieces.add(kind, block)
-    return pieces.body(body)
+    front = [("system", block) for block in listed(body.get("instructions"))]
+    return front, [block for entry in listed(body.get("input")) for block in item(entry)]
 
 
-def item(entry: Any) -> list[tuple[str, Any]]:
+def item(entry: Any) -> Blocks:
     """The blocks of an item of the Responses API, each with its kind."""
     if isinstance(entry, str):
         return [("user", entry)]
     kind = entry.get("type") or "message"
     if kind == "message":
-        return [(_kind(entry["role"], block), _text(block)) for block in _listed(entry["content"])]
+        return [(_kind(entry["role"], block), _text(block)) for block in listed(entry["content"])]
     if kind.endswith("_output"):
-        content = [_text(part) for part in _listed(entry.get("output"))]
+        content = [_text(part) for part in listed(entry.get("output"))]
         return [("tool_result", {"type": "tool_result", "tool_use_id": entry.get("call_id"), "content": content})]
     if kind in ("function_call", "custom_tool_call"):
-        asked = entry.get("arguments") if kind == "function_call" else entry.get("input")
+        asked = _parsed(entry.get("arguments")) if kind == "function_call" else entry.get("input")
         return [("answer", {"type": "tool_use", "id": entry.get("call_id"), "name": entry["name"], "input": asked})]
     if kind == "additional_tools":
         return [("tools", tool) for tool in entry["tools"]]
@@ -322,11 +300,9 @@ def _signed(value: Any) -> int | None:
     return value if isinstance(value, int) and (count(value) is not None or count(-value) is not None) else None
 
 
-class Reader(Protocol):
-    """Reads the bodies of one dialect."""
-
-    def __call__(self, body: dict[str, Any], pieces: Prompt[Made], /) -> Made:
-        """Take in all of a body."""
-
-
-READERS: dict[str, Reader] = {"messages": messages, "chat": chat, "responses": responses}
+READERS: dict[str, Callable[[dict[str, Any]], tuple[Blocks, Blocks]]] = {
+    "messages": messages,
+    "chat": chat,
+    "responses": responses,
+}
+"""What a body's prompt says besides tools: what stands before the conversation, and the conversation."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from keepwarm.harness.answers import Answer, decoded
-from keepwarm.harness.bodies import READERS, Body, Pieces, Recent
+from keepwarm.harness.bodies import Body, Pieces, Recent
 from keepwarm.harness.who import Client, Headers, client, flow, who
 from keepwarm.replayers.sse import string
 from keepwarm.traces.identity import Identity
@@ -145,8 +145,7 @@ class Passing:
             recorder = self._recorder
             before = recorder.stored.get(string(told.get("previous_response_id")) or "", ())
             whose = recorder.identity, self._at_ns, self._client.session
-            pieces = Pieces(*whose, recorder.keep_text, recorder.recent, before)
-            return READERS[self._dialect](told, pieces)
+            return Pieces(*whose, recorder.keep_text, recorder.recent, before).body(self._dialect, told)
         except Exception:  # whatever is wrong with it, it passes by
             return None
 
