@@ -19,16 +19,6 @@ from keepwarm.traces.sessions import SessionBuilder, Totals
 from keepwarm.traces.steps import Step, Stream
 
 
-class Common(NamedTuple):
-    """What every session is built with. ``tellers`` names the stream that tells a message, where several hold it."""
-
-    salt: bytes
-    leads: Mapping[LeadKey, int]
-    tellers: Mapping[str, StreamKey]
-    informed: bool
-    flow: str | None
-
-
 class Waiting(NamedTuple):
     """A session to be built: its pseudonym, its start since the trace's, and its streams, pickled."""
 
@@ -37,19 +27,29 @@ class Waiting(NamedTuple):
     streams: Sequence[bytes]
 
 
-def build_sessions(common: Common, sessions: Sequence[Waiting]) -> tuple[Packed | None, Totals]:
-    """Build some sessions that follow one another in trace order; None for a pack without a call."""
+def build_sessions(
+    sessions: Sequence[Waiting],
+    *,
+    salt: bytes,
+    leads: Mapping[LeadKey, int],
+    tellers: Mapping[str, StreamKey],
+    informed: bool,
+    flow: str | None,
+) -> tuple[Packed | None, Totals]:
+    """Build some sessions that follow one another in trace order; None for a pack without a call. ``tellers`` names the
+    stream that tells a message, where several hold it.
+    """
     calls: list[Call] = []
     totals = Totals()
 
     def owns(stream: Stream, step: Step) -> bool:
-        teller = common.tellers.get(step.id)
+        teller = tellers.get(step.id)
         return teller is None or teller == stream_key(stream)
 
-    prompts = partial(AgentPrompt, Identity(common.salt), common.leads, common.informed)
+    prompts = partial(AgentPrompt, Identity(salt), leads, informed)
     for session, start_ns, pickled in sessions:
-        builder = SessionBuilder(session, owns, prompts, common.flow, "transcript")
-        built = builder.build([stream for part in pickled for stream in pickle.loads(part)], start_ns)
+        builder = SessionBuilder(session, owns, prompts, flow, "transcript")
+        built = builder.build(list(map(pickle.loads, pickled)), start_ns)
         calls += built.calls
         totals = totals.plus(built.totals)
     return pack(calls) if calls else None, totals

@@ -7,8 +7,8 @@ files before the first session can be built. This module imports nothing heavy: 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -39,24 +39,18 @@ class Source(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What must be known of a stream before it is built: its messages, and what its first call read from cache."""
+    """A stream as bytes, and what must be known of it before it is built: its session and its first step's start, its
+    messages, its rank among those that tell the same ones, and what its first call read from cache.
+    """
 
     stream: StreamKey
-    main: bool
-    last_ns: int
-    copied: bool
-    messages: tuple[str, ...]
-    lead: LeadKey | None
-    first_read: int
-
-
-class Folded(NamedTuple):
-    """The streams of one session in one file, pickled; ``first_ns`` is their first step's start."""
-
     session: str
     first_ns: int | None
-    heard: list[Heard]
-    streams: bytes
+    messages: tuple[str, ...]
+    rank: tuple[int, bool, int]
+    lead: LeadKey | None
+    first_read: int
+    pickled: bytes
 
 
 class FoldedFile(NamedTuple):
@@ -65,7 +59,7 @@ class FoldedFile(NamedTuple):
     lines: int
     damaged: list[int]
     repeated: int
-    sessions: list[Folded]
+    streams: list[Heard]
 
 
 def sources(path: Path) -> list[Source]:
@@ -119,11 +113,8 @@ def fold_file(salt: bytes, source: Source) -> FoldedFile:
         fold.take(file)
     if source.agent is not None:
         _add_meta(source, fold, identity)
-    by_session: dict[str, list[Stream]] = {}
-    for stream in fold.streams.values():
-        by_session.setdefault(stream.session, []).append(stream)
-    folded = [_folded(session, streams) for session, streams in by_session.items()]
-    return FoldedFile(fold.lines, fold.damaged, fold.repeated, folded)
+    streams = [_heard(stream) for stream in fold.streams.values()]
+    return FoldedFile(fold.lines, fold.damaged, fold.repeated, streams)
 
 
 def _add_meta(source: Source, fold: FileFold, identity: Identity) -> None:
@@ -138,30 +129,21 @@ def _add_meta(source: Source, fold: FileFold, identity: Identity) -> None:
         stream.agent_type = identity.agent_type(agent_type) or stream.agent_type
 
 
-def _folded(session: str, streams: list[Stream]) -> Folded:
-    first_ns = min((stream.steps[0].start_ns for stream in streams if stream.steps), default=None)
-    data = pickle.dumps(streams, protocol=pickle.HIGHEST_PROTOCOL)
-    return Folded(session, first_ns, [_heard(stream) for stream in streams], data)
-
-
 def stream_key(stream: Stream) -> StreamKey:
     """What tells a stream from all others."""
     return stream.place, stream.source, stream.agent
 
 
 def _heard(stream: Stream) -> Heard:
+    """Of streams that hold the same message one tells it: the main agent's before a sub-agent's, an own file before
+    progress lines before inline ones, one not known to be a copy, then the one that ended first.
+    """
+    rank = 0 if stream.role == "main" else 1 + stream.source, stream.copied, stream.last_ns
     messages = tuple(step.id for step in stream.steps)
     first = stream.steps[0] if stream.steps else None
     lead, read = None, 0
     if first is not None and first.usage is not None and first.usage.cache_read:
         lead, read = (stream.project, first.version, first.model, stream.role), first.usage.cache_read
-    return Heard(stream_key(stream), stream.role == "main", stream.last_ns, stream.copied, messages, lead, read)
-
-
-def sizes(files: Sequence[Source]) -> int:
-    """How many bytes there are to read; a file that cannot be looked at counts as none, reading it will say why."""
-    total = 0
-    for source in files:
-        with suppress(OSError):
-            total += source.path.stat().st_size
-    return total
+    first_ns = first.start_ns if first is not None else None
+    pickled = pickle.dumps(stream, protocol=pickle.HIGHEST_PROTOCOL)
+    return Heard(stream_key(stream), stream.session, first_ns, messages, rank, lead, read, pickled)
