@@ -23,7 +23,7 @@ from keepwarm.replayers.times import StepTimes, read_times
 from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.journal import OUTCOMES
 from keepwarm.traces.model import After, Call, Segment
-from keepwarm.traces.store import read_outcome_table, read_sessions, write_outcome_table, write_outcomes
+from keepwarm.traces.store import read_outcome_table, read_sessions, write_batches, write_outcomes
 
 HOPPER = StepTimes(0.008, 4e-5, 1e-4, 1e-8, 0.05)
 SLOW = StepTimes(0.02, 1e-4, 1e-3, 3e-8, 0.2)
@@ -59,7 +59,7 @@ def changed(run: str, path: Path, **columns: pl.Expr) -> str:
     shutil.copytree(run, path)
     table = read_outcome_table(f"{run}/{OUTCOMES}")
     rows = pl.DataFrame(table).with_columns(**columns)
-    write_outcome_table(str(path / OUTCOMES), rows.to_arrow().cast(table.schema))
+    write_batches(str(path / OUTCOMES), rows.to_arrow().cast(table.schema).to_batches())
     return str(path)
 
 

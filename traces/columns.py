@@ -103,13 +103,20 @@ def _place(name: str) -> str:
     return planned.get(name) or (name if name in MEASURED_NAMES else "call." + name.removeprefix("rec_"))
 
 
-_row = attrgetter(*map(_place, schema.OUTCOMES.names))
+outcome_row = attrgetter(*map(_place, schema.OUTCOMES.names))
+"""An outcome's values in the order of its schema."""
 
 
 def outcomes_to_batch(outcomes: Sequence[Outcome]) -> pa.RecordBatch:
     """Outcomes, at least one, as one record batch of the outcome schema."""
-    columns = zip(zip(*map(_row, outcomes), strict=True), schema.OUTCOMES.types, strict=True)
-    return pa.RecordBatch.from_arrays([to_array(*column) for column in columns], schema=schema.OUTCOMES)
+    return rows_to_batch(schema.OUTCOMES.names, list(map(outcome_row, outcomes)))
+
+
+def rows_to_batch(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pa.RecordBatch:
+    """Rows of outcomes, at least one, whose values are those of the named columns; columns not named are null."""
+    told, nothing = dict(zip(names, zip(*rows, strict=True), strict=True)), (None,) * len(rows)
+    arrays = [to_array(told.get(field.name, nothing), field.type) for field in schema.OUTCOMES]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema.OUTCOMES)
 
 
 def _read_column(name: str, column: pa.Array) -> list[Any]:

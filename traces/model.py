@@ -17,6 +17,7 @@ USAGE_SOURCES = ("reported", "inferred", "absent")
 ORIGINS = ("proxy", "transcript", "synthetic", "imported")
 ERRORS = ("overloaded", "rate_limit", "timeout", "reset", "auth", "bad_request", "overflow", "other", "cancelled")
 NOT_ANSWERED = ("skipped", "interrupted")
+PHASES = ("warmup", "measured", "drain")
 BREAK_CHANGES = ("reordered", "added", "removed", "numbers", "cleared", "changed", "rewritten", "cut")
 """How a segment differs: the same ones in another order; one more, one less before the same rest; nothing but digits
 (a date, a counter, an id); a tool's result replaced by a note; other content before the same rest; other content from
@@ -171,6 +172,8 @@ class Outcome(NamedTuple):
 
     Times are ns since the run's anchor on one monotonic clock. ``error`` is one of ERRORS or of NOT_ANSWERED: a call
     that was never sent has ``sent_ns`` None and ``skipped``, one that the end of the run cut off has ``interrupted``.
+    ``sent_ns`` is the last try's, ``first_sent_ns`` the first one's where there were more. ``phase`` is one of PHASES
+    in a run of bounded duration, of which only what is ``measured`` counts.
     """
 
     call: Call
@@ -202,3 +205,10 @@ class Outcome(NamedTuple):
     worker: str | None = None
     attempts: tuple[Attempt, ...] = ()
     planned_output: int | None = None
+    first_sent_ns: int | None = None
+    phase: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole answer."""
+        return self.error is None and self.status is not None and 200 <= self.status < 300

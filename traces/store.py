@@ -112,17 +112,15 @@ class TraceWriter:
 def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> int:
     """Write a run's outcomes, a row group in memory at a time; how many there were."""
     rest = iter(outcomes)
-    with ParquetSink(path, schema.OUTCOMES, schema.OUTCOMES_KEY) as sink:
-        while chunk := list(islice(rest, ROWS_PER_GROUP)):
-            sink.write(outcomes_to_batch(chunk))
-    return sink.rows
+    return write_batches(path, map(outcomes_to_batch, iter(lambda: list(islice(rest, ROWS_PER_GROUP)), [])))
 
 
-def write_outcome_table(path: str, table: pa.Table) -> None:
-    """Write a run's outcomes that are a table already."""
+def write_batches(path: str, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write a run's outcomes that are columns already; how many there were."""
     with ParquetSink(path, schema.OUTCOMES, schema.OUTCOMES_KEY) as sink:
-        for batch in table.to_batches(ROWS_PER_GROUP):
+        for batch in batches:
             sink.write(batch)
+    return sink.rows
 
 
 def trace_files(path: str) -> list[str]:
