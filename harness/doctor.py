@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 
+from keepwarm.harness.asking import REPORTING, Asking
 from keepwarm.harness.counters import read_counters
-from keepwarm.harness.replaying import REPORTING, Asking
 from keepwarm.replayers.address import Address, base_url, shown_url
 from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.clock import RunClock

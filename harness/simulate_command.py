@@ -96,7 +96,8 @@ def simulate(
 
 
 def _planned(trace: str, options: dict[str, Any]) -> Planned:
-    return Planned(trace, speed=1.0, gap_cap=options["gap_cap"], at_once=options["sessions"])
+    places = options["sessions"]
+    return Planned(trace, gap_cap=options["gap_cap"], at_once=places, law=None if places else "recorded")
 
 
 def _check_marks(planned: Planned, options: dict[str, Any]) -> None:

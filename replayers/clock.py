@@ -11,9 +11,13 @@ class RunClock:
     def __init__(self) -> None:
         self._anchor = monotonic_ns()
 
-    def start(self) -> None:
-        """Make now the run's zero."""
-        self._anchor = monotonic_ns()
+    def start(self, in_ns: int = 0) -> None:
+        """Make now, or so many ns from now, the run's zero."""
+        self._anchor = monotonic_ns() + in_ns
+
+    def skip(self, ns: int) -> None:
+        """Let so much time be over."""
+        self._anchor -= ns
 
     def __call__(self) -> int:
         """The ns since the anchor; it never runs back but at ``start``."""

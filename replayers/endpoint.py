@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
     The token account is the endpoint's own report, None where it reported nothing. ``said`` is kept where later prompts
     are to repeat it; ``told`` is an error's text, for people only: it may hold anything. ``head_ns`` is when
-    the answer's head came.
+    the answer's head came, ``retry_after_s`` what a refusal told to wait.
     """
 
     sent_ns: int
@@ -74,6 +74,7 @@ class Answer(NamedTuple):
     said: Said | None = None
     told: str | None = None
     head_ns: int | None = None
+    retry_after_s: float | None = None
 
 
 class Endpoint(Protocol):

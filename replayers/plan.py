@@ -6,11 +6,12 @@ Times are ns since the run's anchor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Generic, NamedTuple
 
+from keepwarm.replayers.arrivals import Arrival
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.prompts import Grow, P, SessionPrompts, as_pieces
 from keepwarm.traces.errors import InputError
@@ -20,7 +21,8 @@ from keepwarm.traces.model import TRIGGERS, After, Call
 class Planned(NamedTuple, Generic[P]):
     """A call that may be sent at ``due_ns``, with its prompt and the pieces in which later ones repeat its answer.
 
-    ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None.
+    ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None. ``phase`` is one of
+    PHASES where the schedule has a window.
     """
 
     due_ns: int
@@ -29,6 +31,12 @@ class Planned(NamedTuple, Generic[P]):
     answer: tuple[Piece, ...] = ()
     output: int | None = None
     copy: int = 0
+    phase: str | None = None
+
+    @property
+    def session(self) -> tuple[str, int]:
+        """Which copy of which session it is of."""
+        return self.call.session, self.copy
 
 
 @dataclass(slots=True)
@@ -41,11 +49,16 @@ class _Waiting:
 
 
 class _Session(Generic[P]):
-    """A running session: its calls that wait for others, and what each call lets go."""
+    """A running session: its calls that wait for others, and what each call lets go. ``cold`` says whether it began
+    midway, ``seen`` which of its agents have been asked since.
+    """
 
-    def __init__(self, calls: Sequence[Call], grow: Grow[P]) -> None:
+    def __init__(self, arrival: Arrival, grow: Grow[P]) -> None:
+        calls = arrival.calls
+        self.copy, self.cold = arrival.copy, arrival.over > 0
+        self.seen: set[str] = set()
         self.prompts = SessionPrompts(calls, grow)
-        self.left = len(calls)
+        self.left = len(calls) - arrival.over
         self.waiting: dict[str, _Waiting] = {}
         self.next: dict[tuple[str, str], list[tuple[str, After]]] = {}
         known: set[str] = set()
@@ -55,6 +68,8 @@ class _Session(Generic[P]):
                 self.next.setdefault((edge.call, edge.trigger), []).append((call.call, edge))
             known.add(call.call)
             self.waiting[call.call] = _Waiting(call, len(call.after), 0)
+        for call in calls[: arrival.over]:
+            del self.waiting[call.call]
 
 
 def _check(call: Call, known: Set[str]) -> None:
@@ -72,35 +87,47 @@ def _check(call: Call, known: Set[str]) -> None:
             raise InputError(f"call {call.call}: field after has trigger {edge.trigger!r}, expected start or end")
 
 
-class Schedule(Generic[P]):
-    """The calls of a trace in the order in which they come due. ``grow`` makes their prompts.
+def check(calls: list[Call]) -> None:
+    """InputError where a call of a session refers to what is not there."""
+    prompts = _Session(Arrival(calls), lambda parent, keep, pieces: 0).prompts
+    for call in calls:
+        prompts.prompt(call)
 
-    ``speed`` X divides every gap, ``gap_cap_ns`` cuts gaps first. Sessions start when they were recorded to, or, with
-    ``at_once``, in their order with so many running at a time. Sessions are read as they are needed.
+
+class Schedule(Generic[P]):
+    """The calls of a run in the order in which they come due. ``grow`` makes their prompts.
+
+    ``speed`` X divides every gap, ``gap_cap_ns`` cuts gaps first. Sessions start when their arrival says, or, those
+    without a time, in their order with ``at_once`` running at a time. They are read as they are needed. Of a ``window``
+    (from, to) in ns the calls due in it are measured; those before are warm-up, as is the first call of each agent of
+    a session that began midway, whose prompt nobody has cached.
     """
 
     def __init__(
         self,
-        sessions: Iterable[list[Call]],
+        sessions: Iterable[Arrival],
         *,
         speed: float = 1.0,
         gap_cap_ns: int | None = None,
         at_once: int | None = None,
+        window: tuple[int, int] | None = None,
         grow: Grow[P] = as_pieces,  # type: ignore[assignment]
     ) -> None:
         if speed <= 0 or (at_once is not None and at_once < 1):
             raise ValueError("speed must be above 0 and at least one session must run at once")
-        self._sessions: Iterator[list[Call]] = iter(sessions)
+        self._sessions: Iterator[Arrival] = iter(sessions)
         self._speed = speed
         self._gap_cap_ns = gap_cap_ns
         self._at_once = at_once
+        self._window = window
         self._grow = grow
-        self._running: dict[str, _Session[P]] = {}
+        self._running: dict[tuple[str, int], _Session[P]] = {}
         self._due: list[tuple[int, int, _Session[P], Call]] = []
         self._count = 0
-        self._peeked: list[Call] | None = None
-        self._origin: int | None = None
+        self._peeked: Arrival | None = None
         self.sessions_begun = 0
+        self.partial: set[tuple[str, int]] = set()
+        """Sessions that are not whole in this run: begun midway, or not over when ``cut`` was called."""
 
     def next_due(self, now_ns: int) -> int | None:
         """When the next call is due; None if none is before something more has ended, or at all."""
@@ -111,86 +138,101 @@ class Schedule(Generic[P]):
         """Take the next due call."""
         due_ns, _, session, call = heappop(self._due)
         output = call.output if call.output is not None else call.output_est
-        return Planned(due_ns, call, session.prompts.prompt(call), session.prompts.answer(call), output)
+        phase = None if self._window is None else self._phase(session, call, due_ns, *self._window)
+        prompts = session.prompts
+        return Planned(due_ns, call, prompts.prompt(call), prompts.answer(call), output, session.copy, phase)
 
-    def started(self, call: Call, now_ns: int) -> None:
+    def started(self, planned: Planned[P], now_ns: int) -> None:
         """A call was sent."""
-        self._closed(call, "start", now_ns)
+        self._closed(self._running[planned.session], planned.call, "start", now_ns)
 
-    def ended(self, call: Call, now_ns: int) -> None:
+    def ended(self, planned: Planned[P], now_ns: int) -> None:
         """A call was answered whole."""
-        self._closed(call, "end", now_ns)
-        self._count_down(call, 1)
+        self._closed(self._running[planned.session], planned.call, "end", now_ns)
+        self._count_down(planned, 1)
 
-    def runs(self, session: str) -> bool:
-        """Whether a session has calls that are not over."""
+    def runs(self, session: tuple[str, int]) -> bool:
+        """Whether a copy of a session has calls that are not over."""
         return session in self._running
 
-    def failed(self, call: Call) -> list[Call]:
-        """A call failed: the rest of its session that was not sent yet will not be; which calls those are."""
-        session = self._running[call.session]
+    def failed(self, planned: Planned[P]) -> list[Call]:
+        """A call failed: the rest of its session that was not popped yet will not be; which calls those are."""
+        session = self._running[planned.session]
         skipped = [waiting.call for waiting in session.waiting.values()]
         skipped += [due[3] for due in self._due if due[2] is session]
         session.waiting.clear()
         self._due = [due for due in self._due if due[2] is not session]
         heapify(self._due)
-        self._count_down(call, 1 + len(skipped))
+        self._count_down(planned, 1 + len(skipped))
         return skipped
 
-    def rest(self) -> Iterator[Call]:
-        """All calls that were never popped, sessions that never began included; the schedule is over."""
-        for _, _, _, call in self._due:
-            yield call
+    def rest(self) -> Iterator[tuple[Call, int]]:
+        """All calls that were never popped, each with its copy; the schedule is over."""
+        for _, _, session, call in self._due:
+            yield call, session.copy
         for session in self._running.values():
-            yield from (waiting.call for waiting in session.waiting.values())
-        if self._peeked is not None:
-            yield from self._peeked
-        for calls in self._sessions:
-            yield from calls
+            yield from ((waiting.call, session.copy) for waiting in session.waiting.values())
+        while (arrival := self._peek()) is not None:
+            self._peeked = None
+            yield from ((call, arrival.copy) for call in arrival.calls[arrival.over :])
 
-    def _count_down(self, call: Call, calls: int) -> None:
-        session = self._running[call.session]
+    def cut(self) -> None:
+        """The schedule is over; what is running is partial."""
+        self.partial |= self._running.keys()
+
+    def _phase(self, session: _Session[P], call: Call, due_ns: int, begin_ns: int, end_ns: int) -> str:
+        cold = session.cold and call.agent not in session.seen
+        session.seen.add(call.agent)
+        return "warmup" if due_ns < begin_ns or cold else "measured" if due_ns < end_ns else "drain"
+
+    def _count_down(self, planned: Planned[P], calls: int) -> None:
+        session = self._running[planned.session]
         session.left -= calls
         if not session.left:
-            del self._running[call.session]
+            del self._running[planned.session]
 
-    def _peek(self) -> list[Call] | None:
+    def _peek(self) -> Arrival | None:
         if self._peeked is None:
             self._peeked = next(self._sessions, None)
         return self._peeked
 
     def _admit(self, now_ns: int) -> None:
-        """Begin the sessions whose time has come: by their recorded start, or as places get free."""
-        while (calls := self._peek()) is not None:
-            if self._at_once is None:
-                recorded = calls[0].session_start_ns or 0
-                self._origin = recorded if self._origin is None else self._origin
-                start_ns = round((recorded - self._origin) / self._speed)
-                if self._due and self._due[0][0] < start_ns:
-                    return
-            elif len(self._running) >= self._at_once:
-                return
-            else:
+        """Begin the sessions whose time has come, or for which there is a place."""
+        while (arrival := self._peek()) is not None:
+            start_ns = arrival.start_ns
+            if start_ns is None:
                 start_ns = now_ns
-            self._begin(calls, start_ns)
+            elif self._due and self._due[0][0] < start_ns:
+                return
+            if self._at_once is not None and len(self._running) >= self._at_once:
+                return
+            self._begin(arrival, start_ns)
 
-    def _begin(self, calls: list[Call], start_ns: int) -> None:
+    def _begin(self, arrival: Arrival, start_ns: int) -> None:
         self._peeked = None
         self.sessions_begun += 1
-        name = calls[0].session
+        calls, over = arrival.calls, arrival.over
+        name = calls[0].session, arrival.copy
         if name in self._running:
-            raise InputError(f"session {name}: expected its calls once and in one file")
-        session = self._running[name] = _Session(calls, self._grow)
-        for call in calls:
+            raise InputError(f"session {name[0]}: expected its calls once and in one file")
+        session = self._running[name] = _Session(arrival, self._grow)
+        for call in calls[over:]:
             if not call.after:
                 self._push(session, session.waiting.pop(call.call), start_ns)
+        if over:
+            self.partial.add(name)
+            for waiting in session.waiting.values():
+                waiting.due_ns = start_ns
+        for call in calls[:over]:
+            for trigger, at_ns in (("start", call.start_ns), ("end", call.end_ns)):
+                past_ns = min(at_ns - calls[over].start_ns, 0)
+                self._closed(session, call, trigger, start_ns + round(past_ns / self._speed))
 
     def _push(self, session: _Session[P], waiting: _Waiting, due_ns: int) -> None:
         self._count += 1
         heappush(self._due, (due_ns, self._count, session, waiting.call))
 
-    def _closed(self, call: Call, trigger: str, now_ns: int) -> None:
-        session = self._running[call.session]
+    def _closed(self, session: _Session[P], call: Call, trigger: str, now_ns: int) -> None:
         for name, edge in session.next.get((call.call, trigger), ()):
             waiting = session.waiting.get(name)
             if waiting is None:

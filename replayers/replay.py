@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from random import Random
 from typing import Any
 
-from asyncio_throttle.throttler import Throttler
-
 from keepwarm.replayers.alarm import Alarm
+from keepwarm.replayers.caps import Caps
+from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.endpoint import Answer, Endpoint, Piece, Request
 from keepwarm.replayers.plan import Planned, Schedule
-from keepwarm.traces.model import NOT_ANSWERED, Attempt, Outcome
+from keepwarm.replayers.retry import RETRIES, wait_s
+from keepwarm.replayers.watch import Watch
+from keepwarm.traces.model import NOT_ANSWERED, Attempt, Call, Outcome
 
 NOT_SENT, CUT_OFF = NOT_ANSWERED
 Prompt = tuple[Piece, ...]
@@ -23,8 +26,10 @@ class Replay:
     """One replay of a schedule against an endpoint.
 
     Every planned call comes out of ``emit`` exactly once: answered, failed, or never sent because its session failed
-    or the replay was cut off. ``max_rate`` caps the calls sent a second; waiting for it shows in latency from due.
-    What an endpoint keeps of a session is let go when that is over.
+    or the replay was cut off. Waiting for ``caps`` shows in latency from due. A call that fails in passing is tried
+    again up to ``retries`` times. Where nothing runs and nothing is due for longer than ``idle_cap_ns``, the clock
+    skips what is above that. From ``until_ns`` on calls are sent only as long as one that was due before is not over,
+    so that those end under the load they began under. What an endpoint keeps of a session is let go when that is over.
     """
 
     def __init__(
@@ -33,98 +38,156 @@ class Replay:
         endpoint: Endpoint,
         emit: Callable[[Outcome], None],
         *,
-        clock: Callable[[], int],
+        clock: RunClock,
         name: str,
-        max_rate: int | None = None,
+        caps: Caps | None = None,
+        retries: int = RETRIES,
+        idle_cap_ns: int | None = None,
+        until_ns: int | None = None,
     ) -> None:
         self._schedule = schedule
         self._endpoint = endpoint
         self._emit = emit
         self._clock = clock
         self._name = name
-        self._throttle = Throttler(rate_limit=max_rate, period=1.0) if max_rate else None
-        self._running: dict[str, Planned[Prompt]] = {}
-        self._sent: dict[str, int] = {}
-        self._kept: dict[str, dict[Any, Any]] = defaultdict(dict)
+        self._caps = caps
+        self._retries = retries
+        self._idle_cap_ns = idle_cap_ns
+        self._until_ns = until_ns
+        self._running: dict[tuple[str, int], tuple[Planned[Prompt], asyncio.Task[None]]] = {}
+        self._sent: dict[tuple[str, int], int] = {}
+        self._kept: dict[tuple[str, int], dict[Any, Any]] = defaultdict(dict)
+        self._failed: set[tuple[str, int]] = set()
+        self._random = Random(0)
         self._alarm: Alarm | None = None
         self._wake = asyncio.Event()
+        self.skipped_ns = 0
 
     async def run(self) -> None:
         """Send all there is. When cancelled or broken off, what was not answered comes out as such first."""
         self._alarm = Alarm(self._wake.set)
         try:
+            await asyncio.sleep(max(-self._clock(), 0) / 1e9)  # the run's zero may be to come
             async with asyncio.TaskGroup() as group:
                 while await self._until_due():
-                    if self._throttle is not None:
-                        async with self._throttle:  # what was due may have been skipped meanwhile
-                            if not await self._until_due():
-                                break
                     planned = self._schedule.pop()
-                    self._running[planned.call.call] = planned
-                    group.create_task(self._send(planned))
+                    task = group.create_task(self._send(planned))
+                    self._running[planned.call.call, planned.copy] = planned, task
+                for _, task in self._running.values():
+                    task.cancel()
         except BaseException as error:
-            for outcome in self._cut_off():
+            for outcome in (*self._cut_off(), *self._rest()):
                 self._emit(outcome)
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
             raise
+        else:
+            for outcome in self._cut_off():
+                self._emit(outcome)
         finally:
+            self._schedule.cut()
             self._alarm.close()
 
     async def _until_due(self) -> bool:
-        """Wait until a call is due; False when nothing is and nothing runs."""
+        """Wait until a call is due; False when nothing is and nothing runs, or what was to be measured is over."""
+        assert self._alarm is not None
         while True:
             now_ns = self._clock()
             due_ns = self._schedule.next_due(now_ns)
-            if due_ns is not None and due_ns <= now_ns:
-                return True
-            if due_ns is None and not self._running:
+            if self._over(now_ns) or (due_ns is None and not self._running):
                 return False
-            self._wake.clear()
-            assert self._alarm is not None
             if due_ns is not None:
-                self._alarm.set(due_ns - now_ns)
+                if due_ns <= now_ns:
+                    return True
+                if self._idle_cap_ns is not None and not self._running and due_ns - now_ns > self._idle_cap_ns:
+                    self._skip(due_ns - now_ns - self._idle_cap_ns)
+                    continue
+                until_ns = self._until_ns
+                self._alarm.set((due_ns if until_ns is None or until_ns <= now_ns else min(due_ns, until_ns)) - now_ns)
+            self._wake.clear()
             await self._wake.wait()
 
+    def _over(self, now_ns: int) -> bool:
+        """Whether the time is over, and every call that was due in it."""
+        if self._until_ns is None or now_ns < self._until_ns:
+            return False
+        return all(planned.due_ns >= self._until_ns for planned, _ in self._running.values())
+
+    def _skip(self, ns: int) -> None:
+        self._clock.skip(ns)
+        self.skipped_ns += ns
+
     async def _send(self, planned: Planned[Prompt]) -> None:
-        call = planned.call
-        self._sent[call.call] = self._clock()
-        self._schedule.started(call, self._sent[call.call])
-        self._wake.set()
-        kept = self._kept[call.session]
-        request = Request(call, planned.prompt, planned.output, planned.answer, planned.copy, kept)
-        answer = await self._endpoint.send(request)
-        del self._running[call.call], self._sent[call.call]
-        self._emit(self._answered(planned, answer))
-        if answer.error is None and answer.status is not None and answer.status < 300:
-            self._schedule.ended(call, answer.done_ns)
+        call, session = planned.call, planned.session
+        if self._caps is not None:
+            await self._caps.enter(call)
+        if session in self._failed:  # while it waited
+            outcome = Outcome(call, planned.copy, planned.due_ns, endpoint=self._name, error=NOT_SENT)
         else:
-            for skipped in self._schedule.failed(call):
-                self._emit(Outcome(skipped, endpoint=self._name, error=NOT_SENT))
-        if not self._schedule.runs(call.session):
-            self._kept.pop(call.session, None)
+            outcome = await self._asked(planned)
+        if self._caps is not None:
+            self._caps.leave(call)
+        del self._running[call.call, planned.copy]
+        self._emit(outcome)
+        if outcome.whole:
+            assert outcome.done_ns is not None
+            self._schedule.ended(planned, outcome.done_ns)
+        else:
+            self._failed.add(session)
+            for skipped in self._schedule.failed(planned):
+                self._emit(Outcome(skipped, planned.copy, endpoint=self._name, error=NOT_SENT, phase=planned.phase))
+        if not self._schedule.runs(session):
+            self._kept.pop(session, None)
+            self._failed.discard(session)
         self._wake.set()
 
-    def _answered(self, planned: Planned[Prompt], answer: Answer) -> Outcome:
+    async def _asked(self, planned: Planned[Prompt]) -> Outcome:
+        """What came of a call that is sent now, tried again where that may help."""
+        key = planned.call.call, planned.copy
+        sent_ns = self._sent[key] = self._clock()
+        self._schedule.started(planned, sent_ns)
+        self._wake.set()
+        kept = self._kept[planned.session]
+        request = Request(planned.call, planned.prompt, planned.output, planned.answer, planned.copy, kept)
+        tries: list[Attempt] = []
+        while True:
+            answer = await self._endpoint.send(request)
+            tries.append(Attempt(answer.sent_ns, answer.done_ns, answer.status, answer.error))
+            again_s = wait_s(answer, len(tries), self._random) if len(tries) <= self._retries else None
+            if again_s is None:
+                del self._sent[key]
+                return self._answered(planned, answer, tries)
+            await asyncio.sleep(again_s)
+
+    def _answered(self, planned: Planned[Prompt], answer: Answer, tries: list[Attempt]) -> Outcome:
         told = answer._asdict()
-        del told["said"], told["told"], told["head_ns"]
-        told["attempts"] = answer.attempts or (Attempt(answer.sent_ns, answer.done_ns, answer.status, answer.error),)
+        del told["said"], told["told"], told["head_ns"], told["retry_after_s"]
+        told |= {"attempts": tuple(tries), "first_sent_ns": tries[0].sent_ns if len(tries) > 1 else None}
         told |= {"due_ns": planned.due_ns, "endpoint": self._name, "planned_output": planned.output}
-        return Outcome(planned.call, copy=planned.copy, **told)
+        return Outcome(planned.call, copy=planned.copy, phase=planned.phase, **told)
 
     def _cut_off(self) -> Iterator[Outcome]:
-        for name, planned in self._running.items():
-            sent_ns = self._sent.get(name)
+        """The calls that run."""
+        for key, (planned, _) in self._running.items():
+            sent_ns = self._sent.get(key)
             error = NOT_SENT if sent_ns is None else CUT_OFF
-            yield Outcome(planned.call, due_ns=planned.due_ns, sent_ns=sent_ns, endpoint=self._name, error=error)
-        for call in self._schedule.rest():
-            yield Outcome(call, endpoint=self._name, error=NOT_SENT)
+            told: dict[str, Any] = {"due_ns": planned.due_ns, "sent_ns": sent_ns, "phase": planned.phase}
+            yield Outcome(planned.call, planned.copy, endpoint=self._name, error=error, **told)
+
+    def _rest(self) -> Iterator[Outcome]:
+        """The calls that were planned, where a number was."""
+        rest: Iterator[tuple[Call, int]] = iter(()) if self._until_ns is not None else self._schedule.rest()
+        for call, copy in rest:
+            yield Outcome(call, copy, endpoint=self._name, error=NOT_SENT)
 
 
-async def run_replay(run: Replay, endpoint: Endpoint) -> bool:
-    """Run a replay and close its endpoint; False if it was interrupted (its outcomes are out all the same)."""
+async def run_replay(run: Replay, endpoint: Endpoint, watch: Watch | None = None) -> bool:
+    """Run a replay and close its endpoint, the client watched meanwhile; False if it was interrupted (its outcomes are
+    out all the same).
+    """
     try:
-        await run.run()
+        with watch or nullcontext():
+            await run.run()
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.journal import JOURNAL, OUTCOMES
+from keepwarm.traces.journal import JOURNAL, KEPT, OUTCOMES
 from keepwarm.traces.store import Meta
 
 ABOUT = "run.json"
 BOUNDS = "bounds.parquet"
+
+BOUNDS_AT_ONCE = 1 << 16
 
 BOUNDS_SCHEMA = pa.schema(
     [("call", pa.string()), ("copy", pa.int32()), ("bound", pa.string()), ("cache_read", pa.int64())]
@@ -71,7 +74,7 @@ def _check_free(path: Path, mode: str, force: bool) -> None:
 
 
 def _clear(path: Path) -> None:
-    for name in (ABOUT, OUTCOMES, JOURNAL, BOUNDS, "latency.hlog", OUTCOMES + ".part"):
+    for name in (ABOUT, OUTCOMES, JOURNAL, KEPT, BOUNDS, "latency.hlog", OUTCOMES + ".part"):
         (path / name).unlink(missing_ok=True)
 
 
@@ -113,7 +116,10 @@ def write_about(path: Path, about: dict[str, Any]) -> None:
 
 
 def write_bounds(path: Path, bounds: Iterable[Bound]) -> None:
-    """Write a run's bounds."""
-    rows = list(bounds)
-    arrays = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(BOUNDS_SCHEMA)]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=BOUNDS_SCHEMA), path / BOUNDS, compression="zstd")
+    """Write a run's bounds, some in memory at a time."""
+    rows, part = iter(bounds), path / (BOUNDS + ".part")
+    with pq.ParquetWriter(part, BOUNDS_SCHEMA, compression="zstd") as writer:
+        while chunk := list(islice(rows, BOUNDS_AT_ONCE)):
+            columns = zip(zip(*chunk, strict=True), BOUNDS_SCHEMA.types, strict=True)
+            writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=BOUNDS_SCHEMA))
+    part.replace(path / BOUNDS)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.job import FIRST_TOKEN, Job, Running, account
 from keepwarm.replayers.plan import Planned, Schedule
+from keepwarm.replayers.sent import Sent
 from keepwarm.replayers.tree import Node
 from keepwarm.traces.model import NOT_ANSWERED, Outcome
 
@@ -21,7 +22,7 @@ class Simulated(NamedTuple):
     bounds: dict[str, int]
 
 
-def simulate(schedule: Schedule[Node], cluster: Cluster, *, live: bool = True) -> Iterator[Simulated]:
+def simulate(schedule: Schedule[Node] | Sent[Node], cluster: Cluster, *, live: bool = True) -> Iterator[Simulated]:
     """Every planned call's outcome, in the order in which they end. Virtual time never runs back.
 
     The schedule makes its prompts in the cluster's tree. ``live``: later prompts repeat the answers that the cluster
@@ -40,7 +41,7 @@ def simulate(schedule: Schedule[Node], cluster: Cluster, *, live: bool = True) -
         elif due_ns is not None:
             now_ns = max(now_ns, due_ns)
             planned = schedule.pop()
-            schedule.started(planned.call, now_ns)
+            schedule.started(planned, now_ns)
             asked = job(planned) if live else job(planned)._replace(answer=())
             running[cluster.submit(asked, now_ns)] = planned
         else:
@@ -55,16 +56,15 @@ def job(planned: Planned[Node]) -> Job:
     return Job(planned.prompt, output, planned.answer, marks, hints, call.flow, call.session, call.model)
 
 
-def _ended(schedule: Schedule[Node], running: Running, planned: Planned[Node]) -> Iterator[Simulated]:
+def _ended(schedule: Schedule[Node] | Sent[Node], running: Running, planned: Planned[Node]) -> Iterator[Simulated]:
     """A call is over; where it failed, so is its session."""
     assert running.done_ns is not None
-    call = planned.call
     yield Simulated(_outcome(running, planned), running.bounds)
     if running.error is None:
-        schedule.ended(call, running.done_ns)
+        schedule.ended(planned, running.done_ns)
         return
-    for skipped in schedule.failed(call):
-        yield Simulated(Outcome(skipped, endpoint="simulated", error=NOT_SENT, completed=False), {})
+    for skipped in schedule.failed(planned):
+        yield Simulated(Outcome(skipped, planned.copy, endpoint="simulated", error=NOT_SENT, completed=False), {})
 
 
 def _outcome(running: Running, planned: Planned[Node]) -> Outcome:

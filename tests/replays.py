@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import orjson
 import pytest
 
 from keepwarm.harness.cli import main
+from keepwarm.replayers.arrivals import arrivals
+from keepwarm.replayers.plan import Schedule
 from keepwarm.traces.model import After, Call, Segment
 from keepwarm.traces.store import TraceWriter, read_outcome_table
 
@@ -37,6 +40,14 @@ def write(path: Path, *sessions: list[Call], **notes: Any) -> str:
             for row in one:
                 writer.add(row)
     return str(path)
+
+
+def scheduled(
+    sessions: Iterable[list[Call]], *, speed: float = 1.0, at_once: int | None = None, **options: Any
+) -> Schedule[Any]:
+    """The plan of sessions that start as they were recorded to, or so many at once."""
+    come = arrivals(lambda: sessions, recorded=at_once is None, speed=speed)
+    return Schedule(come, speed=speed, at_once=at_once, **options)
 
 
 def keepwarm_(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

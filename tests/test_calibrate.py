@@ -9,13 +9,13 @@ from typing import Any
 import orjson
 import polars as pl
 import pytest
+from replays import scheduled
 
 from keepwarm.harness.cli import main
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.engine import Engine
 from keepwarm.replayers.job import SECOND
-from keepwarm.replayers.plan import Schedule
 from keepwarm.replayers.prompts import in_tree
 from keepwarm.replayers.router import Router
 from keepwarm.replayers.simulate import simulate
@@ -47,7 +47,7 @@ def ran(trace: str | list[list[Call]], path: Path, times: StepTimes, *, workers:
     engines = [Engine(BlockCache(tree), times=times, max_batched=BATCHED) for _ in range(workers)]
     cluster = Cluster(tree, engines, Router("sticky", block=16))
     sessions = read_sessions(trace) if isinstance(trace, str) else trace
-    schedule = Schedule(sessions, grow=in_tree(tree), **options)
+    schedule = scheduled(sessions, grow=in_tree(tree), **options)
     path.mkdir()
     write_outcomes(str(path / OUTCOMES), (done.outcome for done in simulate(schedule, cluster)))
     (path / "run.json").write_text('{"format": 1, "mode": "simulate"}')

@@ -11,6 +11,7 @@ from zlib import crc32
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replays import scheduled
 
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.plan import Planned, Schedule
@@ -49,9 +50,9 @@ class Ran(NamedTuple):
     done: int
 
 
-def drive(schedule: Schedule, lasting: int | dict[str, int] = 100) -> list[Ran]:
+def drive(schedule: Schedule[Any], lasting: int | dict[str, int] = 100) -> list[Ran]:
     """Run a schedule on a clock of its own, each call sent when it is due; what ran, in the order of sending."""
-    running: list[tuple[int, int, Call]] = []
+    running: list[tuple[int, int, Planned]] = []
     ran: list[Ran] = []
     now = 0
     while True:
@@ -63,9 +64,9 @@ def drive(schedule: Schedule, lasting: int | dict[str, int] = 100) -> list[Ran]:
             now = max(now, due)
             planned = schedule.pop()
             sent = planned.call
-            schedule.started(sent, now)
+            schedule.started(planned, now)
             lasts = lasting if isinstance(lasting, int) else lasting[sent.call]
-            heappush(running, (now + lasts, len(ran), sent))
+            heappush(running, (now + lasts, len(ran), planned))
             ran.append(Ran(sent, planned.due_ns, now, now + lasts))
         else:
             return ran
@@ -73,7 +74,7 @@ def drive(schedule: Schedule, lasting: int | dict[str, int] = 100) -> list[Ran]:
 
 def dues(*sessions: list[Call], **options: Any) -> dict[str, int]:
     """When each call was due; each takes 100."""
-    return {ran.call.call: ran.due for ran in drive(Schedule(sessions, **options))}
+    return {ran.call.call: ran.due for ran in drive(scheduled(sessions, **options))}
 
 
 def test_a_call_is_due_at_the_latest_of_its_edges() -> None:
@@ -112,7 +113,7 @@ def test_gaps_are_cut_before_they_are_divided() -> None:
 def test_at_once_runs_so_many_sessions_in_their_order() -> None:
     """Two at a time: the third starts when the shortest of the first two has ended, not when it was recorded."""
     sessions = [[call(n, session=n, session_start_ns=at)] for n, at in (("a", 0), ("b", 5), ("c", 9), ("d", 10**9))]
-    ran = drive(Schedule(sessions, at_once=2), {"a": 300, "b": 100, "c": 50, "d": 10})
+    ran = drive(scheduled(sessions, at_once=2), {"a": 300, "b": 100, "c": 50, "d": 10})
     assert [(r.call.call, r.due) for r in ran] == [("a", 0), ("b", 0), ("c", 100), ("d", 150)]
 
 
@@ -133,12 +134,12 @@ def test_sessions_are_read_as_they_are_needed(options: dict[str, Any]) -> None:
             taken += 1
             yield [call(f"c{number}", session=f"s{number}", session_start_ns=number * 1000)]
 
-    schedule, ahead, now = Schedule(sessions(), **options), 0, 0
+    schedule, ahead, now = scheduled(sessions(), **options), 0, 0
     for sent in range(10_000):
         due = schedule.next_due(now)
         assert due is not None
         now = max(now, due)
-        planned = schedule.pop().call
+        planned = schedule.pop()
         ahead = max(ahead, taken - sent)
         schedule.started(planned, now)
         schedule.ended(planned, now + 10)
@@ -156,10 +157,10 @@ def test_a_failure_skips_the_rest_of_its_session_once() -> None:
         call("e", end("d", 0), end("b", 0)),
     ]
     other = [call("x", session="t", session_start_ns=0)]
-    schedule = Schedule([calls, other])
+    schedule = scheduled([calls, other])
     schedule.next_due(0)
-    a, b, x = (schedule.pop().call for _ in range(3))
-    assert [c.call for c in (a, b, x)] == ["a", "b", "x"]
+    a, b, x = (schedule.pop() for _ in range(3))
+    assert [name(c) for c in (a, b, x)] == ["a", "b", "x"]
     for sent in (a, b, x):
         schedule.started(sent, 0)
     assert sorted(c.call for c in schedule.failed(a)) == ["c", "d", "e"]
@@ -172,9 +173,9 @@ def test_a_failure_skips_the_rest_of_its_session_once() -> None:
 def test_an_answer_after_a_failure_lets_nothing_go() -> None:
     """b is answered after a has failed: what waited for it is not asked, and the next session has its place."""
     calls = [call("a"), call("b"), call("c", end("b", 0))]
-    schedule = Schedule([calls, [call("x", session="t")]], at_once=1)
+    schedule = scheduled([calls, [call("x", session="t")]], at_once=1)
     schedule.next_due(0)
-    a, b = (schedule.pop().call for _ in range(2))
+    a, b = (schedule.pop() for _ in range(2))
     schedule.started(a, 0)
     schedule.started(b, 0)
     assert [c.call for c in schedule.failed(a)] == ["c"]
@@ -189,18 +190,18 @@ def test_rest_is_all_that_was_never_popped() -> None:
     sessions = [
         [call(f"{s}{n}", *edges, session=s) for n, edges in enumerate([(), (), (end(f"{s}0", 1),)])] for s in "abcd"
     ]
-    schedule = Schedule(sessions, at_once=2)
+    schedule = scheduled(sessions, at_once=2)
     schedule.next_due(0)
     popped = name(schedule.pop())
     every = {c.call for session in sessions for c in session}
-    rest = [c.call for c in schedule.rest()]
+    rest = [c.call for c, _ in schedule.rest()]
     assert len(rest) == len(every) - 1
     assert set(rest) == every - {popped}
 
 
 def test_nothing_is_due_in_an_empty_trace() -> None:
     """No session: nothing is ever due, nothing is left."""
-    schedule = Schedule([])
+    schedule = scheduled([])
     assert schedule.next_due(0) is None
     assert list(schedule.rest()) == []
 
@@ -226,7 +227,7 @@ def test_nothing_is_due_in_an_empty_trace() -> None:
 def test_bad_references_are_one_line(calls: list[Call], said: str) -> None:
     """What a call refers to must be an earlier call of its session; the error names the call and the field."""
     with pytest.raises(InputError) as error:
-        drive(Schedule([calls]))
+        drive(scheduled([calls]))
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
 
@@ -234,14 +235,14 @@ def test_bad_references_are_one_line(calls: list[Call], said: str) -> None:
 def test_a_session_in_two_places_is_refused() -> None:
     """The same session twice, as in a directory that holds a trace and a copy of it, is no trace."""
     with pytest.raises(InputError, match="session s: expected its calls once"):
-        drive(Schedule([[call("a")], [call("a")]]))
+        drive(scheduled([[call("a")], [call("a")]]))
 
 
 def test_impossible_options_are_refused() -> None:
     """Speed is above 0, and at least one session runs."""
     for options in ({"speed": 0.0}, {"speed": -1.0}, {"at_once": 0}):
         with pytest.raises(ValueError, match="speed must be"):
-            Schedule([], **options)  # type: ignore[arg-type]
+            scheduled([], **options)  # type: ignore[arg-type]
 
 
 def test_prompts_grow_are_cut_and_fork() -> None:
@@ -254,12 +255,12 @@ def test_prompts_grow_are_cut_and_fork() -> None:
         call("d", end("b", 0), prompt_parent="c", keep=33, append=(Segment(8, 12, "user"), Segment(4, 0, "user"))),
     ]
     asked = {}
-    schedule = Schedule([calls])
+    schedule = scheduled([calls])
     while (due := schedule.next_due(0)) is not None:
         planned = schedule.pop()
         asked[name(planned)] = planned
-        schedule.started(planned.call, due)
-        schedule.ended(planned.call, due)
+        schedule.started(planned, due)
+        schedule.ended(planned, due)
     sizes = {name: [(p.ident >> 32, p.tokens) for p in request.prompt] for name, request in asked.items()}
     assert list(asked) == ["a", "c", "b", "d"]
     assert sizes == {
@@ -279,13 +280,13 @@ def test_a_prompt_asked_for_before_its_parent_was() -> None:
         call("b", end("a", 900), prompt_parent="a", keep=10),
         call("c", end("a", 0), prompt_parent="b", keep=15),
     ]
-    schedule = Schedule([calls])
+    schedule = scheduled([calls])
     totals = {}
     while (due := schedule.next_due(0)) is not None:
         request = schedule.pop()
         totals[request.call.call] = [piece.tokens for piece in request.prompt]
-        schedule.started(request.call, due)
-        schedule.ended(request.call, due)
+        schedule.started(request, due)
+        schedule.ended(request, due)
     assert list(totals) == ["a", "c", "b"]
     assert totals == {"a": [10], "c": [10, 5, 10], "b": [10, 10]}
 
@@ -333,8 +334,8 @@ def test_every_call_runs_once_when_its_edges_say(
     never before; an agent's calls keep their order; prompts have as many tokens as planned; no more sessions run than
     asked for, and they start in order. The same again gives the same.
     """
-    ran = drive(Schedule(sessions, **options), lasting)
-    assert ran == drive(Schedule(iter(sessions), **options), lasting)
+    ran = drive(scheduled(sessions, **options), lasting)
+    assert ran == drive(scheduled(iter(sessions), **options), lasting)
     by_name = {r.call.call: r for r in ran}
     assert Counter(r.call.call for r in ran) == Counter(c.call for session in sessions for c in session)
     speed, cap, at_once = options.get("speed", 1.0), options.get("gap_cap_ns", 10**9), options.get("at_once")
@@ -366,7 +367,7 @@ def test_however_a_replay_goes_every_call_is_told_once(
     sessions: list[list[Call]], at_once: int | None, data: st.DataObject
 ) -> None:
     """Calls end, fail or are cut off in any order: each is popped, skipped or part of the rest, only one of them."""
-    schedule, running, seen, now = Schedule(sessions, at_once=at_once), [], Counter[str](), 0
+    schedule, running, seen, now = scheduled(sessions, at_once=at_once), [], Counter[str](), 0
     for _ in range(data.draw(st.integers(0, 30))):
         due = schedule.next_due(now)
         if due is not None and (not running or data.draw(st.booleans())):
@@ -374,8 +375,8 @@ def test_however_a_replay_goes_every_call_is_told_once(
             planned = schedule.pop()
             assert sum(piece.tokens for piece in planned.prompt) == planned.call.prompt_tokens
             seen[name(planned)] += 1
-            schedule.started(planned.call, now)
-            running.append(planned.call)
+            schedule.started(planned, now)
+            running.append(planned)
         elif running:
             done = running.pop(data.draw(st.integers(0, len(running) - 1)))
             now += 10
@@ -383,5 +384,5 @@ def test_however_a_replay_goes_every_call_is_told_once(
                 schedule.ended(done, now)
             else:
                 seen.update(skipped.call for skipped in schedule.failed(done))
-    seen.update(left.call for left in schedule.rest())
+    seen.update(left.call for left, _ in schedule.rest())
     assert seen == Counter(c.call for session in sessions for c in session)

@@ -17,13 +17,13 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replays import MS, about, call, chain, keepwarm_, rows, write
+from replays import MS, about, call, chain, keepwarm_, rows, scheduled, write
 from serving import cluster, running
 
 from keepwarm.harness.serve import create_app
+from keepwarm.replayers.caps import Caps
 from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.endpoint import Answer, Request
-from keepwarm.replayers.plan import Schedule
 from keepwarm.replayers.replay import Replay, run_replay
 from keepwarm.replayers.times import ServiceTimes
 from keepwarm.reports.frame import load
@@ -59,10 +59,16 @@ def replayed(sessions: list[list[Call]], script: Script, **options: Any) -> tupl
     """The outcomes of a replay in their order, the endpoint, and whether it was whole."""
     clock, outcomes = RunClock(), []
     endpoint = Scripted(clock, script)
-    max_rate = options.pop("max_rate", None)
-    schedule = Schedule(sessions, **{"at_once": 8, **options})
-    replay = Replay(schedule, endpoint, outcomes.append, clock=clock, name="scripted", max_rate=max_rate)
-    whole = asyncio.run(run_replay(replay, endpoint))
+    how = {name: options.pop(name) for name in ("retries", "idle_cap_ns", "until_ns") if name in options}
+    caps = options.pop("caps", None)
+    schedule = scheduled(sessions, **{"at_once": 8, **options})
+
+    async def run() -> bool:
+        made = None if caps is None else Caps(**caps)
+        told = {"clock": clock, "name": "scripted", "caps": made, "retries": 0, **how}
+        return await run_replay(Replay(schedule, endpoint, outcomes.append, **told), endpoint)
+
+    whole = asyncio.run(run())
     return outcomes, endpoint, whole
 
 
@@ -171,7 +177,7 @@ def test_every_planned_call_has_one_outcome(sessions: list[int], failing: set[tu
 def test_max_rate_caps_the_calls_of_any_second() -> None:
     """Twelve calls due at once at 5 a second: of any six the last is sent long after the first."""
     sessions = [[call(f"c{n}", session=f"s{n}")] for n in range(12)]
-    _, endpoint, _ = replayed(sessions, answering(), at_once=12, max_rate=5)
+    _, endpoint, _ = replayed(sessions, answering(), at_once=12, caps={"rate": [(None, 5)]})
     times = [sent_ns for _, sent_ns in endpoint.asked]
     assert len(times) == 12
     assert all(later - earlier > 500 * MS for earlier, later in zip(times, times[5:], strict=False))
@@ -180,7 +186,7 @@ def test_max_rate_caps_the_calls_of_any_second() -> None:
 def test_a_call_that_waits_for_its_turn_is_skipped_when_its_session_fails() -> None:
     """Three calls due at once at one a second: the first is refused meanwhile, so the others are never sent."""
     calls = [call("a"), call("b"), call("c")]
-    outcomes, endpoint, _ = replayed([calls], answering(failing=frozenset("a")), max_rate=1)
+    outcomes, endpoint, _ = replayed([calls], answering(failing=frozenset("a")), caps={"rate": [(None, 1)]})
     assert [name for name, _ in endpoint.asked] == ["a"]
     assert sorted((o.call.call, o.error) for o in outcomes) == [("a", "overloaded"), ("b", "skipped"), ("c", "skipped")]
 
@@ -202,7 +208,7 @@ def test_a_cancelled_replay_tells_every_call() -> None:
 
     task: asyncio.Task[Any]
     endpoint = Scripted(clock, answer)
-    schedule = Schedule([chain("s", 3), chain("t", 2), chain("u", 1)], at_once=1)
+    schedule = scheduled([chain("s", 3), chain("t", 2), chain("u", 1)], at_once=1)
     replay = Replay(schedule, endpoint, outcomes.append, clock=clock, name="scripted")
     assert asyncio.run(run()) is False
     assert endpoint.closed
@@ -220,7 +226,7 @@ def test_a_bad_trace_ends_a_replay_with_its_own_error() -> None:
     """What is wrong with a later session comes out as it is, after the rows of what had run."""
     clock, outcomes = RunClock(), []
     endpoint = Scripted(clock, answering())
-    schedule = Schedule([chain("s", 2), [call("b", After("x", "end", 0, "tool"), session="t")]], at_once=1)
+    schedule = scheduled([chain("s", 2), [call("b", After("x", "end", 0, "tool"), session="t")]], at_once=1)
     replay = Replay(schedule, endpoint, outcomes.append, clock=clock, name="scripted")
     with pytest.raises(InputError, match="call b: field after names 'x'"):
         asyncio.run(run_replay(replay, endpoint))

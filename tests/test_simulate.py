@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replays import scheduled
 
 import keepwarm.harness
 from keepwarm.harness.cli import main
@@ -19,7 +20,6 @@ from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.engine import Engine
 from keepwarm.replayers.marked import MarkedCache
 from keepwarm.replayers.plain import KeepBlocks, KeepMarked, Plain
-from keepwarm.replayers.plan import Schedule
 from keepwarm.replayers.prompts import in_tree
 from keepwarm.replayers.router import Router
 from keepwarm.replayers.rules import RULES
@@ -61,7 +61,7 @@ def alone(kept: Kept, times: ServiceTimes = SLOW, **options: Any) -> Cluster:
 def ran(*sessions: list[Call], kept: Kept | None = None, **options: Any) -> dict[str, Simulated]:
     """What came of each call."""
     cluster = alone(kept or blocks())
-    schedule = Schedule(sessions, grow=in_tree(cluster.tree), **options)
+    schedule = scheduled(sessions, grow=in_tree(cluster.tree), **options)
     return {done.outcome.call.call: done for done in simulate(schedule, cluster)}
 
 
@@ -161,7 +161,7 @@ def made(told: dict[str, Any]) -> Cluster:
 
 def results(cluster: Cluster, at_once: int | None) -> list[Simulated]:
     """The bundled trace through a cluster."""
-    schedule = Schedule(read_sessions(str(DEMO)), at_once=at_once, grow=in_tree(cluster.tree))
+    schedule = scheduled(read_sessions(str(DEMO)), at_once=at_once, grow=in_tree(cluster.tree))
     return list(simulate(schedule, cluster))
 
 
@@ -215,7 +215,7 @@ def test_a_call_that_no_worker_can_hold_ends_its_session() -> None:
         call("c", After("b", "end", 0, "tool")),
     ]
     other = [call("x", session="t", session_start_ns=90 * SECOND)]
-    schedule = Schedule([calls, other], grow=in_tree(tree))
+    schedule = scheduled([calls, other], grow=in_tree(tree))
     done = list(simulate(schedule, Cluster(tree, [worker], Router("round_robin", block=16))))
     found = {one.outcome.call.call: one.outcome for one in done}
     assert {name: (one.error, one.status) for name, one in found.items()} == {

@@ -32,12 +32,13 @@ SESSION, COPY, COMPLETED = (NAMES.index(name) for name in ("session", "copy", "c
 
 class Journal:
     """Appends outcomes to a run's journal; what was added survives the program. InputError where it cannot be
-    written.
+    written. ``partial`` are sessions (name, copy) of which nobody can say that they were completed; it is looked at in
+    the end.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
-        self._whole: dict[tuple[str, int], bool] = {}
+    def __init__(self, run: Path, *, partial: Set[tuple[str, int]] = frozenset()) -> None:
+        self._run, self._partial = run, partial
+        self._whole: dict[tuple[str, int], bool | None] = {}
         self.rows = 0
         try:
             self._file = (run / JOURNAL).open("wb", buffering=0)
@@ -48,7 +49,7 @@ class Journal:
     def add(self, outcome: Outcome) -> None:
         """Append an outcome. Its session is completed while all of its outcomes are whole answers."""
         key = outcome.call.session, outcome.copy
-        self._whole[key] = self._whole.get(key, True) and outcome.whole
+        self._whole[key] = bool(self._whole.get(key, True)) and outcome.whole
         self.rows += 1
         self._write(outcome_row(outcome))
 
@@ -66,6 +67,7 @@ class Journal:
         completion.
         """
         self._file.close()
+        self._whole |= dict.fromkeys(self._partial & self._whole.keys())
         write_batches(str(self._run / OUTCOMES), _batches(self._run, self._whole))
         (self._run / JOURNAL).unlink()
         (self._run / KEPT).unlink(missing_ok=True)
@@ -88,7 +90,18 @@ def read_journal(run: Path) -> pa.Table:
     return pa.Table.from_batches(batches, schema=schema.OUTCOMES)
 
 
-def _batches(run: Path, whole: Mapping[tuple[str, int], bool]) -> Iterator[pa.RecordBatch]:
+def written(run: Path) -> pa.Table:
+    """What a run has written so far, its shards too; perhaps nothing."""
+    tables = [written(shard) for shard in sorted(run.glob("shard-*"))]
+    if (run / OUTCOMES).exists():
+        tables.append(read_outcome_table(str(run / OUTCOMES)))
+    else:
+        with suppress(InputError):
+            tables.append(read_journal(run))
+    return pa.concat_tables([schema.OUTCOMES.empty_table(), *tables])
+
+
+def _batches(run: Path, whole: Mapping[tuple[str, int], bool | None]) -> Iterator[pa.RecordBatch]:
     """The rows, some in memory at a time; sessions that are in ``whole`` with their completion."""
     if (run / KEPT).exists():
         yield from read_outcome_table(str(run / KEPT)).to_batches(ROWS_PER_GROUP)

@@ -1,0 +1,82 @@
+"""Resumed is a run that goes on where it was cut off: whole sessions are kept, the others run again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from keepwarm.harness.planned import Planned
+from keepwarm.replayers.run import ABOUT
+from keepwarm.replayers.tokens import Costs
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.journal import COMPLETED, JOURNAL, KEPT, OUTCOMES, written
+from keepwarm.traces.store import ROWS_PER_GROUP, read_trace_table, write_batches
+
+FREE = ("processes", "ray")
+"""Options that may be others when a run goes on."""
+
+
+class Resumed(NamedTuple):
+    """What is known of the run: its run.json and rows, its whole sessions (name, copy), when its last call was over."""
+
+    about: dict[str, Any]
+    rows: pa.Table
+    over: frozenset[tuple[str, int]]
+    last_ns: int
+
+    @property
+    def costs(self) -> Costs:
+        """What its texts were written by."""
+        return Costs.read(self.about["fidelity"]["costs"])
+
+
+def resume(run: Path, planned: Planned) -> Resumed:
+    """A replay that is to be taken up again. InputError where it is none of this trace."""
+    try:
+        about = orjson.loads((run / ABOUT).read_bytes())
+        assert about["mode"] == "replay"
+        Costs.read(about["fidelity"]["costs"])
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(f"{run / ABOUT}: expected the run.json of a replay") from error
+    if about["trace"]["digest"] != planned.meta.digest:
+        raise InputError(f"{run}: is a replay of another trace: {about['trace'].get('name')}")
+    rows = written(run)
+    return Resumed(about, rows, _whole(rows, planned), pc.max(rows.column("done_ns")).as_py() or 0)
+
+
+def same(resumed: Resumed, asked: dict[str, Any]) -> None:
+    """InputError where a run would go on otherwise than it began: ``asked`` is what its run.json would have."""
+    for where, names in (("options", asked["options"].keys() - FREE), ("endpoint", {"url", "dialect"})):
+        for name in sorted(names):
+            before, now = resumed.about[where].get(name), asked[where][name]
+            if orjson.dumps(before) != orjson.dumps(now):
+                raise InputError(f"--resume: the run has {name} {before!r}, not {now!r}")
+
+
+def keep(run: Path, resumed: Resumed) -> None:
+    """Put what the run has of whole sessions aside for its end, and forget the rest."""
+    rows = resumed.rows
+    keys = zip(rows.column("session").to_pylist(), rows.column("copy").to_pylist(), strict=True)
+    kept = rows.filter(pa.array([key in resumed.over for key in keys], pa.bool_()))
+    whole = pa.array([True] * kept.num_rows, pa.bool_())
+    kept = kept.set_column(COMPLETED, rows.schema.field(COMPLETED), whole)
+    write_batches(str(run / KEPT), kept.to_batches(ROWS_PER_GROUP))
+    for name in (OUTCOMES, JOURNAL):
+        (run / name).unlink(missing_ok=True)
+    for shard in run.glob("shard-*"):
+        rmtree(shard)
+
+
+def _whole(rows: pa.Table, planned: Planned) -> frozenset[tuple[str, int]]:
+    """The sessions all of whose planned calls have a whole answer."""
+    calls = Counter(read_trace_table(planned.trace, ["session"]).column("session").to_pylist())
+    good = pc.and_(pc.is_null(rows.column("error")), pc.less(pc.fill_null(rows.column("status"), 999), 300))
+    answered = rows.filter(good).group_by(["session", "copy"]).aggregate([("call", "count_distinct")])
+    columns = (column.to_pylist() for column in answered.columns)
+    return frozenset((one, copy) for one, copy, count in zip(*columns, strict=True) if count == calls[one])

@@ -1,0 +1,120 @@
+"""Sending a run's calls, all of them or a shard, their outcomes into a directory as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from contextlib import closing, nullcontext
+from pathlib import Path
+from time import time_ns
+from typing import Any, NamedTuple
+
+from keepwarm.harness.asking import Asking
+from keepwarm.harness.planned import Planned
+from keepwarm.harness.progress import progress
+from keepwarm.replayers.caps import Cap, Caps
+from keepwarm.replayers.clock import RunClock
+from keepwarm.replayers.replay import Replay, run_replay
+from keepwarm.replayers.watch import Watch
+from keepwarm.traces.journal import Journal
+from keepwarm.traces.model import Outcome
+
+Counts = Counter[tuple[str | None, str | None]]
+
+
+class Sending(NamedTuple):
+    """How calls are sent: what the endpoint is told, the caps, how often a call is tried again, idle time that is not
+    waited, and where the run's clock begins (above 0 where a run goes on).
+    """
+
+    endpoint: dict[str, Any]
+    caps: dict[str, tuple[Cap, ...]]
+    retries: int
+    idle_cap_ns: int | None = None
+    from_ns: int = 0
+
+    def part(self, number: int, of: int) -> Sending:
+        """What one of so many processes may do: its share of each cap, at least one."""
+
+        def share(cap: Cap) -> Cap:
+            return cap[0], max((cap[1] - number + of - 1) // of, 1)
+
+        return self._replace(caps={name: tuple(map(share, each)) for name, each in self.caps.items()})
+
+
+class Came(NamedTuple):
+    """What came of sending: how many calls by phase and error (None: answered), whether it was interrupted, what each
+    process's watch told, the time that was skipped, and how many processes were lost.
+    """
+
+    counts: Counts
+    interrupted: bool
+    clients: list[dict[str, Any]]
+    skipped_ns: int = 0
+    lost: int = 0
+
+    def __add__(self, other: Came) -> Came:  # type: ignore[override]
+        counts, clients = self.counts + other.counts, self.clients + other.clients
+        cut, skipped_ns = self.interrupted or other.interrupted, self.skipped_ns + other.skipped_ns
+        return Came(counts, cut, clients, skipped_ns, self.lost + other.lost)
+
+    @property
+    def answered(self) -> int:
+        """How many calls were."""
+        return sum(count for (_, error), count in self.counts.items() if error is None)
+
+    def measured(self) -> int:
+        """How many calls were due in the time that was measured."""
+        return sum(count for (phase, _), count in self.counts.items() if phase == "measured")
+
+    def words(self) -> str:
+        """It in one line."""
+        errors: Counter[str] = Counter()
+        for (_, error), count in self.counts.items():
+            errors[error or ""] += count
+        parts = [f"{self.answered:,} calls answered"]
+        parts += [f"{count:,} {error}" for error, count in errors.items() if error]
+        told = ", ".join(parts) + (f"; {self.lost} processes were lost" if self.lost else "")
+        return told + ("; interrupted, its results so far are kept" if self.interrupted else "")
+
+
+def send_all(
+    path: Path, planned: Planned, asking: Asking, sending: Sending, *, at_ns: int | None = None, quiet: bool = False
+) -> Came:
+    """Send a plan's calls, their outcomes into a run's directory as they come. ``at_ns`` is the time of day that is the
+    run's zero, else now.
+    """
+    clock, counts = RunClock(), Counts()
+    endpoint = asking.endpoint(clock=clock, **sending.endpoint)
+    shown = nullcontext(lambda done, of: None) if quiet else progress("replaying", planned.planned_calls)
+    schedule, watch = planned.schedule(), Watch()
+    with closing(Journal(path, partial=schedule.partial)) as journal, shown as told:
+
+        def emit(outcome: Outcome) -> None:
+            journal.add(outcome)
+            counts[outcome.phase, outcome.error] += 1
+            told(journal.rows, None)
+
+        replay = Replay(
+            schedule,
+            endpoint,
+            emit,
+            clock=clock,
+            name=asking.model,
+            caps=Caps(**sending.caps) if sending.caps else None,
+            retries=sending.retries,
+            idle_cap_ns=sending.idle_cap_ns,
+            until_ns=planned.window and planned.window[1],
+        )
+        gc.collect()
+        gc.freeze()
+        before = gc.get_threshold()
+        gc.set_threshold(before[0], before[1], 1 << 30)  # a full collection would hold up calls for 0.1 s
+        clock.start((0 if at_ns is None else at_ns - time_ns()) - sending.from_ns)
+        try:
+            whole = asyncio.run(run_replay(replay, endpoint, watch))
+        finally:
+            gc.set_threshold(*before)
+            gc.unfreeze()
+    return Came(counts, not whole, [watch.told], replay.skipped_ns)

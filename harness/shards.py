@@ -1,0 +1,186 @@
+"""A run in shards: the same replayer in many processes, here or as Ray actors, each with its part of the sessions.
+
+All have one zero of time. Each writes its own outcomes, which are merged in the end; what a lost one had not written
+comes out as interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import copy
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
+from time import time_ns
+from typing import Any
+
+import pyarrow as pa
+
+from keepwarm.harness.asking import Asking
+from keepwarm.harness.planned import Planned
+from keepwarm.harness.sending import Came, Counts, Sending, send_all
+from keepwarm.replayers.address import trusting
+from keepwarm.traces.columns import outcomes_to_batch
+from keepwarm.traces.errors import InputError
+from keepwarm.traces.journal import OUTCOMES, written
+from keepwarm.traces.model import NOT_ANSWERED, Outcome
+from keepwarm.traces.store import ROWS_PER_GROUP, read_outcome_table, write_batches
+
+LEAD_NS = 200_000_000
+"""All begin so long after the last is ready."""
+LOST = NOT_ANSWERED[1]
+
+
+class Shard:
+    """One part of a run, made ready in a process of its own. ``ca`` is what TLS trusts, which cannot be passed on."""
+
+    def __init__(self, planned: Planned, asking: Asking, sending: Sending, ca: str | None) -> None:
+        address = asking.address._replace(tls=trusting(ca))
+        self._planned, self._asking, self._sending = planned, asking._replace(address=address), sending
+
+    def ready(self) -> bool:
+        """It is."""
+        return True
+
+    def run(self, at_ns: int, path: Path) -> Came:
+        """Send its calls from this time of day on, the outcomes into a directory."""
+        path.mkdir(parents=True, exist_ok=True)
+        return send_all(path, self._planned, self._asking, self._sending, at_ns=at_ns, quiet=True)
+
+    def run_away(self, at_ns: int) -> tuple[Came, bytes]:
+        """The same where the directory would be another machine's: its outcomes as a file's bytes."""
+        with TemporaryDirectory(prefix="keepwarm-") as scratch:
+            came = self.run(at_ns, Path(scratch))
+            return came, (Path(scratch) / OUTCOMES).read_bytes()
+
+
+def part(planned: Planned, number: int, of: int) -> Planned:
+    """One of so many parts of a plan."""
+    mine = copy(planned)
+    mine.shard = number, of
+    return mine
+
+
+def parts(planned: Planned, asking: Asking, sending: Sending, of: int) -> list[tuple[Planned, Asking, Sending]]:
+    """What each of so many shards is made of."""
+    away = asking._replace(address=asking.address._replace(tls=None))
+    return [(part(planned, number, of), away, sending.part(number, of)) for number in range(of)]
+
+
+def _work(pipe: Any, path: Path, *made_of: Any) -> None:
+    with suppress(KeyboardInterrupt):
+        shard = Shard(*made_of)
+        pipe.send(shard.ready())
+        pipe.send(shard.run(pipe.recv(), path))
+
+
+def in_processes(
+    path: Path, planned: Planned, asking: Asking, sending: Sending, *, of: int, ca: str | None
+) -> list[Came | None]:
+    """Send by so many processes; what came of each, None of one that was lost. An interrupt reaches them all, and they
+    tell what they have.
+    """
+    context, pipes, processes = get_context("spawn"), [], []
+    for number, part in enumerate(parts(planned, asking, sending, of)):
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, path / f"shard-{number}", *part, ca))
+        process.start()
+        theirs.close()
+        pipes.append(pipe)
+        processes.append(process)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ready = [_told(pipe.recv) for pipe in pipes]
+        at_ns = time_ns() + LEAD_NS
+        for pipe, is_ready in zip(pipes, ready, strict=True):
+            if is_ready:
+                pipe.send(at_ns)
+        came = [_told(pipe.recv) for pipe in pipes]
+        for process in processes:
+            process.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return came
+
+
+def _told(recv: Callable[[], Any]) -> Any:
+    try:
+        return recv()
+    except (EOFError, OSError):
+        return None
+
+
+def in_ray(
+    path: Path, planned: Planned, asking: Asking, sending: Sending, *, of: int, ca: str | None, address: str
+) -> list[Came | None]:
+    """Send by so many Ray actors; what came of each, None of one that was lost."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--ray needs the extra: pip install 'keepwarm[ray]'") from error
+    ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="error")
+    made = ray.remote(num_cpus=1, max_restarts=0)(Shard)
+    actors = [made.remote(*part, ca) for part in parts(planned, asking, sending, of)]
+
+    def got(ref: Any) -> Any:
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayError:
+            return None
+
+    try:
+        ready = [got(actor.ready.remote()) for actor in actors]
+        at_ns = time_ns() + LEAD_NS
+        refs = [
+            actor.run_away.remote(at_ns) if is_ready else None for actor, is_ready in zip(actors, ready, strict=True)
+        ]
+        came: list[Came | None] = []
+        for number, ref in enumerate(refs):
+            told = got(ref) if ref is not None else None
+            if told is not None:
+                (path / f"shard-{number}").mkdir()
+                (path / f"shard-{number}" / OUTCOMES).write_bytes(told[1])
+            came.append(told and told[0])
+    finally:
+        ray.shutdown()
+    return came
+
+
+def gather(path: Path, planned: Planned, model: str, came: list[Came | None]) -> Came:
+    """Make one run of its shards: their rows, and those of calls that a lost one had not written."""
+    whole = Came(Counts(), False, [])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal whole
+        for number, told in enumerate(came):
+            shard = path / f"shard-{number}"
+            if told is not None:
+                yield from read_outcome_table(str(shard / OUTCOMES)).to_batches()
+                whole += told
+                continue
+            found = written(shard)
+            yield from found.to_batches()
+            missing = _missing(part(planned, number, len(came)), found, model)
+            while rows := list(islice(missing, ROWS_PER_GROUP)):
+                yield outcomes_to_batch(rows)
+                whole += Came(Counts({(None, LOST): len(rows)}), True, [])
+            errors = Counts(zip(*(found.column(name).to_pylist() for name in ("phase", "error")), strict=True))
+            whole += Came(errors, True, [], lost=1)
+
+    write_batches(str(path / OUTCOMES), batches())
+    for number in range(len(came)):
+        rmtree(path / f"shard-{number}", ignore_errors=True)
+    return whole
+
+
+def _missing(mine: Planned, found: pa.Table, model: str) -> Iterator[Outcome]:
+    """What a lost process had not written of the calls that were planned, where a number was."""
+    known = set(zip(*(found.column(name).to_pylist() for name in ("call", "copy")), strict=True))
+    for arrival in () if mine.window else mine.arrivals():
+        for call in arrival.calls:
+            if (call.call, arrival.copy) not in known:
+                yield Outcome(call, arrival.copy, endpoint=model, error=LOST, completed=False)

@@ -1,0 +1,46 @@
+"""Watch samples the client itself while it replays: its CPU, and how late its event loop is."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic, process_time
+from typing import Any
+
+TICK_S = 0.05
+TICKS = 20
+"""Ticks a sample of CPU."""
+
+
+class Watch:
+    """Samples while its block runs, in the running loop. ``told`` is what it found, in seconds: ``busiest_second`` is a
+    share of a core, None where no second was whole.
+    """
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {}
+        self._lags: list[float] = []
+        self._busiest = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = monotonic(), process_time()
+        self._task = asyncio.create_task(self._run())
+
+    def __exit__(self, *_: object) -> None:
+        self._task.cancel()
+        (wall, cpu), lags = self._begun, sorted(self._lags)
+        self.told = {
+            "wall_s": monotonic() - wall,
+            "cpu_s": process_time() - cpu,
+            "busiest_second": self._busiest or None,
+            "loop_lag_p99_s": lags[int(len(lags) * 0.99)] if lags else None,
+            "loop_lag_max_s": lags[-1] if lags else None,
+        }
+
+    async def _run(self) -> None:
+        while True:
+            wall, cpu = monotonic(), process_time()
+            for _ in range(TICKS):
+                due = monotonic() + TICK_S
+                await asyncio.sleep(TICK_S)
+                self._lags.append(max(monotonic() - due, 0.0))
+            self._busiest = max(self._busiest, (process_time() - cpu) / (monotonic() - wall))
