@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -41,8 +41,6 @@ from keepwarm.traces.errors import InputError
 BODY_BYTES = 64 << 20
 SERVER = "keepwarm serve"
 
-Handler = Callable[[Request], Awaitable[ASGIApp]]
-
 
 def create_app(
     cluster: Cluster,
@@ -67,9 +65,9 @@ def create_app(
     return Starlette(
         routes=[
             *routes,
-            Route("/", _always(health)),
-            Route("/health", _always(health)),
-            Route("/v1/models", _always(models)),
+            Route("/", JSONResponse(health), methods=["GET"]),
+            Route("/health", JSONResponse(health), methods=["GET"]),
+            Route("/v1/models", JSONResponse(models), methods=["GET"]),
             Route("/v1/messages/count_tokens", face.count, methods=["POST"]),
             Route("/v1/responses", _no_socket),
             Route("/metrics", face.metrics),
@@ -77,14 +75,6 @@ def create_app(
         ],
         exception_handlers={HTTPException: _refuse, Exception: _refuse},
     )
-
-
-def _always(value: Mapping[str, object]) -> Handler:
-    async def tell(request: Request) -> ASGIApp:
-        del request
-        return JSONResponse(value)
-
-    return tell
 
 
 async def _no_socket(request: Request) -> ASGIApp:
