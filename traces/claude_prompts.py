@@ -52,7 +52,7 @@ class AgentPrompt(Thread):
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
         assert isinstance(origin, AgentPrompt)
-        self.go_on([turn.growth for turn in turns], origin.lead)
+        self.go_on([Growth(turn.keep, turn.append) for turn in turns], origin.lead)
         self._last = turns[-1]
         for turn in turns:
             self._mark(turn.step.usage)
@@ -61,7 +61,7 @@ class AgentPrompt(Thread):
         """The turn that a step is."""
         growth, parent, change = self._grow(step, start_ns)
         marks = self._mark(step.usage)
-        turn = self._last = Turn(step, start_ns, end_ns, growth, parent, change, marks)
+        turn = self._last = Turn(step, start_ns, end_ns, *growth, parent, change, marks)
         self._seen[step.model] = step.id, self.tokens, self._resets
         return turn
 

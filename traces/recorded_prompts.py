@@ -61,7 +61,7 @@ class RecordedPrompt:
         results = [one.segment.tokens for one in held[at:] if one.segment.kind == "tool_result"]
         uses = [given.tool_use for given in step.inputs if given.tool_use is not None]
         self.given |= dict(zip(uses, results, strict=False))
-        return Turn(step, start_ns, end_ns, growth, parent.call if parent else None, cause, marks, broke)
+        return Turn(step, start_ns, end_ns, *growth, parent.call if parent else None, cause, marks, broke)
 
     def _parent(self, step: Step) -> tuple[_Seen | None, bool]:
         """The call whose prompt this one grows from, and whether that is not the last one, but one of another model."""

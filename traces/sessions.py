@@ -50,7 +50,6 @@ class _Agent:
     fork: Turn | None = None
     summaries: list[str] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    after: list[tuple[After, ...]] = field(default_factory=list)
 
 
 @dataclass
@@ -115,10 +114,9 @@ class SessionBuilder:
             return self._new_agent(stream, role, compacted, len(compacted.turns) - 1)
         agent = self._new_agent(stream, role)
         agent.parent = stream.parent
-        spawn = self._kin.spawn_of(name)
+        spawn = self._kin.spawns.get(name)
         if spawn is not None and spawn[0] in self._by_id:
-            parent, at = self._by_id[spawn[0]]
-            agent.parent, agent.spawned_by = parent.name, parent.turns[at].step.id
+            agent.parent, agent.spawned_by = self._by_id[spawn[0]][0].name, spawn[0]
         agent.type = self._kin.type_of(name)
         return agent
 
@@ -136,11 +134,10 @@ class SessionBuilder:
         start = step.start_ns - self._zero_ns
         for edge in after:
             start = max(start, self._turns[edge.call].start_ns + 1)
-        turn = agent.prompt.next(step, start, max(step.end_ns - self._zero_ns, start))
+        turn = agent.prompt.next(step, start, max(step.end_ns - self._zero_ns, start))._replace(after=after)
         self._turns[step.id] = turn
         self._by_id[step.id] = agent, len(agent.turns)
         agent.turns.append(turn)
-        agent.after.append(after)
 
     def _edge(self, call: str, due_ns: int, kind: str) -> After:
         gap = due_ns - self._turns[call].end_ns
@@ -209,9 +206,9 @@ class SessionBuilder:
         return joins
 
     def _call(self, agent: _Agent, turn: int, session_start_ns: int, completed: bool | None) -> Call:
-        step, start_ns, end_ns, growth, parent, change, marks, broke = agent.turns[turn]
-        after = agent.after[turn]
-        last = self._last_satisfied(after) if after else None
+        columns = agent.turns[turn]._asdict()
+        step: Step = columns.pop("step")
+        last = self._last_satisfied(columns["after"]) if columns["after"] else None
         account = step.usage.columns() if step.usage else dict.fromkeys(("usage_source", "write_source"), "absent")
         call = Call(
             session=self.session,
@@ -219,24 +216,16 @@ class SessionBuilder:
             call=step.id,
             role=agent.role,
             turn=turn,
-            start_ns=start_ns,
-            end_ns=end_ns,
-            keep=growth.keep,
             origin=self.origin,
             session_start_ns=session_start_ns,
             agent_type=agent.type,
             parent_agent=agent.parent,
             spawned_by=agent.spawned_by,
             flow=self.flow,
-            after=after,
             gap_ns=last.gap_ns if last else None,
             gap_kind=last.kind if last else None,
             model=step.model or None,
             dialect="messages",
-            prompt_parent=parent,
-            append=growth.append,
-            prefix_change=change,
-            breakpoints=marks,
             output=step.output,
             output_est=round(step.weight),
             tools=tuple(self._tool(asked, agent) for asked in step.tools),
@@ -244,7 +233,7 @@ class SessionBuilder:
             stop_reason=step.stop_reason,
             retries=step.retries or None,
             completed=completed,
-            prefix_break=broke,
+            **columns,
             **account,
         )
         return call if step.wire is None else call._replace(**self._seen(step.wire))

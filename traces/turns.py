@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from keepwarm.traces.model import Breakpoint, PrefixBreak
+from keepwarm.traces.model import After, Breakpoint, PrefixBreak, Segment
 from keepwarm.traces.steps import Step
-from keepwarm.traces.thread import Growth
 
 SECOND = 1_000_000_000
 
 
 class Turn(NamedTuple):
-    """A step that became a call: its times since the session's start, and how its prompt came about."""
+    """A step that became a call, in columns of the trace; times since the session's start."""
 
     step: Step
     start_ns: int
     end_ns: int
-    growth: Growth
-    parent: str | None
-    change: str | None
-    marks: tuple[Breakpoint, ...]
-    broke: PrefixBreak | None = None
+    keep: int
+    append: tuple[Segment, ...]
+    prompt_parent: str | None
+    prefix_change: str | None
+    breakpoints: tuple[Breakpoint, ...]
+    prefix_break: PrefixBreak | None = None
+    after: tuple[After, ...] = ()
 
 
 class Prompt(Protocol):
