@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import re
 import shutil
 import signal
-import ssl
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -17,16 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+import httpx
 
 from keepwarm.harness.proxy import Proxy
 from keepwarm.harness.recorder import Recorder
 from keepwarm.harness.routes import Route, all_routes
+from keepwarm.replayers.address import trusting
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
 from keepwarm.traces.recorded import close_journal
 from keepwarm.traces.records import RecordJournal
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 GRACE_S = 30.0
 PATIENCE_S = 5.0
 LIVE_S = 0.5
@@ -91,25 +92,17 @@ def record(
         raise click.UsageError(f"--upstream is needed: there is no {journal} to close")
     code, held = 0, None
     if upstream:
-        routes, address, token = all_routes(upstream), _address(listen), _token(token_env, listen)
+        routes, address = all_routes(upstream), _address(listen)
+        token = _token(token_env, address[0])
         bases = _bases(routes) if command else {}
-        tls, salt = _tls(ca_file), salt_from_file(salt_file) if salt_file else new_salt()
+        tls = trusting(ca_file) or httpx.create_ssl_context()
+        salt = salt_from_file(salt_file) if salt_file else new_salt()
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
         proxy = Proxy(routes, recorder, token=token, tls=tls)
         code, held = _recorded(proxy, address, command, bases), recorder.journal
     with closing(held or RecordJournal(journal, new_salt())):
         _close(journal, out, flow, held is not None and not recorder.next)
     sys.exit(code)
-
-
-def _tls(ca_file: str | None) -> ssl.SSLContext:
-    tls = ssl.create_default_context()
-    if ca_file:
-        try:
-            tls.load_verify_locations(ca_file)
-        except OSError as error:
-            raise InputError(f"{ca_file}: holds no certificates: {error.strerror}") from error
-    return tls
 
 
 def _bases(routes: Sequence[Route]) -> dict[str, str]:
@@ -163,18 +156,15 @@ def _address(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _token(name: str | None, listen: str) -> str | None:
+def _token(name: str | None, host: str) -> str | None:
     """The token clients must show; InputError where one is needed and there is none."""
-    token = os.environ.get(name, "") if name else None
-    if token is not None and not re.fullmatch(r"[\w.~-]+", token, re.ASCII):
+    if name is None:
+        if host not in LOOPBACK:
+            raise InputError(f"--listen {host}: anyone who reaches it could use it: set --token-env")
+        return None
+    token = os.environ.get(name, "")
+    if not re.fullmatch(r"[\w.~-]+", token, re.ASCII):
         raise InputError(f"environment variable {name}: expected a token that fits in a URL: letters, digits, ._~-")
-    host = _address(listen)[0]
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if token is None and not loopback:
-        raise InputError(f"--listen {listen}: anyone who reaches it could use it: set --token-env")
     return token
 
 
