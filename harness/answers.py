@@ -69,35 +69,33 @@ class _Message(messages.Reader):
 class _Completion(chat.Reader):
     def __init__(self) -> None:
         super().__init__()
-        self._message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": {}}
+        self._parts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+        self._calls: dict[int, dict[str, Any]] = {}
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
         super().take(event, now_ns)
-        self.ident = self.ident or string(event.get("id"))
-        for choice in event.get("choices") or ():
-            self._add(choice.get("delta") or {})
+        self._add(event, "delta")
 
     def take_whole(self, body: dict[str, Any]) -> None:
         super().take_whole(body)
-        self.ident = string(body.get("id"))
-        for choice in body.get("choices") or ():
-            self._add(choice.get("message") or {})
+        self._add(body, "message")
 
-    def _add(self, delta: dict[str, Any]) -> None:
-        for name in ("content", "reasoning_content"):
-            self._message[name] += string(delta.get(name)) or ""
+    def _add(self, told: dict[str, Any], name: str) -> None:
+        self.ident = self.ident or string(told.get("id"))
+        delta = part(chat.choice(told), name)
+        for name, parts in self._parts.items():
+            parts.append(string(delta.get(name)) or "")
         for at, call in enumerate(delta.get("tool_calls") or ()):
-            empty = {"id": None, "name": "", "arguments": ""}
-            known = self._message["tool_calls"].setdefault(call.get("index", at), empty)
+            known = self._calls.setdefault(call.get("index", at), {"id": None, "name": "", "arguments": ""})
             known["id"] = string(call.get("id")) or known["id"]
             for name in ("name", "arguments"):
                 known[name] += string(part(call, "function").get(name)) or ""
 
     def said(self, now_ns: int) -> Said:
-        calls = [{"id": call["id"], "function": call} for call in self._message["tool_calls"].values()]
-        blocks = said({"content": self._message["content"], "tool_calls": calls})
-        thought = self._message["reasoning_content"]
-        return [(block, now_ns) for block in (*([{"type": "text", "text": thought}] if thought else ()), *blocks)]
+        content, thought = ("".join(parts) for parts in self._parts.values())
+        calls = [{"id": call["id"], "function": call} for call in self._calls.values()]
+        blocks = [*([thought] if thought else ()), *said({"content": content, "tool_calls": calls})]
+        return [(block, now_ns) for block in blocks]
 
 
 class _Response(responses.Reader):
