@@ -15,26 +15,13 @@ from typing import Any
 import orjson
 
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.shipped import shipped
 
 SALT_BYTES = 32
 
-_TOOLS = """
-    Agent AskUserQuestion Bash BashOutput Edit EnterPlanMode EnterWorktree ExitPlanMode ExitWorktree Glob Grep
-    KillShell KillBash LS ListMcpResourcesTool LSP Monitor MultiEdit NotebookEdit NotebookRead Read ReadMcpResourceTool
-    SendMessage Skill SlashCommand StructuredOutput Task TaskCreate TaskGet TaskList TaskOutput TaskStop TaskUpdate
-    TeamCreate TeamDelete TodoRead TodoWrite ToolSearch WebFetch WebSearch Write
-    apply_patch close_agent exec_command followup_task local_shell resume_agent send_input shell shell_command
-    spawn_agent update_plan view_image wait_agent web_search write_stdin
-    bash edit glob grep list patch read task todoread todowrite webfetch write
-"""
-TOOL_NAMES = frozenset(_TOOLS.split())
-"""Tools that coding agents ship with; any other name is told only as a pseudonym."""
-
-_AGENT_TYPES = """
-    explore plan general-purpose code-reviewer bash statusline-setup output-style-setup claude-code-guide
-"""
-AGENT_TYPES = frozenset(_AGENT_TYPES.split())
-
+_NAMES = shipped("keepwarm.traces", "names.toml")
+TOOL_NAMES = frozenset(_NAMES["tools"].split())
+AGENT_TYPES = frozenset(_NAMES["agent_types"].split())
 
 _MODEL = re.compile(r"[a-zA-Z][\w.\-]{0,63}")
 _MODEL_AFFIXES = re.compile(r"^([a-z]{2,6}\.)?(anthropic|amazon|meta|openai|mistral)\.|-v\d+(:\d+)?$|\[\w+\]$")
