@@ -11,7 +11,7 @@ from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
@@ -185,13 +185,10 @@ class _Session:
         tools, edges = [], [After(call.call, "end", 0, "tool")]
         for number, kind in enumerate(team):
             name = self._id("agent", str(number), call.call)
-            whose: dict[str, Any] = {
-                "role": "subagent",
-                "agent_type": kind,
-                "parent_agent": call.agent,
-                "spawned_by": call.call,
-            }
-            child = self._agent(kind, agent.like._replace(agent=name, **whose))
+            like = agent.like._replace(
+                agent=name, role="subagent", agent_type=kind, parent_agent=call.agent, spawned_by=call.call
+            )
+            child = self._agent(kind, like)
             start = After(call.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "tool")
             last = self._run(child, (start,), self._tokens(child.kind.calls))
             edges.append(After(last.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent"))
@@ -205,13 +202,10 @@ class _Session:
         name = self._id("agent", "compaction", parent)
         self.leads[name] = agent.lead
         append = (*planned.append, self._segment(900, "user", "compact"))
-        whose: dict[str, Any] = {
-            "role": "compaction",
-            "agent_type": None,
-            "parent_agent": planned.agent,
-            "spawned_by": None,
-        }
-        summary = self._call(agent.kind, planned._replace(agent=name, append=append, **whose))
+        writer = planned._replace(
+            agent=name, role="compaction", agent_type=None, parent_agent=planned.agent, spawned_by=None, append=append
+        )
+        summary = self._call(agent.kind, writer)
         self.calls.append(summary._replace(stop_reason="end_turn"))
         wait = After(summary.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent")
         told = self._segment(summary.output or 0, "answer", summary.call, answer_of=summary.call)
