@@ -49,15 +49,16 @@ class RecordedPrompt:
         """The turn that a step is."""
         wire = step.wire
         assert wire is not None
+        pieces = wire.request.rest
         parent, switched = self._parent(step)
-        at = common(parent.pieces, wire.pieces) if parent else 0
-        growth, held = self._grown(step, parent.held[:at] if parent else [], wire.pieces[at:])
-        broke = _broken(parent, wire.pieces, at, growth.keep) if parent and not switched else None
+        at = common(parent.pieces, pieces) if parent else 0
+        growth, held = self._grown(step, parent.held[:at] if parent else [], pieces[at:])
+        broke = _broken(parent, pieces, at, growth.keep) if parent and not switched else None
         cause = "model_switch" if switched else _cause(step, broke)
         self._tell_answer(step, wire)
         marks = _marks(step, wire, held)
         model = step.model or (self._last.model if self._last else "")
-        self._last = self._seen[model] = _Seen(step.id, model, wire.pieces, held)
+        self._last = self._seen[model] = _Seen(step.id, model, pieces, held)
         results = [one.segment.tokens for one in held[at:] if one.segment.kind == "tool_result"]
         uses = [given.tool_use for given in step.inputs if given.tool_use is not None]
         self.given |= dict(zip(uses, results, strict=False))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +148,16 @@ def read_records(path: Path) -> Iterator[RequestRecord | AnswerRecord]:
                 yield _record(kind, values)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path}: line {number} is damaged, expected a recorder's record") from error
+
+
+def whole(records: Iterable[RequestRecord | AnswerRecord]) -> Iterator[RequestRecord | AnswerRecord]:
+    """The records, each request's ``rest`` its whole prompt."""
+    prompts: dict[int | None, list[Piece]] = {}
+    for record in records:
+        if isinstance(record, RequestRecord):
+            pieces = prompts[record.thread] = [*prompts.get(record.origin, [])[: record.keep], *record.rest]
+            record = record._replace(keep=0, rest=pieces)
+        yield record
 
 
 def _record(kind: str, values: list[Any]) -> RequestRecord | AnswerRecord:

@@ -96,13 +96,12 @@ class Piece(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """What a recorder saw of a step: the request and answer that were its last try, and its tries where there were
-    several. ``pieces`` are the whole prompt.
+    """What a recorder saw of a step: the request that was its last try, told whole, and the answer; all its tries where
+    there were several.
     """
 
     request: RequestRecord
     answer: AnswerRecord
-    pieces: list[Piece]
     attempts: tuple[Attempt, ...]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from keepwarm.traces.breaks import change, common, tool_hashes, words
-from keepwarm.traces.records import AnswerRecord, RequestRecord
+from keepwarm.traces.records import AnswerRecord, RequestRecord, whole
 from keepwarm.traces.steps import Piece
 
 MOST_THREADS = 4096
@@ -87,34 +87,27 @@ class Threads:
 
     def recall(self, records: Iterable[RequestRecord | AnswerRecord]) -> None:
         """Remember what a recorder that was stopped had placed, and go on from there."""
-        asked: dict[int, _Thread] = {}
-        for record in records:
-            if isinstance(record, RequestRecord):
-                asked[record.number] = self._recalled(record)
-            elif record.number in asked:
-                self.answered(asked[record.number].number, record)
+        asked: dict[int, int] = {}
+        for record in whole(records):
+            if isinstance(record, AnswerRecord):
+                self.answered(asked.get(record.number, -1), record)
+                continue
+            asked[record.number] = record.thread
+            thread = self._threads.get(record.thread)
+            if thread is None:
+                thread = _Thread(record.thread, record.session, record.agent, record.parent, record.role)
+                self._next = max(self._next, record.thread + 1)
+                self.agents += 1
+            self._remember(thread, record.rest)
         for thread in self._threads.values():
             thread.asking = 0
-
-    def _recalled(self, record: RequestRecord) -> _Thread:
-        """The thread that a request was placed in, as it was then."""
-        thread = self._threads.get(record.thread)
-        if thread is None:
-            thread = _Thread(record.thread, record.session, record.agent, record.parent, record.role)
-            self._next = max(self._next, record.thread + 1)
-            self.agents += 1
-        origin = self._threads.get(-1 if record.origin is None else record.origin)
-        kept = origin.pieces[: record.keep] if origin is not None else ()
-        self._remember(thread, [*kept, *record.rest])
-        if thread.calls == 1:
-            self._known(thread)
-        return thread
 
     def _known(self, thread: _Thread) -> None:
         """Let a thread be found again by its name, or by how it begins."""
         unnamed = thread.agent == self._name("agent", thread.session, "thread", str(thread.number))
         if thread.role == "side":
-            self._scopes.setdefault((thread.session, thread.parent or ""), _Scope()).beside.append(thread)
+            scope = self._scopes.setdefault((thread.session, thread.parent or ""), _Scope())
+            scope.beside = [*scope.beside[-7:], thread]
         elif not unnamed:
             self._sessions[thread.agent] = thread.session
             self._scopes.setdefault((thread.session, thread.agent), _Scope()).own = thread
@@ -167,6 +160,8 @@ class Threads:
         thread.pieces = [piece._replace(text=None) for piece in pieces]
         thread.calls += 1
         thread.asking += 1
+        if thread.calls == 1:
+            self._known(thread)
         self._threads[thread.number] = thread
         self._threads.move_to_end(thread.number)
         if len(self._threads) > MOST_THREADS:
@@ -187,8 +182,7 @@ class Threads:
         if own is not None and _goes_on(own.pieces, pieces):
             return own, own
         if own is None and (who.role != "main" or any(piece.kind == "tools" for piece in pieces)):
-            scope.own = self._new(session, agent, who.parent, who.role)
-            return scope.own, None
+            return self._new(session, agent, who.parent, who.role), None
         return self._beside(scope, session, agent, pieces)
 
     def _beside(self, scope: _Scope, session: str, agent: str, pieces: Sequence[Piece]) -> _Found:
@@ -196,13 +190,12 @@ class Threads:
         for thread in reversed(scope.beside):
             if common(thread.pieces, pieces) == len(thread.pieces):
                 return thread, thread
-        scope.beside = [*scope.beside[-7:], self._new(session, None, agent, "side")]
-        return scope.beside[-1], None
+        return self._new(session, None, agent, "side"), None
 
     def _unnamed(self, who: Who, pieces: Sequence[Piece]) -> _Found:
         """The thread that a request without a name goes on with, or a new one."""
         said = _said(pieces)
-        begun = self._begun.setdefault(said[0].hash, []) if said else []
+        begun = self._begun.get(said[0].hash, []) if said else []
         heard = {piece.hash for piece in said if piece.kind == "answer"}
         known = [(bool(t.answer & heard), common(_said(t.pieces), said), t.number, t) for t in begun]
         spoke = (self._spoke.get(piece.hash) for piece in reversed(said) if piece.hash in heard)
@@ -217,11 +210,8 @@ class Threads:
             return best, best
         spawner = next((self._spawning[p.hash] for p in said[:8] if p.hash in self._spawning), None)
         if spawner is not None:
-            thread = self._new(spawner.session, None, spawner.agent, "subagent")
-        else:
-            thread = self._new(self._name("session", "thread", str(self._next)), None, None, "main")
-        begun.append(thread)
-        return thread, None
+            return self._new(spawner.session, None, spawner.agent, "subagent"), None
+        return self._new(self._name("session", "thread", str(self._next)), None, None, "main"), None
 
 
 def _said(pieces: Sequence[Piece]) -> list[Piece]:
