@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from keepwarm.harness.duration import seconds
 from keepwarm.replayers.sse import count, part, string
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import Hints
@@ -284,13 +283,14 @@ def item(entry: Any) -> Blocks:
 def hints(body: dict[str, Any]) -> Hints | None:
     """The scheduling hints in a body, as ``nvext`` has them."""
     told, cache = part(part(body, "nvext"), "agent_hints"), part(part(body, "nvext"), "cache_control")
-    prefill, ttl_s = told.get("speculative_prefill"), seconds(string(cache.get("ttl")) or "")
+    prefill, ttl = told.get("speculative_prefill"), str(cache.get("ttl") or "")[:9]
+    seconds = {"s": 1, "m": 60, "h": 3600}.get(ttl[-1:], 0)
     found = Hints(
         priority=_signed(told.get("priority")),
         strict_priority=count(told.get("strict_priority")),
         osl=count(told.get("osl")),
         speculative_prefill=prefill if isinstance(prefill, bool) else None,
-        ttl_s=None if ttl_s is None else count(int(ttl_s)),
+        ttl_s=count(int(ttl[:-1]) * seconds) if seconds and ttl[:-1].isdecimal() else None,
     )
     return None if found == Hints() else found
 
