@@ -22,11 +22,11 @@ from keepwarm.traces.claude_build import Waiting, build_sessions
 from keepwarm.traces.claude_files import FoldedFile, Heard, LeadKey, StreamKey, fold_file, sources
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.pool import ordered_map
-from keepwarm.traces.sessions import Totals
 from keepwarm.traces.store import TraceWriter
 
 PARALLEL_BYTES = 64 << 20
 """Below this, starting processes costs more than they save."""
+NOTICED = ("sessions", "negative_waits", "recorded_breaks", "new_tokens", "hidden", "scaled")
 LOT_BYTES = 1 << 20
 """How much of the streams' bytes one task of the second pass has, about."""
 
@@ -160,17 +160,18 @@ def import_claude_code(
         build = partial(build_sessions, salt=salt, leads=leads, tellers=tellers, informed=informed, flow=flow)
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
-            totals = Totals()
+            noticed: Counter[str] = Counter()
             for packed, counted in mapped(build, _lots(streams.sessions())):
-                totals = totals.plus(counted)
+                noticed.update(counted)
                 if packed is not None:
                     writer.add_packed(packed)
             if not writer.calls:
                 told = f"{streams.lines} lines in {len(files)} files, {len(streams.damaged)} of them damaged"
                 raise InputError(f"{path}: holds no call: {told}")
-            notes |= {"recorded_breaks": totals.recorded_breaks, "negative_waits": totals.negative_waits}
+            notes |= {name: noticed[name] for name in ("recorded_breaks", "negative_waits")}
     counts = {"files": len(files), "lines": streams.lines, "calls": writer.calls, "duplicates": streams.duplicates}
-    return Imported(damaged=streams.damaged, digest=writer.digest, **counts, **totals._asdict())
+    counts |= {name: noticed[name] for name in NOTICED}
+    return Imported(damaged=streams.damaged, digest=writer.digest, **counts)
 
 
 def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:

@@ -7,15 +7,13 @@ files before the first session can be built. This module imports nothing heavy: 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from keepwarm.traces.claude_fields import maybe_string
-from keepwarm.traces.claude_lines import FileFold
+from keepwarm.traces.claude_lines import FileFold, Source
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.steps import Stream
@@ -27,15 +25,6 @@ StreamKey = tuple[str, int, str]
 
 LeadKey = tuple[str, str, str, str]
 """Project, client version, model, role: those whose system prompt and tools are the same."""
-
-
-class Source(NamedTuple):
-    """A transcript file and what its place says: project, session and agent; the last two None if the lines say."""
-
-    path: Path
-    project: str
-    session: str | None
-    agent: str | None
 
 
 class Heard(NamedTuple):
@@ -81,7 +70,7 @@ def _flat_agents(path: Path) -> list[Path]:
     named = f'"sessionId":"{path.stem}"'.encode()
     found = []
     for file in sorted(path.parent.glob("agent-*.jsonl")):
-        with _opened(file) as lines:
+        with file.open("rb") as lines:
             if file != path and named in lines.read(HEAD_BYTES).replace(b'": "', b'":"'):
                 found.append(file)
     return found
@@ -96,25 +85,16 @@ def _source(path: Path) -> Source:
     return Source(path, path.parent.name, None if agent else path.stem, agent)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def fold_file(salt: bytes, source: Source) -> FoldedFile:
     """Read and fold one file."""
     identity = Identity(salt)
-    fold = FileFold(identity, str(source.path), source.project, source.session, source.agent)
-    with _opened(source.path) as file:
+    fold = FileFold(identity, source)
+    with source.path.open("rb") as file:
         fold.take(file)
     if source.agent is not None:
         _add_meta(source, fold, identity)
     streams = [_heard(stream) for stream in fold.streams.values()]
-    return FoldedFile(fold.lines, fold.damaged, fold.repeated, streams)
+    return FoldedFile(fold.lines, fold.damaged, len(fold.repeated), streams)
 
 
 def _add_meta(source: Source, fold: FileFold, identity: Identity) -> None:

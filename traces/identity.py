@@ -114,8 +114,6 @@ def salt_from_file(path: Path) -> bytes:
             return salt
     except FileExistsError:
         salt = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot make a salt file: {error.strerror}") from error
     if len(salt) != SALT_BYTES:
         raise InputError(f"{path}: not a salt file: {len(salt)} bytes, expected {SALT_BYTES}")
     return salt

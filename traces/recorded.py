@@ -191,6 +191,6 @@ def close_journal(journal: Path, out: str, *, version: str, flow: str | None = N
     with TraceWriter(out, producer="record", version=version, tokens="reported", notes=notes) as writer:
         for start_ns, session, streams in sessions:
             builder = SessionBuilder(session, lambda *_: True, prompts, flow, "proxy")
-            for call in builder.build(streams, start_ns - sessions[0][0]).calls:
+            for call in builder.build(streams, start_ns - sessions[0][0]):
                 writer.add(call)
     return Closed(len(sessions), writer.calls, unanswered)

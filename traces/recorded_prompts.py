@@ -38,7 +38,6 @@ class RecordedPrompt:
         self._seen: dict[str, _Seen] = {}
         self._answers: dict[int, tuple[int, str]] = {}
         self.given: dict[str, int] = {}
-        self.breaks = self.hidden = self.scaled = 0
 
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's last turn left its prompt."""
@@ -89,8 +88,6 @@ class RecordedPrompt:
         surplus = size - keep - sum(sizes)
         if surplus:
             append.append(Segment(self._identity.hash(f"hidden\0{step.id}".encode()), surplus, "hidden"))
-        self.hidden += surplus
-        self.scaled += max(0, sum(round(block.weight) for block in blocks if block.exact) - (size - keep))
         return Growth(keep, tuple(append)), trimmed(kept, keep) + held
 
     def _block(self, model: str, piece: Piece) -> Block:

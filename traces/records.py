@@ -90,8 +90,6 @@ class RecordJournal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{path}: another recorder is writing it") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         self.salt = salt
         self.found: list[RequestRecord | AnswerRecord] = []
         if os.fstat(self._file).st_size:
@@ -101,9 +99,9 @@ class RecordJournal:
         else:
             try:
                 self._append({"keepwarm.journal": JOURNAL_VERSION, "salt": salt.hex()})
-            except OSError as error:
+            except OSError:
                 path.unlink()
-                raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+                raise
 
     def add(self, record: RequestRecord | AnswerRecord) -> None:
         """Append a record. OSError where the disk refuses it; the journal is then as it was."""
@@ -114,7 +112,7 @@ class RecordJournal:
         written = os.write(self._file, line)
         if written < len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device", str(self.path))
 
     def close(self) -> None:
         """Let others have it."""
@@ -127,8 +125,6 @@ def journal_salt(path: Path) -> bytes:
         with path.open("rb") as file:
             head = orjson.loads(file.readline())
         version, salt = head["keepwarm.journal"], bytes.fromhex(head["salt"])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: line 1 is not the head of a recorder's journal") from error
     if version != JOURNAL_VERSION or len(salt) != SALT_BYTES:

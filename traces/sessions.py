@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 from keepwarm.traces.kin import Kin
 from keepwarm.traces.model import FINAL_STOPS, After, Call, ToolUse
 from keepwarm.traces.steps import INLINE, Asked, Step, Stream, Wire
 from keepwarm.traces.turns import SECOND, Prompt, Turn
-
-
-class Totals(NamedTuple):
-    """What was noticed while sessions were built; token counts as in Imported."""
-
-    sessions: int = 0
-    negative_waits: int = 0
-    recorded_breaks: int = 0
-    new_tokens: int = 0
-    hidden: int = 0
-    scaled: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        """Both together."""
-        return Totals(*map(add, self, other))
-
-
-class Built(NamedTuple):
-    """A session's calls in trace order, and what was noticed on the way."""
-
-    calls: list[Call]
-    totals: Totals = Totals()
 
 
 @dataclass(slots=True)
@@ -57,7 +35,8 @@ class SessionBuilder:
     """Builds one session out of its streams, once.
 
     ``owns`` says whether a stream is the one to tell a step (others hold copies of it), ``prompts`` makes the prompt of
-    a stream's agent, ``flow`` is the user's word on who waits, ``origin`` the trace's.
+    a stream's agent, ``flow`` is the user's word on who waits, ``origin`` the trace's; ``noticed`` counts
+    ``negative_waits``.
     """
 
     session: str
@@ -65,19 +44,19 @@ class SessionBuilder:
     prompts: Callable[[Stream], Prompt]
     flow: str | None
     origin: str
+    noticed: Counter[str] = field(default_factory=Counter)
     _zero_ns: int = 0
     _agents: dict[str, _Agent] = field(default_factory=dict)
     _by_id: dict[str, tuple[_Agent, int]] = field(default_factory=dict)
     _kin: Kin = field(default_factory=lambda: Kin((), ()))
     _turns: dict[str, Turn] = field(default_factory=dict)
-    _negative: int = 0
 
-    def build(self, streams: Sequence[Stream], session_start_ns: int) -> Built:
-        """The session's calls; a stream without a step of its own adds nothing."""
+    def build(self, streams: Sequence[Stream], session_start_ns: int) -> list[Call]:
+        """The session's calls in trace order; a stream without a step of its own adds nothing."""
         ordered = sorted(streams, key=lambda s: (s.role != "main", s.source, _first_ns(s), s.session))
         owned = [(stream, step) for stream in ordered for step in stream.steps if self.owns(stream, step)]
         if not owned:
-            return Built([])
+            return []
         self._zero_ns = min(step.start_ns for _, step in owned)
         self._kin = Kin(ordered, owned)
         self.flow = self.flow or next((stream.flow for stream in ordered if stream.flow), None)
@@ -86,12 +65,7 @@ class SessionBuilder:
         completed = _completed(ordered)
         agents = list({agent.name: agent for agent in self._agents.values()}.values())
         calls = [self._call(a, turn, session_start_ns, completed) for a in agents for turn in range(len(a.turns))]
-        calls.sort(key=lambda call: (call.start_ns, call.call))
-        breaks, hidden, scaled = (
-            sum(getattr(a.prompt, name) for a in agents) for name in ("breaks", "hidden", "scaled")
-        )
-        new_tokens = sum(segment.tokens for call in calls for segment in call.append)
-        return Built(calls, Totals(1, self._negative, breaks, new_tokens, hidden, scaled))
+        return sorted(calls, key=lambda call: (call.start_ns, call.call))
 
     def _agent(self, stream: Stream) -> _Agent:
         """The stream's agent, made when its first step comes; a resumed one is the agent that it resumes."""
@@ -141,7 +115,7 @@ class SessionBuilder:
 
     def _edge(self, call: str, due_ns: int, kind: str) -> After:
         gap = due_ns - self._turns[call].end_ns
-        self._negative += gap < 0
+        self.noticed["negative_waits"] += gap < 0
         return After(call, "end", max(gap, 0), kind)
 
     def _edges(self, agent: _Agent, step: Step) -> tuple[After, ...]:

@@ -27,14 +27,9 @@ class Turn(NamedTuple):
 
 
 class Prompt(Protocol):
-    """One agent's prompt as it grows. ``given`` is how many tokens each tool's result got so far, ``breaks`` how many
-    prefixes were cut to what was read; ``hidden`` and ``scaled`` are as in Thread.
-    """
+    """One agent's prompt as it grows. ``given`` is how many tokens each tool's result got so far."""
 
     given: dict[str, int]
-    breaks: int
-    hidden: int
-    scaled: int
 
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
