@@ -34,34 +34,13 @@ LIVE_S = 0.5
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--upstream",
-    multiple=True,
-    metavar="URL",
-    help="Where requests go: a URL, /prefix=URL (the prefix is replaced by the URL's path) or header:value=URL. "
-    "Repeatable. Without one: close what a recorder that was killed left.",
-)
-@click.option(
-    "-o", "--output", required=True, metavar="TRACE", help="The trace to write, or a directory to add one to."
-)
-@click.option(
-    "--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
-)
-@click.option(
-    "--token-env",
-    metavar="NAME",
-    help="Environment variable with a token that clients must show, as header x-keepwarm-token or as the first part of "
-    "the path. Needed to listen on anything but loopback.",
-)
-@click.option(
-    "--ca-file", type=click.Path(exists=True, dir_okay=False), help="Certificates to trust besides the usual."
-)
+@click.option("--upstream", multiple=True, metavar="URL", help="Where requests go; repeatable.")
+@click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write, or a directory to add to.")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0: a free one.")
+@click.option("--token-env", metavar="NAME", help="Environment variable with a token that clients must show.")
+@click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust besides the usual ones.")
 @click.option("--flow", type=click.Choice(FLOWS), help="Who waits; else from the client's entrypoint.")
-@click.option(
-    "--salt-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep the salt of identities there (made now if absent), so that traces agree. Without it it is forgotten.",
-)
+@click.option("--salt-file", type=click.Path(path_type=Path, dir_okay=False), help="Keep the identities' salt there.")
 @click.option("--keep-text", is_flag=True, help="Keep the prompts' text in the trace. Nothing else is ever kept.")
 @click.option("--run", is_flag=True, help="Start COMMAND with its base URL set, and stop when it ends.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -81,6 +60,14 @@ def record(
 
     While it runs, what it saw lies in TRACE.journal: identities and counts, no text, readable by you only. Ctrl-C, or
     the end of COMMAND, makes the trace of it. A recorder that was killed goes on with its journal when started again.
+
+    An upstream is a URL, /prefix=URL (the prefix is replaced by the URL's path) or header:value=URL. Without one, what
+    a recorder that was killed left is closed.
+
+    A token is needed to listen on anything but loopback. Clients show it as header x-keepwarm-token or as the first
+    part of the path.
+
+    The salt in a file, made now if there is none, lets the identities of several traces agree. Else it is forgotten.
     """
     if run != bool(command):
         raise click.UsageError("--run needs a COMMAND, and a COMMAND needs --run; options come before it")

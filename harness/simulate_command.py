@@ -32,26 +32,9 @@ from keepwarm.traces.store import write_outcomes
 @cluster_options
 @GAP_CAP
 @click.option("--sessions", type=COUNT, metavar="N", help="Run N at a time, not when they were recorded.")
-@choice(
-    "--assistant",
-    ("live", "recorded"),
-    "Whose answers later prompts repeat: the cluster's own, whose tokens it finds again, or, as a replay does, the "
-    "recorded ones.",
-)
-@click.option(
-    "--bound",
-    "bounds",
-    multiple=True,
-    metavar="BOUND",
-    help="Tell what else could have been read: ttl_300s, capacity_1000 (blocks), rules_anthropic; repeatable.",
-)
-@click.option(
-    "--sweep",
-    "axes",
-    multiple=True,
-    metavar="OPTION=A,B",
-    help="Run once with each value of an option, such as cache-ttl=0,300,3600; repeatable for a grid, on all cores.",
-)
+@choice("--assistant", ("live", "recorded"), "Whose answers later prompts repeat.")
+@click.option("--bound", "bounds", multiple=True, metavar="BOUND", help="Tell what else could be read; repeatable.")
+@click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B", help="Run once with each value; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
 @click.pass_context
 def simulate(
@@ -68,6 +51,10 @@ def simulate(
     """Replay a trace in virtual time against the simulated cluster; no sockets, nothing is waited for.
 
     Without -o the report is printed and the run forgotten. With --sweep a table is printed, and -o names its Parquet.
+
+    Live answers are the cluster's own, whose tokens it finds again; recorded ones are what a replay sends. A bound is
+    ttl_300s, capacity_1000 (blocks) or rules_anthropic. A sweep such as cache-ttl=0,300,3600 takes any of the options;
+    several make a grid, on all cores.
     """
     if axes:
         if bounds:
