@@ -102,9 +102,7 @@ class _Face:
         self._body_bytes = body_bytes
         known = RULES.get(rules)
         self._blocks = known is not None and known.entries
-        self._writes: str | None = "created_cache_tokens"
-        if known is not None and rules.startswith("openai"):
-            self._writes = "cache_write_tokens" if known.priced else None
+        self._writes = "cache_write_tokens" if rules.startswith("openai") else "created_cache_tokens"
         self._index = PieceIndex()
         self._metrics = Metrics(model, speed, cluster.gauges)
 
