@@ -26,7 +26,6 @@ from keepwarm.traces.store import TraceWriter
 
 PARALLEL_BYTES = 64 << 20
 """Below this, starting processes costs more than they save."""
-NOTICED = ("sessions", "negative_waits", "recorded_breaks", "new_tokens", "hidden", "scaled")
 LOT_BYTES = 1 << 20
 """How much of the streams' bytes one task of the second pass has, about."""
 
@@ -50,6 +49,10 @@ class Imported(NamedTuple):
     digest: str
 
 
+NOTICED = set(Imported._fields) - {"files", "calls", "damaged", "digest"}
+"""What is counted on the way."""
+
+
 class _Streams:
     """What the first pass learns of all files, and their streams, which lie in a file between the two passes."""
 
@@ -61,15 +64,14 @@ class _Streams:
         self._contested: set[str] = set()
         self._reads: dict[str, tuple[LeadKey, int]] = {}
         self.damaged: list[tuple[str, int]] = []
-        self.lines = self.duplicates = 0
+        self.noticed: Counter[str] = Counter()
 
     def take(self, name: str, folded: FoldedFile, strict: bool) -> None:
         """Take in a file, by the name that a user knows it by."""
         if strict and folded.damaged:
             raise InputError(f"{name}: line {folded.damaged[0]} is damaged, expected one JSON object of a known shape")
         self.damaged += [(name, number) for number in folded.damaged]
-        self.lines += folded.lines
-        self.duplicates += folded.repeated
+        self.noticed.update(lines=folded.lines, duplicates=folded.repeated)
         for heard in folded.streams:
             self._add(heard)
 
@@ -81,7 +83,7 @@ class _Streams:
         for message in heard.messages:
             teller = self._tellers.setdefault(message, heard)
             if teller is not heard:
-                self.duplicates += 1
+                self.noticed["duplicates"] += 1
                 self._contested.add(message)
                 origin, copy = sorted((teller, heard), key=lambda one: one.rank)
                 self._tellers[message] = origin
@@ -160,18 +162,16 @@ def import_claude_code(
         build = partial(build_sessions, salt=salt, leads=leads, tellers=tellers, informed=informed, flow=flow)
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
-            noticed: Counter[str] = Counter()
             for packed, counted in mapped(build, _lots(streams.sessions())):
-                noticed.update(counted)
+                streams.noticed.update(counted)
                 if packed is not None:
                     writer.add_packed(packed)
             if not writer.calls:
-                told = f"{streams.lines} lines in {len(files)} files, {len(streams.damaged)} of them damaged"
+                told = f"{streams.noticed['lines']} lines in {len(files)} files, {len(streams.damaged)} of them damaged"
                 raise InputError(f"{path}: holds no call: {told}")
-            notes |= {name: noticed[name] for name in ("recorded_breaks", "negative_waits")}
-    counts = {"files": len(files), "lines": streams.lines, "calls": writer.calls, "duplicates": streams.duplicates}
-    counts |= {name: noticed[name] for name in NOTICED}
-    return Imported(damaged=streams.damaged, digest=writer.digest, **counts)
+            notes |= {name: streams.noticed[name] for name in ("recorded_breaks", "negative_waits")}
+    counts = {name: streams.noticed[name] for name in NOTICED}
+    return Imported(files=len(files), calls=writer.calls, damaged=streams.damaged, digest=writer.digest, **counts)
 
 
 def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:

@@ -32,7 +32,6 @@ class Identity:
 
     def __init__(self, salt: bytes) -> None:
         self._keyed = blake2b(key=salt, digest_size=8)
-        self._models: dict[str, str] = {}
 
     def _digest(self, data: bytes) -> bytes:
         state = self._keyed.copy()
@@ -57,12 +56,6 @@ class Identity:
         """A model's bare id, without the cloud's address, region, vendor and revision around it; a pseudonym where what
         is left could tell whose it is.
         """
-        known = self._models.get(name)
-        if known is None:
-            known = self._models[name] = self._bare_model(name)
-        return known
-
-    def _bare_model(self, name: str) -> str:
         last = name.rsplit("/", 1)[-1].replace("@", "-")
         bare = _MODEL_AFFIXES.sub("", last)
         known = not {"/", "@"} & set(name) or "claude" in last

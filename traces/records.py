@@ -70,10 +70,8 @@ class AnswerRecord(NamedTuple):
     tools: tuple[Asked, ...] = ()
 
 
-_PARTS: dict[str, dict[str, Any]] = {
-    "q": {"rest": Piece, "inputs": Input, "hints": Hints},
-    "a": {"usage": Usage, "said": Piece, "tools": Asked},
-}
+_PARTS = {"rest": Piece, "inputs": Input, "hints": Hints, "usage": Usage, "said": Piece, "tools": Asked}
+"""What the values are that are lists of their fields, or lists of such."""
 _RECORDS: dict[str, Any] = {"q": RequestRecord, "a": AnswerRecord}
 
 
@@ -157,13 +155,9 @@ def whole(records: Iterable[RequestRecord | AnswerRecord]) -> Iterator[RequestRe
 
 
 def _record(kind: str, values: list[Any]) -> RequestRecord | AnswerRecord:
-    record = _RECORDS[kind](*values)
-    parts: dict[str, Any] = {}
-    for name, make in _PARTS[kind].items():
-        told = getattr(record, name)
-        if told and isinstance(told[0], list):
-            parts[name] = type(told)(make(*item) for item in told)
-        elif told:
-            parts[name] = make(*told)
-    made: RequestRecord | AnswerRecord = record._replace(**parts)
-    return made
+    record: RequestRecord | AnswerRecord = _RECORDS[kind](*values)
+    fields = record._asdict()
+    for name, make in _PARTS.items():
+        if told := fields.get(name):
+            fields[name] = [make(*item) for item in told] if isinstance(told[0], list) else make(*told)
+    return type(record)(**fields)

@@ -6,9 +6,9 @@ conversation whose messages it repeats, and one that begins with what a tool use
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from keepwarm.traces.breaks import change, common, tool_hashes, words
@@ -63,14 +63,6 @@ _Found = tuple[_Thread, _Thread | None]
 """Whose a request is, and the thread that its prompt grows from."""
 
 
-@dataclass(slots=True)
-class _Scope:
-    """The threads that go by one name: the agent's own, and calls it makes beside it."""
-
-    own: _Thread | None = None
-    beside: list[_Thread] = field(default_factory=list)
-
-
 class Threads:
     """Places requests one after the other. ``name`` makes pseudonyms, as Identity does."""
 
@@ -78,7 +70,8 @@ class Threads:
         self._name = name
         self._next = 0
         self._threads: OrderedDict[int, _Thread] = OrderedDict()
-        self._scopes: dict[tuple[str, str], _Scope] = {}
+        self._own: dict[tuple[str, str], _Thread] = {}
+        self._beside: dict[tuple[str, str], list[_Thread]] = defaultdict(list)
         self._sessions: dict[str, str] = {}
         self._begun: dict[int, list[_Thread]] = {}
         self._spawning: OrderedDict[int, _Thread] = OrderedDict()
@@ -106,11 +99,11 @@ class Threads:
         """Let a thread be found again by its name, or by how it begins."""
         unnamed = thread.agent == self._name("agent", thread.session, "thread", str(thread.number))
         if thread.role == "side":
-            scope = self._scopes.setdefault((thread.session, thread.parent or ""), _Scope())
-            scope.beside = [*scope.beside[-7:], thread]
+            beside = self._beside[thread.session, thread.parent or ""]
+            beside[:] = [*beside[-7:], thread]
         elif not unnamed:
             self._sessions[thread.agent] = thread.session
-            self._scopes.setdefault((thread.session, thread.agent), _Scope()).own = thread
+            self._own[thread.session, thread.agent] = thread
         elif thread.role != "compaction" and (said := _said(thread.pieces)):
             self._begun.setdefault(said[0].hash, []).append(thread)
 
@@ -166,7 +159,8 @@ class Threads:
         self._threads.move_to_end(thread.number)
         if len(self._threads) > MOST_THREADS:
             _, old = self._threads.popitem(last=False)
-            self._scopes.pop((old.session, old.agent), None)
+            for named in (self._own, self._beside):
+                named.pop((old.session, old.agent), None)
             for begun in self._begun.values():
                 begun[:] = [kept for kept in begun if kept is not old]
 
@@ -175,19 +169,14 @@ class Threads:
         session = self._sessions.get(who.parent or "", who.session or "")
         agent = who.agent or self._name("agent", session, "")
         self._sessions[agent] = session
-        scope = self._scopes.setdefault((session, agent), _Scope())
-        if who.compacts and scope.own is not None:
-            return self._new(session, None, scope.own.agent, "compaction"), scope.own
-        own = scope.own
+        own = self._own.get((session, agent))
+        if who.compacts and own is not None:
+            return self._new(session, None, own.agent, "compaction"), own
         if own is not None and _goes_on(own.pieces, pieces):
             return own, own
         if own is None and (who.role != "main" or any(piece.kind == "tools" for piece in pieces)):
             return self._new(session, agent, who.parent, who.role), None
-        return self._beside(scope, session, agent, pieces)
-
-    def _beside(self, scope: _Scope, session: str, agent: str, pieces: Sequence[Piece]) -> _Found:
-        """A side call: it goes on with an earlier one only if it repeats all of it."""
-        for thread in reversed(scope.beside):
+        for thread in reversed(self._beside[session, agent]):  # a side call goes on with one only if it repeats it all
             if common(thread.pieces, pieces) == len(thread.pieces):
                 return thread, thread
         return self._new(session, None, agent, "side"), None
@@ -223,10 +212,8 @@ def _goes_on(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
     """Whether a request is of the same conversation as an earlier one, and no call beside it: it offers about the same
     tools, or repeats a message at its place.
     """
-    tools = [tool_hashes(old), tool_hashes(new)]
-    if tools[0] or tools[1]:
-        return 2 * len(tools[0] & tools[1]) >= min(map(len, tools)) > 0 or _alike(old, new)
-    return _alike(old, new)
+    offered, offers = tool_hashes(old), tool_hashes(new)
+    return 2 * len(offered & offers) >= min(len(offered), len(offers)) > 0 or _alike(old, new)
 
 
 def _alike(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
