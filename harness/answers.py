@@ -200,9 +200,15 @@ class Answer:
         """All of it for the journal; ``session`` is the client's own id."""
         self.end()
         usage, told = self.usage()
-        reader, said = self.reader, self._said(end_ns)
-        pieces = Pieces(identity, end_ns, session)
+        reader, pieces = self.reader, Pieces(identity, end_ns, session)
         streamed = self._events is not None and reader.heard.token_ns
+        try:
+            blocks = reader.said(end_ns)
+            said = tuple(pieces.piece("answer", block) for block, _ in blocks)
+            uses = [one for one in blocks if isinstance(one[0], dict) and one[0].get("type") == "tool_use"]
+            tools = tuple(_asked(*use, identity, session) for use in uses)
+        except Exception:  # it makes no sense, and was passed on
+            self.error, said, tools = self.error or "other", (), ()
         return AnswerRecord(
             number=number,
             end_ns=end_ns,
@@ -217,24 +223,9 @@ class Answer:
             reasoning=told.get("reasoning"),
             stop_reason=_one_of(reader.heard.stop_reason, STOP_REASONS),
             miss_reason=_one_of(reader.miss, MISS_REASONS),
-            said=tuple(pieces.piece("answer", block) for block, _ in said),
-            tools=tuple(
-                _asked(block, at_ns, identity, session)
-                for block, at_ns in said
-                if isinstance(block, dict) and block.get("type") == "tool_use"
-            ),
+            said=said,
+            tools=tools,
         )
-
-    def _said(self, now_ns: int) -> Said:
-        """What it said; nothing where that makes no sense."""
-        try:
-            said = self.reader.said(now_ns)
-            for block, _ in said:
-                content_bytes(block)
-            return said
-        except Exception:
-            self.error = self.error or "other"
-            return []
 
 
 def _one_of(told: str | None, known: Container[str]) -> str | None:
