@@ -29,7 +29,7 @@ LeadKey = tuple[str, str, str, str]
 
 class Heard(NamedTuple):
     """A stream as bytes, and what must be known of it before it is built: its session and its first step's start, its
-    messages, its rank among those that tell the same ones, and what its first call read from cache.
+    messages, its rank among those that tell the same ones, and of whose lead its first call read how much from cache.
     """
 
     stream: StreamKey
@@ -37,8 +37,7 @@ class Heard(NamedTuple):
     first_ns: int | None
     messages: tuple[str, ...]
     rank: tuple[int, bool, int]
-    lead: LeadKey | None
-    first_read: int
+    lead: tuple[LeadKey, int] | None
     pickled: bytes
 
 
@@ -68,12 +67,13 @@ def sources(path: Path) -> list[Source]:
 def _flat_agents(path: Path) -> list[Path]:
     """The sub-agents' files that older clients put beside a session's."""
     named = f'"sessionId":"{path.stem}"'.encode()
-    found = []
-    for file in sorted(path.parent.glob("agent-*.jsonl")):
-        with file.open("rb") as lines:
-            if file != path and named in lines.read(HEAD_BYTES).replace(b'": "', b'":"'):
-                found.append(file)
-    return found
+    beside = [file for file in sorted(path.parent.glob("agent-*.jsonl")) if file != path]
+    return [file for file in beside if named in _head(file).replace(b'": "', b'":"')]
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _source(path: Path) -> Source:
@@ -121,9 +121,9 @@ def _heard(stream: Stream) -> Heard:
     rank = 0 if stream.role == "main" else 1 + stream.source, stream.copied, stream.last_ns
     messages = tuple(step.id for step in stream.steps)
     first = stream.steps[0] if stream.steps else None
-    lead, read = None, 0
+    lead = None
     if first is not None and first.usage is not None and first.usage.cache_read:
-        lead, read = (stream.project, first.version, first.model, stream.role), first.usage.cache_read
+        lead = (stream.project, first.version, first.model, stream.role), first.usage.cache_read
     first_ns = first.start_ns if first is not None else None
     pickled = pickle.dumps(stream, protocol=pickle.HIGHEST_PROTOCOL)
-    return Heard(stream_key(stream), stream.session, first_ns, messages, rank, lead, read, pickled)
+    return Heard(stream_key(stream), stream.session, first_ns, messages, rank, lead, pickled)

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from keepwarm.traces.claude_files import LeadKey
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Breakpoint, Segment
-from keepwarm.traces.steps import Step, Stream, Usage
+from keepwarm.traces.steps import SECOND, Prompt, Step, Stream, Turn, Usage
 from keepwarm.traces.thread import Block, Growth, Held, Thread
-from keepwarm.traces.turns import SECOND, Prompt, Turn
 
 TTL_5M, TTL_1H = 300, 3600
 BREAK_TOKENS = 1024

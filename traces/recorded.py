@@ -112,11 +112,10 @@ class _Fold:
         """An answer with ids that no other has, nor its tool uses: some servers count anew in each answer."""
         call = None if record.call in self._calls else record.call
         self._calls.add(record.call)
-        number = str(record.number)
-        again = {asked.id: self._identity.name("use", asked.id, number) for asked in record.tools}
-        again = {known: name for known, name in again.items() if known in self._uses}
-        if again:
-            self._renamed[record.number] = again
+        known = (asked.id for asked in record.tools if asked.id in self._uses)
+        again = self._renamed[record.number] = {
+            use: self._identity.name("use", use, str(record.number)) for use in known
+        }
         tools = tuple(asked._replace(id=again.get(asked.id, asked.id)) for asked in record.tools)
         return record._replace(call=call, tools=tools)
 
@@ -126,21 +125,18 @@ class _Fold:
         for record in records:
             if isinstance(record, RequestRecord):
                 answer = self._answers.pop(record.number, None)
-                unanswered += answer is None
-                if answer is not None:
+                if answer is None:
+                    unanswered += 1
+                else:
                     self._add(record, answer)
-        for agents in self.sessions.values():
-            for agent in agents.values():
-                agent.give_up()
         return unanswered
 
     def _add(self, record: RequestRecord, answer: AnswerRecord) -> None:
         agents = self.sessions[record.session]
         agent = agents.get(record.agent)
         if agent is None:
-            stream = Stream(
-                "", "", record.session, record.agent, record.role, OWN_FILE, record.parent, flow=record.flow
-            )
+            whose = record.session, record.agent, record.role
+            stream = Stream("", "", *whose, OWN_FILE, record.parent, flow=record.flow)
             agent = agents[record.agent] = _Agent(self._identity, stream)
         given = (one._replace(tool_use=agent.uses.get(one.tool_use or "", one.tool_use)) for one in record.inputs)
         agent.take(record._replace(inputs=[self._told(one) for one in given]), answer)
@@ -164,6 +160,8 @@ class _Fold:
         """Each session's start, name and streams, in trace order."""
         found = []
         for session, agents in self.sessions.items():
+            for agent in agents.values():
+                agent.give_up()
             streams = [agent.stream for agent in agents.values() if agent.stream.steps]
             if streams:
                 _promote(streams)

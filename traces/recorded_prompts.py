@@ -9,9 +9,8 @@ from typing import NamedTuple
 from keepwarm.traces.breaks import change, common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Breakpoint, PrefixBreak, Segment
-from keepwarm.traces.steps import Piece, Step, Stream, Wire
+from keepwarm.traces.steps import Piece, Prompt, Step, Stream, Turn, Wire
 from keepwarm.traces.thread import Block, Growth, filled
-from keepwarm.traces.turns import Prompt, Turn
 
 SHARED = ("tools", "system", "user")
 """Kinds whose size, once told by a call's account, is the same wherever they stand: so that prompts share them."""

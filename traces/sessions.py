@@ -9,8 +9,7 @@ from typing import Any
 
 from keepwarm.traces.kin import Kin
 from keepwarm.traces.model import FINAL_STOPS, After, Call, ToolUse
-from keepwarm.traces.steps import INLINE, Asked, Step, Stream, Wire
-from keepwarm.traces.turns import SECOND, Prompt, Turn
+from keepwarm.traces.steps import INLINE, SECOND, Asked, Prompt, Step, Stream, Turn, Wire
 
 
 @dataclass(slots=True)
