@@ -27,17 +27,15 @@ def error(dialect: str, status: int, message: str) -> bytes:
 class Speech(dict[str, Any]):
     """An answer as a dialect tells it to one client: what is known of it by name, and forms that are filled with that.
 
-    ``writes`` is what the OpenAI dialects call tokens newly cached; None where they are not told.
+    ``writes`` is what chat completions and completions call tokens newly cached.
     """
 
-    def __init__(self, dialect: str, said: Said, model: str, *, tell_usage: bool, writes: str | None) -> None:
+    def __init__(self, dialect: str, said: Said, model: str, *, tell_usage: bool, writes: str) -> None:
         forms = FORMS[dialect]
         self._forms = forms | forms["tool" if said.tool else "text"]
         self._numbers = count()
         super().__init__(id=said.ident, created=int(time.time()), model=_json(model), **forms["ends"][said.stop])
         self.update(text=_json(said.text), tool=_json(said.tool), arguments=said.text, named=writes)
-        if not writes:
-            self["writes"] = ""
         if not tell_usage:
             self["account"] = ""
 
@@ -51,6 +49,8 @@ class Speech(dict[str, Any]):
         told = {key: _json(account[key]) for key in ("prompt", "uncached", "cache_read", "output")}
         self.update(told, short=short, long=long, written=short + long + other)
         self["total"] = account["prompt"] + account["output"]
+        if account["cache_write_other"] is None:
+            self["writes"] = ""
         return str(self[name]).encode()
 
     def opening(self, account: Account) -> bytes:

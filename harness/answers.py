@@ -69,35 +69,33 @@ class _Message(messages.Reader):
 class _Completion(chat.Reader):
     def __init__(self) -> None:
         super().__init__()
-        self._message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": {}}
+        self._parts: dict[str, list[str]] = {"content": [], "reasoning_content": []}
+        self._calls: dict[int, dict[str, Any]] = {}
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
         super().take(event, now_ns)
-        self.ident = self.ident or string(event.get("id"))
-        for choice in event.get("choices") or ():
-            self._add(choice.get("delta") or {})
+        self._add(event, "delta")
 
     def take_whole(self, body: dict[str, Any]) -> None:
         super().take_whole(body)
-        self.ident = string(body.get("id"))
-        for choice in body.get("choices") or ():
-            self._add(choice.get("message") or {})
+        self._add(body, "message")
 
-    def _add(self, delta: dict[str, Any]) -> None:
-        for name in ("content", "reasoning_content"):
-            self._message[name] += string(delta.get(name)) or ""
+    def _add(self, told: dict[str, Any], name: str) -> None:
+        self.ident = self.ident or string(told.get("id"))
+        delta = part(chat.choice(told), name)
+        for name, parts in self._parts.items():
+            parts.append(string(delta.get(name)) or "")
         for at, call in enumerate(delta.get("tool_calls") or ()):
-            empty = {"id": None, "name": "", "arguments": ""}
-            known = self._message["tool_calls"].setdefault(call.get("index", at), empty)
+            known = self._calls.setdefault(call.get("index", at), {"id": None, "name": "", "arguments": ""})
             known["id"] = string(call.get("id")) or known["id"]
             for name in ("name", "arguments"):
                 known[name] += string(part(call, "function").get(name)) or ""
 
     def said(self, now_ns: int) -> Said:
-        calls = [{"id": call["id"], "function": call} for call in self._message["tool_calls"].values()]
-        blocks = said({"content": self._message["content"], "tool_calls": calls})
-        thought = self._message["reasoning_content"]
-        return [(block, now_ns) for block in (*([{"type": "text", "text": thought}] if thought else ()), *blocks)]
+        content, thought = ("".join(parts) for parts in self._parts.values())
+        calls = [{"id": call["id"], "function": call} for call in self._calls.values()]
+        blocks = [*([thought] if thought else ()), *said({"content": content, "tool_calls": calls})]
+        return [(block, now_ns) for block in blocks]
 
 
 class _Response(responses.Reader):
@@ -202,9 +200,15 @@ class Answer:
         """All of it for the journal; ``session`` is the client's own id."""
         self.end()
         usage, told = self.usage()
-        reader, said = self.reader, self._said(end_ns)
-        pieces = Pieces(identity, end_ns, session)
+        reader, pieces = self.reader, Pieces(identity, end_ns, session)
         streamed = self._events is not None and reader.heard.token_ns
+        try:
+            blocks = reader.said(end_ns)
+            said = tuple(pieces.piece("answer", block) for block, _ in blocks)
+            uses = [one for one in blocks if isinstance(one[0], dict) and one[0].get("type") == "tool_use"]
+            tools = tuple(_asked(*use, identity, session) for use in uses)
+        except Exception:  # it makes no sense, and was passed on
+            self.error, said, tools = self.error or "other", (), ()
         return AnswerRecord(
             number=number,
             end_ns=end_ns,
@@ -219,24 +223,9 @@ class Answer:
             reasoning=told.get("reasoning"),
             stop_reason=_one_of(reader.heard.stop_reason, STOP_REASONS),
             miss_reason=_one_of(reader.miss, MISS_REASONS),
-            said=tuple(pieces.piece("answer", block) for block, _ in said),
-            tools=tuple(
-                _asked(block, at_ns, identity, session)
-                for block, at_ns in said
-                if isinstance(block, dict) and block.get("type") == "tool_use"
-            ),
+            said=said,
+            tools=tools,
         )
-
-    def _said(self, now_ns: int) -> Said:
-        """What it said; nothing where that makes no sense."""
-        try:
-            said = self.reader.said(now_ns)
-            for block, _ in said:
-                content_bytes(block)
-            return said
-        except Exception:
-            self.error = self.error or "other"
-            return []
 
 
 def _one_of(told: str | None, known: Container[str]) -> str | None:

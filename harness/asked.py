@@ -5,8 +5,9 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from starlette.exceptions import HTTPException
+
 from keepwarm.harness.bodies import NOT_HUMAN, READERS, Blocks, listed
-from keepwarm.harness.refused import Refused
 from keepwarm.replayers.sse import part, string
 from keepwarm.traces.identity import content_bytes
 from keepwarm.traces.model import Breakpoint
@@ -60,7 +61,7 @@ class Words:
     def add(self, kind: str, block: Any) -> None:
         """One block of some kind, its cache mark with it."""
         if not isinstance(block, str | dict):
-            raise Refused(400, "content: expected a string or a list of content blocks")
+            raise HTTPException(400, "content: expected a string or a list of content blocks")
         content = content_bytes(block).removeprefix(b"text\0")
         words = content.translate(_SPACES, b"\0")  # what stands before other NULs becomes part of the next word
         while b"  " in words:  # far faster than split and join, for each pass halves every run of spaces
@@ -94,7 +95,7 @@ class Words:
 
 
 def read(dialect: str, body: dict[str, Any], *, salt: str = "", blocks: bool = False) -> Asked:
-    """What a body asks. Refused where it is none of the dialect's."""
+    """What a body asks. HTTPException where it is none of the dialect's."""
     _known(dialect, body)
     prompt = Words(salt, blocks=blocks)
     try:
@@ -103,11 +104,11 @@ def read(dialect: str, body: dict[str, Any], *, salt: str = "", blocks: bool = F
             prompt.add(kind, block)
         offered = _offered(body, prompted)
     except KeyError as error:
-        raise Refused(400, f"a field is missing: {error}") from error
+        raise HTTPException(400, f"a field is missing: {error}") from error
     except (TypeError, AttributeError, RecursionError) as error:
-        raise Refused(400, f"a field is not of its type: {error}") from error
+        raise HTTPException(400, f"a field is not of its type: {error}") from error
     if not prompt.tokens:
-        raise Refused(400, "the prompt is empty")
+        raise HTTPException(400, "the prompt is empty")
     prompt.mark(body)
     if dialect != "messages":  # the OpenAI dialects have no marks: all of it is marked
         prompt.marks = [Breakpoint(prompt.tokens, DAY_S if body.get("prompt_cache_retention") == "24h" else USUAL_S)]
@@ -148,20 +149,20 @@ def _known(dialect: str, body: dict[str, Any]) -> None:
     for name in ("tools", *(("messages",) if dialect in ("messages", "chat") else ())):
         entries = body.get(name) or []
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise Refused(400, f"{name}: expected a list of objects")
+            raise HTTPException(400, f"{name}: expected a list of objects")
     if dialect in ("messages", "chat"):
         if not body.get("messages"):
-            raise Refused(400, "messages: at least one message is required")
+            raise HTTPException(400, "messages: at least one message is required")
         for index, message in enumerate(body["messages"]):
             if message.get("role") not in ROLES:
-                raise Refused(400, f"messages.{index}.role: expected one of {', '.join(ROLES)}")
+                raise HTTPException(400, f"messages.{index}.role: expected one of {', '.join(ROLES)}")
     elif dialect == "responses":
         if not isinstance(body.get("input"), str | list):
-            raise Refused(400, "input: expected a string or a list of items")
+            raise HTTPException(400, "input: expected a string or a list of items")
         if kept := next((name for name in UNKEPT if body.get(name)), None):
-            raise Refused(400, f"{kept}: not supported: this endpoint keeps nothing of a conversation between requests")
+            raise HTTPException(400, f"{kept}: not supported: nothing of a conversation is kept between requests")
     if body.get("n") not in (None, 1):
-        raise Refused(400, "n: only one answer a request is given")
+        raise HTTPException(400, "n: only one answer a request is given")
 
 
 def _completion(told: Any) -> str:
@@ -171,7 +172,7 @@ def _completion(told: Any) -> str:
     if isinstance(told, list) and all(type(ident) is int and ident >= 0 for ident in told):
         told = " ".join(map(str, told))
     if not isinstance(told, str):
-        raise Refused(400, "prompt: expected one text or one list of token ids")
+        raise HTTPException(400, "prompt: expected one text or one list of token ids")
     return told
 
 
@@ -180,6 +181,6 @@ def _output(body: dict[str, Any], *names: str) -> int | None:
         value = body.get(name)
         if value is not None:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise Refused(400, f"{name}: expected an integer of at least 1")
+                raise HTTPException(400, f"{name}: expected an integer of at least 1")
             return value
     return None

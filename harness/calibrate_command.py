@@ -10,6 +10,7 @@ import orjson
 
 from keepwarm.harness.progress import progress
 from keepwarm.harness.report_commands import JSON
+from keepwarm.harness.simulated import COUNT
 from keepwarm.replayers.engine import MAX_BATCHED
 from keepwarm.replayers.times import StepTimes
 
@@ -26,27 +27,17 @@ POOR = 0.2
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="TIMES.json",
-    help="Write the step times there, for --times of simulate and serve.",
-)
-@click.option(
-    "--max-batched-tokens",
-    "batched",
-    type=click.IntRange(1, 1 << 40),
-    default=MAX_BATCHED,
-    show_default=True,
-    help="Prompt tokens that the measured server computed in one step at most.",
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="TIMES.json")
+@click.option("--max-batched-tokens", "batched", type=COUNT, default=MAX_BATCHED, show_default=True)
 @JSON
 def calibrate(run: str, output: Path | None, batched: int, as_json: bool) -> None:
     """Fit the simulator's step times to a measured run.
 
     RUN is a run's directory. Every fifth call is left out of the fit and predicted by it. What the run does not tell
     (how calls slow each other down, where they never met) is null and said, not guessed.
+
+    The step times are written to TIMES.json, for --times of simulate and serve. The batched tokens are those of prompts
+    that the measured server computed in one step at most.
     """
     from keepwarm.reports.calibrate import calibrate as fitted
 

@@ -50,13 +50,13 @@ class Duration(click.ParamType[float]):
 
 
 class Ttl(click.ParamType[Any]):
-    """A duration in seconds, or one of the words ``none`` and ``as-recorded``."""
+    """A duration, or one of the words ``none`` and ``as-recorded``."""
 
     name = "ttl"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Seconds, or the word itself."""
-        if value is None or value in (NO_TTL, AS_RECORDED) or isinstance(value, int | float):
+        if value in (NO_TTL, AS_RECORDED):
             return value
         told = seconds(str(value).strip())
         if told is None:

@@ -10,8 +10,8 @@ from types import NoneType
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
 
-from keepwarm.harness.refused import Refused
 from keepwarm.replayers.sse import part
 from keepwarm.traces.model import Hints
 from keepwarm.traces.shipped import shipped
@@ -44,7 +44,7 @@ def salt(body: Mapping[str, Any], headers: Mapping[str, str]) -> str:
     """What sets a request's cache apart from others; empty for the cache of all. vLLM has it outside of ``nvext``."""
     inner, outer = part(body, "nvext").get("cache_salt"), body.get("cache_salt")
     if outer is not None and not isinstance(outer, str):
-        raise Refused(400, "cache_salt: expected a string")
+        raise HTTPException(400, "cache_salt: expected a string")
     return headers.get("x-tenant-id", "").strip() or inner or outer or ""
 
 
@@ -83,5 +83,5 @@ def _told(value: Any) -> str:
     return _TOLD[type(value)].format(orjson.dumps(value).decode())
 
 
-def _refused(path: str, what: str) -> Refused:
-    return Refused(400, f"invalid nvext: {path}{': ' if path else ''}{what}")
+def _refused(path: str, what: str) -> HTTPException:
+    return HTTPException(400, f"invalid nvext: {path}{': ' if path else ''}{what}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import re
 import shutil
 import signal
-import ssl
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -17,50 +15,32 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
+import httpx
 
 from keepwarm.harness.proxy import Proxy
 from keepwarm.harness.recorder import Recorder
 from keepwarm.harness.routes import Route, all_routes
+from keepwarm.replayers.address import trusting
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.model import FLOWS
 from keepwarm.traces.recorded import close_journal
 from keepwarm.traces.records import RecordJournal
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 GRACE_S = 30.0
 PATIENCE_S = 5.0
 LIVE_S = 0.5
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--upstream",
-    multiple=True,
-    metavar="URL",
-    help="Where requests go: a URL, /prefix=URL (the prefix is replaced by the URL's path) or header:value=URL. "
-    "Repeatable. Without one: close what a recorder that was killed left.",
-)
-@click.option(
-    "-o", "--output", required=True, metavar="TRACE", help="The trace to write, or a directory to add one to."
-)
-@click.option(
-    "--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0 takes a free one."
-)
-@click.option(
-    "--token-env",
-    metavar="NAME",
-    help="Environment variable with a token that clients must show, as header x-keepwarm-token or as the first part of "
-    "the path. Needed to listen on anything but loopback.",
-)
-@click.option(
-    "--ca-file", type=click.Path(exists=True, dir_okay=False), help="Certificates to trust besides the usual."
-)
+@click.option("--upstream", multiple=True, metavar="URL", help="Where requests go; repeatable.")
+@click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write, or a directory to add to.")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0: a free one.")
+@click.option("--token-env", metavar="NAME", help="Environment variable with a token that clients must show.")
+@click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust besides the usual ones.")
 @click.option("--flow", type=click.Choice(FLOWS), help="Who waits; else from the client's entrypoint.")
-@click.option(
-    "--salt-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep the salt of identities there (made now if absent), so that traces agree. Without it it is forgotten.",
-)
+@click.option("--salt-file", type=click.Path(path_type=Path, dir_okay=False), help="Keep the identities' salt there.")
 @click.option("--keep-text", is_flag=True, help="Keep the prompts' text in the trace. Nothing else is ever kept.")
 @click.option("--run", is_flag=True, help="Start COMMAND with its base URL set, and stop when it ends.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -80,6 +60,14 @@ def record(
 
     While it runs, what it saw lies in TRACE.journal: identities and counts, no text, readable by you only. Ctrl-C, or
     the end of COMMAND, makes the trace of it. A recorder that was killed goes on with its journal when started again.
+
+    An upstream is a URL, /prefix=URL (the prefix is replaced by the URL's path) or header:value=URL. Without one, what
+    a recorder that was killed left is closed.
+
+    A token is needed to listen on anything but loopback. Clients show it as header x-keepwarm-token or as the first
+    part of the path.
+
+    The salt in a file, made now if there is none, lets the identities of several traces agree. Else it is forgotten.
     """
     if run != bool(command):
         raise click.UsageError("--run needs a COMMAND, and a COMMAND needs --run; options come before it")
@@ -91,25 +79,17 @@ def record(
         raise click.UsageError(f"--upstream is needed: there is no {journal} to close")
     code, held = 0, None
     if upstream:
-        routes, address, token = all_routes(upstream), _address(listen), _token(token_env, listen)
+        routes, address = all_routes(upstream), _address(listen)
+        token = _token(token_env, address[0])
         bases = _bases(routes) if command else {}
-        tls, salt = _tls(ca_file), salt_from_file(salt_file) if salt_file else new_salt()
+        tls = trusting(ca_file) or httpx.create_ssl_context()
+        salt = salt_from_file(salt_file) if salt_file else new_salt()
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
         proxy = Proxy(routes, recorder, token=token, tls=tls)
         code, held = _recorded(proxy, address, command, bases), recorder.journal
     with closing(held or RecordJournal(journal, new_salt())):
         _close(journal, out, flow, held is not None and not recorder.next)
     sys.exit(code)
-
-
-def _tls(ca_file: str | None) -> ssl.SSLContext:
-    tls = ssl.create_default_context()
-    if ca_file:
-        try:
-            tls.load_verify_locations(ca_file)
-        except OSError as error:
-            raise InputError(f"{ca_file}: holds no certificates: {error.strerror}") from error
-    return tls
 
 
 def _bases(routes: Sequence[Route]) -> dict[str, str]:
@@ -163,18 +143,15 @@ def _address(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _token(name: str | None, listen: str) -> str | None:
+def _token(name: str | None, host: str) -> str | None:
     """The token clients must show; InputError where one is needed and there is none."""
-    token = os.environ.get(name, "") if name else None
-    if token is not None and not re.fullmatch(r"[\w.~-]+", token, re.ASCII):
+    if name is None:
+        if host not in LOOPBACK:
+            raise InputError(f"--listen {host}: anyone who reaches it could use it: set --token-env")
+        return None
+    token = os.environ.get(name, "")
+    if not re.fullmatch(r"[\w.~-]+", token, re.ASCII):
         raise InputError(f"environment variable {name}: expected a token that fits in a URL: letters, digits, ._~-")
-    host = _address(listen)[0]
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if token is None and not loopback:
-        raise InputError(f"--listen {listen}: anyone who reaches it could use it: set --token-env")
     return token
 
 

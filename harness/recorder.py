@@ -208,7 +208,8 @@ class Passing:
         if self._answer is None:
             record = AnswerRecord(self._number, end_ns, error=error or "reset")
         else:
-            record = self._told(self._answer, end_ns, error)
+            whose = recorder.identity, self._client.session
+            record = self._answer.record(self._number, *whose, self._first_byte_ns, end_ns, error)
             if self._dialect == "responses" and self._answer.reader.ident:
                 recorder.stored[self._answer.reader.ident] = (*self._pieces, *record.said)
                 if len(recorder.stored) > MOST_STORED:
@@ -221,12 +222,3 @@ class Passing:
         if self._warm and record.usage is not None and record.usage.read_told:
             recorder.read += record.usage.cache_read
             recorder.prompt += record.usage.prompt
-
-    def _told(self, answer: Answer, end_ns: int, error: str | None) -> AnswerRecord:
-        """What the answer says; whatever is wrong with it, it was passed on."""
-        identity, session = self._recorder.identity, self._client.session
-        try:
-            return answer.record(self._number, identity, session, self._first_byte_ns, end_ns, error)
-        except Exception:
-            told = error or answer.error or "other"
-            return AnswerRecord(self._number, end_ns, self._first_byte_ns, status=answer.status, error=told)

@@ -13,7 +13,7 @@ import orjson
 
 from keepwarm.reports.frame import load
 from keepwarm.reports.gate import check
-from keepwarm.reports.latency import write_hlog
+from keepwarm.reports.latency import counts_of, write_hlog
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.reports.prices import Prices, load_prices
 from keepwarm.reports.render import render_report
@@ -82,10 +82,11 @@ def report(paths: tuple[str, ...], as_json: bool, by: tuple[str, ...], prices: P
     reports = []
     for path in paths:
         loaded = load(path)
-        reports.append(summarise(loaded, prices))
+        counts = counts_of(loaded.scan)
+        reports.append(summarise(loaded, prices, counts))
         if loaded.kind == "run":
             try:
-                write_hlog(loaded)
+                write_hlog(loaded, counts)
             except InputError as error:  # a run that cannot be written to is still reported
                 click.echo(f"keepwarm: {error}", err=True)
     tell(reports, as_json, partial(render_report, by=by or ("role", "turn")))

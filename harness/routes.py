@@ -31,25 +31,23 @@ class Route(NamedTuple):
 
 def route(told: str) -> Route:
     """A route as a user writes it: URL, /prefix=URL, or header:value=URL. InputError if it is none."""
-    match, separator, url = told.partition("=") if not told.startswith(("http://", "https://")) else ("/", "=", told)
+    match, _, url = ("/", "", told) if told.startswith(("http://", "https://")) else told.partition("=")
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
         raise InputError(f"upstream {told!r}: {error}") from error
-    header, colon, value = match.partition(":")
-    if not separator or parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise InputError(f"upstream {told!r}: expected an http or https URL, /prefix=URL or header:value=URL")
     if parts.username is not None:
         raise InputError("upstream: credentials in a URL are not taken: the client sends its own")
-    if match.startswith("/"):
-        header, value = "", ""
-    elif not colon or not header:
-        raise InputError(f"upstream {told!r}: expected a path that begins with /, or header:value, before the =")
-    prefix = "" if header else match.rstrip("/")
-    return Route(
-        prefix, header.lower(), value.strip(), parts.hostname, port, parts.scheme == "https", parts.path.rstrip("/")
-    )
+    prefix, header, value = match.rstrip("/"), "", ""
+    if not match.startswith("/"):
+        prefix, (header, colon, value) = "", match.partition(":")
+        if not (header and colon):
+            raise InputError(f"upstream {told!r}: expected a path that begins with /, or header:value, before the =")
+    tls, path = parts.scheme == "https", parts.path.rstrip("/")
+    return Route(prefix, header.lower(), value.strip(), parts.hostname, port, tls, path)
 
 
 def all_routes(told: Sequence[str]) -> list[Route]:

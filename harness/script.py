@@ -9,9 +9,9 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import orjson
+from starlette.exceptions import HTTPException
 
 from keepwarm.harness.asked import Asked, Words
-from keepwarm.harness.refused import Refused
 from keepwarm.replayers.text import WORD, words
 
 LONGEST = 31_999
@@ -65,7 +65,7 @@ class Script:
     turns: int = 1
 
     def answer(self, asked: Asked) -> Said:
-        """The answer to a request; Refused where prompt and answer are too long."""
+        """The answer to a request; HTTPException where prompt and answer are too long."""
         self._fit(asked)
         limit = asked.output if asked.output is not None and asked.output <= LONGEST else None
         ident = secrets.token_hex(12)
@@ -92,9 +92,9 @@ class Script:
             return
         if asked.dialect == "messages":
             if prompt > most:
-                raise Refused(400, f"prompt is too long: {prompt} tokens > {most} maximum")
+                raise HTTPException(400, f"prompt is too long: {prompt} tokens > {most} maximum")
             if output <= LONGEST and prompt + output > most:
-                raise Refused(
+                raise HTTPException(
                     400,
                     f"input length and `max_tokens` exceed context limit: {prompt} + {output} > {most}, "
                     "decrease input length or `max_tokens` and try again",
@@ -102,7 +102,7 @@ class Script:
         elif prompt + max(output, 1) > most:
             asks = f"you requested {output} output tokens and " if output else ""
             total = f", for a total of at least {prompt + output} tokens" if output else ""
-            raise Refused(
+            raise HTTPException(
                 400,
                 f"This model's maximum context length is {most} tokens. However, {asks}your prompt contains at least "
                 f"{prompt} input tokens{total}. Please reduce the length of the input prompt or the number of "

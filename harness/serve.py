@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -29,7 +29,6 @@ from keepwarm.harness import nvext, who
 from keepwarm.harness.answered import FORMS, Speech, error
 from keepwarm.harness.asked import Asked
 from keepwarm.harness.driver import Call, Driver
-from keepwarm.harness.refused import Refused
 from keepwarm.harness.script import Said, Script
 from keepwarm.harness.served_metrics import Metrics
 from keepwarm.replayers.cluster import Cluster
@@ -40,8 +39,6 @@ from keepwarm.traces.errors import InputError
 
 BODY_BYTES = 64 << 20
 SERVER = "keepwarm serve"
-
-Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 
 def create_app(
@@ -67,9 +64,9 @@ def create_app(
     return Starlette(
         routes=[
             *routes,
-            Route("/", _always(health)),
-            Route("/health", _always(health)),
-            Route("/v1/models", _always(models)),
+            Route("/", JSONResponse(health), methods=["GET"]),
+            Route("/health", JSONResponse(health), methods=["GET"]),
+            Route("/v1/models", JSONResponse(models), methods=["GET"]),
             Route("/v1/messages/count_tokens", face.count, methods=["POST"]),
             Route("/v1/responses", _no_socket),
             Route("/metrics", face.metrics),
@@ -79,18 +76,10 @@ def create_app(
     )
 
 
-def _always(value: Mapping[str, object]) -> Handler:
-    async def tell(request: Request) -> ASGIApp:
-        del request
-        return JSONResponse(value)
-
-    return tell
-
-
 async def _no_socket(request: Request) -> ASGIApp:
     """Codex asks for a WebSocket first, and posts once it is told to upgrade to nothing."""
     wanted = request.headers.get("upgrade", "").lower() == "websocket"
-    raise Refused(426, "no WebSocket here: POST") if wanted else HTTPException(405, headers={"Allow": "POST"})
+    raise HTTPException(426, "no WebSocket here: POST") if wanted else HTTPException(405, headers={"Allow": "POST"})
 
 
 async def _refuse(request: Request, why: Exception) -> Response:
@@ -113,9 +102,7 @@ class _Face:
         self._body_bytes = body_bytes
         known = RULES.get(rules)
         self._blocks = known is not None and known.entries
-        self._writes: str | None = "created_cache_tokens"
-        if known is not None and rules.startswith("openai"):
-            self._writes = "cache_write_tokens" if known.priced else None
+        self._writes = "cache_write_tokens" if rules.startswith("openai") else "created_cache_tokens"
         self._index = PieceIndex()
         self._metrics = Metrics(model, speed, cluster.gauges)
 
@@ -176,13 +163,13 @@ class _Face:
     async def _json(self, request: Request) -> dict[str, Any]:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
-            raise Refused(415, "expected a body of application/json without an encoding")
+            raise HTTPException(415, "expected a body of application/json without an encoding")
         try:
             body = orjson.loads(await self._body(request))
         except orjson.JSONDecodeError as error:
-            raise Refused(400, f"the body is not JSON: {error}") from error
+            raise HTTPException(400, f"the body is not JSON: {error}") from error
         if not isinstance(body, dict):
-            raise Refused(400, "the body is not a JSON object")
+            raise HTTPException(400, "the body is not a JSON object")
         return body
 
     async def _body(self, request: Request) -> bytes:
@@ -191,10 +178,10 @@ class _Face:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > self._body_bytes:
-                    raise Refused(413, f"the body is larger than {self._body_bytes} bytes")
+                    raise HTTPException(413, f"the body is larger than {self._body_bytes} bytes")
                 chunks.append(chunk)
         except ClientDisconnect as error:
-            raise Refused(400, "the body is cut off") from error
+            raise HTTPException(400, "the body is cut off") from error
         return b"".join(chunks)
 
     def _job(self, asked: Asked, said: Said) -> Job:
@@ -211,7 +198,7 @@ class _Face:
         """One call from its first token to its last."""
         await call.begun()
         if call.running.error:
-            raise Refused(400, f"{call.running.error}: no worker's cache can hold the prompt and its answer")
+            raise HTTPException(400, f"{call.running.error}: no worker's cache can hold the prompt and its answer")
         told = account(call.running)
         if not stream:
             await call.ended()

@@ -12,23 +12,16 @@ from keepwarm.harness.run_commands import LEAST_SPEED, MOST_SPEED
 from keepwarm.harness.simulated import about_cache, cluster_options, make_cluster
 
 
-class Tool(click.ParamType[Any]):
-    """NAME=JSON: a tool and the arguments to call it with."""
-
-    name = "tool"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The name and the arguments."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, told = str(value).partition("=")
-        try:
-            arguments = orjson.loads(told)
-        except orjson.JSONDecodeError:
-            arguments = None
-        if not (equals and name and isinstance(arguments, dict)):
-            self.fail(f"{value!r}: expected NAME={{...}}, a tool and a JSON object of arguments", param, ctx)
-        return name, arguments
+def tool(told: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments that NAME=JSON says."""
+    name, _, text = told.partition("=")
+    try:
+        arguments = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        arguments = None
+    if not (name and isinstance(arguments, dict)):
+        raise click.BadParameter(f"{told!r}: expected NAME={{...}}, a tool and a JSON object of arguments")
+    return name, arguments
 
 
 @click.command()
@@ -38,7 +31,7 @@ class Tool(click.ParamType[Any]):
 @click.option("--speed", type=Number(LEAST_SPEED, MOST_SPEED), default=1.0, help="Divide TTLs and service times.")
 @click.option("--max-model-len", type=click.IntRange(1, 1 << 40), metavar="N", help="Longest prompt and answer.")
 @click.option(
-    "--tool", "tools", type=Tool(), multiple=True, metavar="NAME=JSON", help="Answer by calling this tool, if offered."
+    "--tool", "tools", type=tool, multiple=True, metavar="NAME=JSON", help="Answer by calling this tool, if offered."
 )
 @click.option("--tool-turns", type=click.IntRange(0), default=1, show_default=True, help="Times, for one user's word.")
 @cluster_options

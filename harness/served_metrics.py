@@ -21,6 +21,7 @@ REASONS = {"end": "stop", "tool": "stop", "limit": "length", "window": "length",
 TIMES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600, 1800)
 TOKENS = tuple(digit * 10**power for power in range(7) for digit in (1, 2, 5))
 NAMES = shipped("keepwarm.harness", "served_metrics.toml")
+HISTOGRAMS = NAMES["histograms"] | {name: text for name, (_, _, text) in NAMES["spans"].items()}
 _Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
 STATES: dict[str, _Family] = {"gauges": GaugeMetricFamily, "counters": CounterMetricFamily}
 
@@ -52,7 +53,7 @@ class Metrics(Collector):
         self._model = model
         self._second = SECOND * speed
         self._gauges = gauges
-        self._histograms: dict[str, dict[str, _Histogram]] = {name: {} for name in NAMES["histograms"]}
+        self._histograms: dict[str, dict[str, _Histogram]] = {name: {} for name in HISTOGRAMS}
         self._ended: Counter[tuple[str, ...]] = Counter()
 
     def over(self, running: Running, stop: str) -> None:
@@ -64,15 +65,10 @@ class Metrics(Collector):
             return
         output, prompt = running.job.output, running.job.prompt.end
         between = (done_ns - first_ns) / max(output - 1, 1) / self._second
-        self._add("time_to_first_token_seconds", engine, (first_ns - running.arrived_ns) / self._second)
+        for name, (begin, end, _) in NAMES["spans"].items():
+            self._add(name, engine, (getattr(running, end) - getattr(running, begin)) / self._second)
         self._add("inter_token_latency_seconds", engine, between, output - 1)
         self._add("request_time_per_output_token_seconds", engine, between)
-        self._add("request_decode_time_seconds", engine, (done_ns - first_ns) / self._second)
-        if running.scheduled_ns is not None:
-            self._add("request_queue_time_seconds", engine, (running.scheduled_ns - running.arrived_ns) / self._second)
-            self._add("request_prefill_time_seconds", engine, (first_ns - running.scheduled_ns) / self._second)
-            self._add("request_inference_time_seconds", engine, (done_ns - running.scheduled_ns) / self._second)
-        self._add("e2e_request_latency_seconds", engine, (done_ns - running.arrived_ns) / self._second)
         self._add("request_prompt_tokens", engine, prompt)
         self._add("request_generation_tokens", engine, output)
         self._add("request_prefill_kv_computed_tokens", engine, prompt - running.read)
@@ -96,7 +92,7 @@ class Metrics(Collector):
         sources |= {(one.worker, "local_compute"): one.prompt_tokens - one.cached_tokens for one in workers}
         yield self._family("counters", "prompt_tokens_by_source", "Prompt tokens.", sources, "source")
         yield self._family("counters", "request_success", "Requests ended.", self._ended, "finished_reason")
-        for name, text in NAMES["histograms"].items():
+        for name, text in HISTOGRAMS.items():
             family = HistogramMetricFamily(f"vllm:{name}", text, labels=LABELS)
             for engine, histogram in self._histograms[name].items():
                 buckets, total = histogram.told()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import click
 
 from keepwarm.harness.endpoint_options import choice
 from keepwarm.harness.planned import Planned
-from keepwarm.harness.progress import progress
+from keepwarm.harness.progress import Told, progress
 from keepwarm.harness.run_commands import FORCE, GAP_CAP, finish, run_directory
 from keepwarm.harness.simulated import COUNT, about_cache, about_cluster, cluster_options, make_cluster
 from keepwarm.harness.sweep import grid, sweep
@@ -33,26 +32,9 @@ from keepwarm.traces.store import write_outcomes
 @cluster_options
 @GAP_CAP
 @click.option("--sessions", type=COUNT, metavar="N", help="Run N at a time, not when they were recorded.")
-@choice(
-    "--assistant",
-    ("live", "recorded"),
-    "Whose answers later prompts repeat: the cluster's own, whose tokens it finds again, or, as a replay does, the "
-    "recorded ones.",
-)
-@click.option(
-    "--bound",
-    "bounds",
-    multiple=True,
-    metavar="BOUND",
-    help="Tell what else could have been read: ttl_300s, capacity_1000 (blocks), rules_anthropic; repeatable.",
-)
-@click.option(
-    "--sweep",
-    "axes",
-    multiple=True,
-    metavar="OPTION=A,B",
-    help="Run once with each value of an option, such as cache-ttl=0,300,3600; repeatable for a grid, on all cores.",
-)
+@choice("--assistant", ("live", "recorded"), "Whose answers later prompts repeat.")
+@click.option("--bound", "bounds", multiple=True, metavar="BOUND", help="Tell what else could be read; repeatable.")
+@click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B", help="Run once with each value; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
 @click.pass_context
 def simulate(
@@ -69,24 +51,29 @@ def simulate(
     """Replay a trace in virtual time against the simulated cluster; no sockets, nothing is waited for.
 
     Without -o the report is printed and the run forgotten. With --sweep a table is printed, and -o names its Parquet.
+
+    Live answers are the cluster's own, whose tokens it finds again; recorded ones are what a replay sends. A bound is
+    ttl_300s, capacity_1000 (blocks) or rules_anthropic. A sweep such as cache-ttl=0,300,3600 takes any of the options;
+    several make a grid, on all cores.
     """
     if axes:
         if bounds:
             raise click.UsageError("--bound and --sweep cannot both be given: a sweep tells no bounds")
         known = {str(p.name): p for p in context.command.params if p.name in options}
         points = grid(axes, options, known)
-        planned = _planned(trace, options)
+        planned = plan_of(trace, options)
         for _, point in points:
             _check_marks(planned, point)
         sweep(trace, points, output, force=force, as_json=as_json)
         return
-    planned = _planned(trace, options)
+    planned = plan_of(trace, options)
     _check_marks(planned, options)
     if options["background_workers"] and "background" not in planned.flows:
         click.echo(f"{trace}: no call is known to be background: its workers stay idle (see import --flow)", err=True)
     make_cluster(bounds=bounds, **options)  # what contradicts itself is refused before a place is made
     with run_directory(output, "simulate", force=force) as path:
-        failed = simulate_to(trace, path, bounds=bounds, **options)
+        with progress("simulating", planned.calls) as tell:
+            failed = simulate_to(planned, path, tell=tell, bounds=bounds, **options)
         if output is None:
             finish(path, output, "", as_json=as_json)
     if output is not None:
@@ -95,7 +82,8 @@ def simulate(
         raise SystemExit(3)
 
 
-def _planned(trace: str, options: dict[str, Any]) -> Planned:
+def plan_of(trace: str, options: dict[str, Any]) -> Planned:
+    """The trace as the options would have it replayed."""
     places = options["sessions"]
     return Planned(trace, gap_cap=options["gap_cap"], at_once=places, law=None if places else "recorded")
 
@@ -110,10 +98,10 @@ def _check_marks(planned: Planned, options: dict[str, Any]) -> None:
         )
 
 
-def simulate_to(trace: str, path: Path, *, bounds: tuple[str, ...] = (), quiet: bool = False, **options: Any) -> int:
+def simulate_to(planned: Planned, path: Path, *, tell: Told, bounds: tuple[str, ...] = (), **options: Any) -> int:
     """Simulate into a run's directory; how many calls failed, those of a failed session that were not sent included."""
     started = runs.now()
-    planned, cluster = _planned(trace, options), make_cluster(bounds=("endless", *bounds), **options)
+    cluster = make_cluster(bounds=("endless", *bounds), **options)
     results = in_virtual_time(planned.schedule_in(cluster.tree), cluster, live=options["assistant"] == "live")
     told: list[Bound] = []
     failed: Counter[tuple[str, int]] = Counter()
@@ -128,11 +116,10 @@ def simulate_to(trace: str, path: Path, *, bounds: tuple[str, ...] = (), quiet: 
             tell(done, None)
             yield outcome
 
-    with nullcontext(lambda done, of: None) if quiet else progress("simulating", planned.calls) as tell:
-        try:
-            write_outcomes(str(path / OUTCOMES), kept())
-        except OverflowError as error:
-            raise InputError(f"{trace}: with these times the run takes longer than 292 years") from error
+    try:
+        write_outcomes(str(path / OUTCOMES), kept())
+    except OverflowError as error:
+        raise InputError(f"{planned.trace}: with these times the run takes longer than 292 years") from error
     if failed:
         complete(path, failed.keys())
     runs.write_bounds(path, told)

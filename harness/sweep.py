@@ -87,9 +87,9 @@ def _check_free(output: Path, force: bool) -> None:
 
 def _figures(trace: str, options: Point) -> dict[str, Any]:
     """One point's figures."""
-    from keepwarm.harness.simulate_command import simulate_to
+    from keepwarm.harness.simulate_command import plan_of, simulate_to
     from keepwarm.reports.sweep import figures
 
     with TemporaryDirectory(prefix="keepwarm-") as scratch:
-        simulate_to(trace, Path(scratch), quiet=True, **options)
+        simulate_to(plan_of(trace, options), Path(scratch), tell=lambda done, of: None, **options)
         return figures(scratch)

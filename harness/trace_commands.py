@@ -11,6 +11,7 @@ from typing import Any
 import click
 import orjson
 
+from keepwarm.harness.endpoint_options import choice
 from keepwarm.harness.progress import progress
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
@@ -23,39 +24,18 @@ DAMAGED_SHOWN = 20
 MOST_PROCESSES = 4
 """Each costs some 70 MB; more of them wait for the one that writes."""
 
-IMPORTERS = {"claude-code": (import_claude_code, default_path)}
-
 
 @click.command("import")
-@click.argument("source", type=click.Choice(list(IMPORTERS)))
+@click.argument("source", type=click.Choice(["claude-code"]), expose_value=False)
 @click.argument("path", required=False)
 @click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write: a path or a pyarrow URI.")
-@click.option(
-    "--prefix-breaks",
-    type=click.Choice(["blind", "recorded"]),
-    default="blind",
-    show_default=True,
-    help="recorded: cut a prompt's shared prefix to what was read, where inside the TTL that was much less than its "
-    "predecessor left. Such a trace is informed; figures from it are no prediction.",
-)
-@click.option(
-    "--flow", type=click.Choice(FLOWS), help="Who waits for these sessions; else from the client's entrypoint."
-)
-@click.option(
-    "--salt-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep the salt of identities and pseudonyms there (made now if absent, mode 0600), so that imports agree. "
-    "Without it the salt is forgotten.",
-)
-@click.option(
-    "--join",
-    metavar="TRACE",
-    help="A recording of the same sessions, made with the same salt: its calls and prompts, with the logs' tool times.",
-)
+@choice("--prefix-breaks", ["blind", "recorded"], "recorded: cut prefixes to what was read where that was far less.")
+@click.option("--flow", type=click.Choice(FLOWS), help="Who waits; else from the client's entrypoint.")
+@click.option("--salt-file", type=click.Path(path_type=Path, dir_okay=False), help="Keep the identities' salt there.")
+@click.option("--join", metavar="TRACE", help="A recording of the same sessions, made with the same salt.")
 @click.option("--strict", is_flag=True, help="Fail at the first damaged line.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
 def import_(
-    source: str,
     path: str | None,
     output: str,
     prefix_breaks: str,
@@ -69,8 +49,13 @@ def import_(
 
     PATH is a folder laid out as ~/.claude/projects, one project of it, or one session's .jsonl file (its sub-agents'
     files beside it are taken along). Without PATH: your own folder.
+
+    With recorded prefix breaks a prompt keeps of its predecessor's only what was read, where inside the TTL that was
+    much less than the predecessor left. Such a trace is informed; figures from it are no prediction.
+
+    The salt of identities and pseudonyms in a file, made now (mode 0600) if there is none, lets imports agree. Else it
+    is forgotten. A joined recording keeps its calls and prompts, and gets the logs' tool times.
     """
-    run, default = IMPORTERS[source]
     if path == "":
         raise InputError("PATH is empty: give a folder or a file, or leave it out for your own folder")
     if join is not None and (salt_file is None or not salt_file.exists()):
@@ -81,8 +66,8 @@ def import_(
     informed = prefix_breaks == "recorded"
     with progress("reading") as told, TemporaryDirectory() as beside:
         imported = output if join is None else f"{beside}/logs.parquet"
-        done = run(
-            Path(path) if path is not None else default(),
+        done = import_claude_code(
+            Path(path) if path is not None else default_path(),
             imported,
             version=version("keepwarm"),
             salt=salt,

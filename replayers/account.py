@@ -6,8 +6,9 @@ OpenRouter, xAI, Moonshot, Qwen, and gateways such as LiteLLM and Portkey that m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -31,6 +32,7 @@ OWN = {"messages": ("input_", "output_", "cache_"), "responses": ("input_", "out
 """How the names of a dialect's own fields begin; those of the others begin as chat's do."""
 
 Counts = dict[str, int | None]
+UNKNOWN: Counts = dict.fromkeys(NUMBERS.values())
 
 
 def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
@@ -44,11 +46,12 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
     that is too long is null there, and empty ones are left out.
     """
     told = _keyed(told or {})
-    fields = dict(_fields(told))
-    where = _where(fields, OWN.get(dialect, ("prompt_", "completion_")))
+    fields = _fields(told, (), {})
+    counts = tuple(path for path, value in fields.items() if path in NUMBERS and count(value) is not None)
+    where = _where(counts, OWN.get(dialect, ("prompt_", "completion_")))
     if "input" not in where:
-        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, {})}
-    got: Counts = dict.fromkeys(NUMBERS.values()) | {number: fields[path] for number, path in where.items()}
+        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, fields, {})}
+    got: Counts = UNKNOWN | {number: fields[path] for number, path in where.items()}
     rest = where["input"] == ("inputTokens",) or (dialect == "messages" and where["input"] == ("input_tokens",))
     google = where["input"] == ("promptTokenCount",)
     _fill(got, fields, rest, google)
@@ -67,28 +70,33 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
         "reasoning": got["reasoning"],
         "usage_source": "reported",
         "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
-        "usage_extra": _extra(told, got),
+        "usage_extra": _extra(told, fields, got),
     }
 
 
 def _keyed(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same with Bedrock's list of writes as a mapping from TTL to tokens, where it is such a list."""
+    listed = told.get("cacheDetails") or ()
     with suppress(TypeError, KeyError):
-        rows = {row["ttl"]: row["inputTokens"] for row in told["cacheDetails"]}
-        return {**told, "cacheDetails": rows} if len(rows) == len(told["cacheDetails"]) else told
+        rows = {row["ttl"]: row["inputTokens"] for row in listed}
+        return {**told, "cacheDetails": rows} if len(rows) == len(listed) > 0 else told
     return told
 
 
-def _fields(told: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def _fields(told: Mapping[str, Any], path: Path, found: dict[Path, Any]) -> dict[Path, Any]:
+    """All fields, down to the third level, by their paths."""
     for name, value in told.items():
-        yield (*path, name), value
-        if isinstance(value, Mapping) and len(path) < 2:
-            yield from _fields(value, (*path, name))
+        inner = (*path, name)
+        found[inner] = value
+        if len(path) < 2 and isinstance(value, dict):
+            _fields(value, inner, found)
+    return found
 
 
-def _where(fields: Mapping[Path, Any], own: tuple[str, ...]) -> dict[str, Path]:
-    """Which field each number is taken from."""
-    told = [path for path in reversed(NUMBERS) if path in fields and count(fields[path]) is not None]
+@lru_cache(1 << 10)
+def _where(counts: Sequence[Path], own: tuple[str, ...]) -> dict[str, Path]:
+    """Which field each number is taken from, of those that are counts."""
+    told = [path for path in reversed(NUMBERS) if path in counts]
     return {NUMBERS[path]: path for path in sorted(told, key=lambda path: path[0].startswith(own))}  # the last holds
 
 
@@ -96,8 +104,9 @@ def _fill(got: Counts, fields: Mapping[Path, Any], rest: bool, google: bool) -> 
     """Puts in what was left out and means none, and the sum of writes that were told by their TTLs alone."""
     if got["written"] is None and (got["short"] is not None or got["long"] is not None):
         got["written"] = (got["short"] or 0) + (got["long"] or 0)
-    for name in ("read", "output", "reasoning") if google else ("read",) if rest and got["written"] is not None else ():
-        if not any(NUMBERS.get(path) == name or path == ("cacheTokensDetails",) for path in fields):
+    names = ("read", "output", "reasoning") if google else ("read",) if rest and got["written"] is not None else ()
+    for name in names:
+        if got[name] is None and name not in map(NUMBERS.get, fields) and ("cacheTokensDetails",) not in fields:
             got[name] = 0
 
 
@@ -136,7 +145,9 @@ def _answer(got: Counts, prompt: int, google: bool) -> int | None:
     return output
 
 
-def _extra(told: Mapping[str, Any], got: Counts) -> str | None:
+def _extra(told: Mapping[str, Any], fields: Mapping[Path, Any], got: Counts) -> str | None:
+    if all(_read(value, got, path) or (isinstance(value, dict) and len(path) < 3) for path, value in fields.items()):
+        return None
     extra = _unread(told, got)
     with suppress(TypeError):  # nested deeper than JSON is written
         for name in (None, *sorted(extra, key=lambda name: -len(orjson.dumps(extra[name])))):
@@ -147,9 +158,14 @@ def _extra(told: Mapping[str, Any], got: Counts) -> str | None:
     return None
 
 
+def _read(value: Any, got: Counts, path: Path) -> bool:
+    """Whether a field is as it stands in the account."""
+    known = got.get(NUMBERS.get(path, ""))
+    return known is not None and count(value) == known
+
+
 def _unread(value: Any, got: Counts, path: Path = ()) -> Any:
     if isinstance(value, Mapping) and len(path) < 3:
         left = ((name, _unread(inner, got, (*path, name))) for name, inner in value.items())
         return {name: inner for name, inner in left if inner not in (None, "", [], {})}
-    known = got.get(NUMBERS.get(path, ""))
-    return value if known is None or count(value) != known else None
+    return None if _read(value, got, path) else value

@@ -8,6 +8,8 @@ blocks of what it grew from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import repeat
 from typing import NamedTuple
 
 from keepwarm.replayers.endpoint import Piece
@@ -75,19 +77,20 @@ def run(prompt: Sequence[Piece], at: int, front: int, costs: Costs) -> tuple[int
     end = last = _end(prompt, until, "tool_result")
     if end == until:
         until = end = said
-    tokens = sum(piece.tokens for piece in prompt[at:end])
+    tokens = sum([piece.tokens for piece in prompt[at:end]])
     uses = end - until if costs.tools and tokens >= costs.step(end - until) else 0
     if not uses and end > until and tokens < costs.step(0):
         return end, [("user", piece) for piece in prompt[at:end]], last
     answers = max(until - uses, at)
     spoken = answers - (1 if until == len(prompt) else 0)
-    told: list[Role] = [("answer" if index < spoken else "user", prompt[index]) for index in range(at, answers)]
-    told += (("use", piece) for piece in prompt[answers:until])
+    names = ["answer"] * (spoken - at) + ["user"] * (answers - spoken) + ["use"] * (until - answers)
+    told: list[Role] = list(zip(names, prompt[at:until], strict=True))
     told += [("use", None)] * (uses - (until - answers))
-    told += (("result" if uses else "user", piece) for piece in prompt[until:end])
+    told += zip(repeat("result" if uses else "user"), prompt[until:end])
     return end, told, last
 
 
+@lru_cache(1 << 12)
 def label(number: int) -> str:
     """A tool's name or a use's id: letters and digits in turn, which take as many tokens whatever they are."""
     out = ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -13,26 +15,35 @@ from keepwarm.replayers.endpoint import Answer, Said
 from keepwarm.replayers.sse import Events, Reader, failure, fault
 from keepwarm.traces.model import STOP_REASONS
 
+PASSING = (408, 409, 429)
+"""What a server may say of a call that it would take later, besides errors of its own."""
+
 
 class Hearing:
     """One answer. ``streamed`` says whether it was asked for as a stream; an error is told whole all the same."""
 
-    __slots__ = ("_broken", "_chunks", "_events", "_streamed", "first_byte_ns", "head_ns", "reader", "status", "told")
+    __slots__ = (
+        *("_broken", "_chunks", "_events", "_streamed"),
+        *("first_byte_ns", "head_ns", "reader", "retry_after_s", "status", "told"),
+    )
 
     def __init__(self, reader: Reader, *, streamed: bool) -> None:
         self.reader = reader
         self.status: int | None = None
         self.head_ns: int | None = None
         self.first_byte_ns: int | None = None
+        self.retry_after_s: float | None = None
         self.told = ("", "")
         self._streamed = streamed
         self._events: Events | None = None
         self._chunks: list[bytes] = []
         self._broken = False
 
-    def begin(self, status: int, at_ns: int) -> None:
+    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]], at_ns: int) -> None:
         """Its head is there."""
         self.status, self.head_ns = status, at_ns
+        if status in PASSING or status >= 500:
+            self.retry_after_s = _wait_s(headers)
         self._events = Events() if status == 200 and self._streamed else None
 
     def data(self, chunk: bytes, at_ns: int) -> None:
@@ -95,6 +106,17 @@ class Hearing:
             told=hushed(" ".join(heard.fault or self.told), secrets) or None,
             **usage,
         )
+
+
+def _wait_s(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+    """How long a server wants to be left alone, where it says so in a number."""
+    told = {name.lower(): value for name, value in headers}
+    for name, parts in (b"retry-after-ms", 1000), (b"retry-after", 1):
+        with suppress(KeyError, ValueError):
+            seconds = float(told[name]) / parts
+            if 0 <= seconds < math.inf:
+                return seconds
+    return None
 
 
 def _said(text: list[str] | None, usage: dict[str, Any]) -> Said | None:

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -39,6 +40,12 @@ ACCEPTS = ("tools", "no_tool_call", "exact_output", "cache_key")
 
 PROBE = ("", "", -1)
 """The agent whose connection a request has that is no call of a trace."""
+
+LATE = "late"
+"""With this a call is cancelled whose time is over."""
+
+Agent = tuple[str, str, int]
+Buffer = bytes | memoryview
 
 
 class Dialect(Protocol):
@@ -166,7 +173,7 @@ class HttpEndpoint:
         self._writes_told = writes_told
         stock = stock_transports(address.tls) if address.transport == "httpx" else None
         self._transport = transport or stock or transports(self._url, address.tls, clock)
-        self._idle: dict[tuple[str, str, int], tuple[httpx.AsyncBaseTransport, int]] = {}
+        self._idle: dict[Agent, _Kept] = {}
 
     async def send(self, request: Request) -> Answer:
         """Send one request and wait for the whole answer; what goes wrong stands in the answer."""
@@ -192,47 +199,53 @@ class HttpEndpoint:
         *,
         output: int = 1,
         fields: Mapping[str, Any] | None = None,
-        agent: tuple[str, str, int] = PROBE,
+        agent: Agent = PROBE,
     ) -> Answer:
         """Ask for the answer to a prompt, with ``fields`` of its own, on an agent's connection."""
         return await self._post([joined(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)
 
-    async def _post(self, body: Sequence[bytes], headers: Mapping[str, str], agent: tuple[str, str, int]) -> Answer:
+    async def _post(self, body: Sequence[Buffer], headers: Mapping[str, str], agent: Agent) -> Answer:
         hearing = Hearing(self._dialect.Reader(), streamed=self._stream)
         if self._live:
             hearing.reader.heard.text = []
-        transport = await self._take(agent)
-        request = self._request(body, headers, hearing, own=isinstance(transport, Connection))
+        kept = await self._take(agent)
+        request = self._request(kept, body, headers, hearing)
         error: str | None = "reset"
+        task = asyncio.current_task()
+        assert task is not None
+        limit = asyncio.get_running_loop().call_later(self._timeout_s, task.cancel, LATE)
         sent_ns = self._clock()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._exchange(transport, request, hearing)
+            await self._exchange(kept.transport, request, hearing)
             error = hearing.end()
-        except (TimeoutError, httpx.TimeoutException):
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args != (LATE,) or task.uncancel() > 0:
+                raise
+            error = "timeout"
+        except httpx.TimeoutException:
             error = "timeout"
         except (httpx.TransportError, OSError):
             error = "reset"
         finally:
+            limit.cancel()
             done_ns = self._clock()
-            await self._give_back(agent, transport, whole=error is None)
+            await self._give_back(agent, kept, whole=error is None)
         return hearing.answer(self.name, sent_ns, done_ns, error, self._secrets, self._writes_told)
 
     def _request(
-        self, body: Sequence[bytes], headers: Mapping[str, str], hearing: Hearing, *, own: bool
+        self, kept: _Kept, body: Sequence[Buffer], headers: Mapping[str, str], hearing: Hearing
     ) -> httpx.Request:
-        """A request ready to be sent. For the own transport it is one that was made before, with its head in bytes."""
-        if not own:
+        """A request ready to be sent. For the own transport it is its only one, with its head in bytes."""
+        if not isinstance(kept.transport, Connection):
             return httpx.Request("POST", self._url, headers={**self._headers, **headers}, content=b"".join(body))
-        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
-        request = copy(self._ready)
-        request.extensions = {"listener": hearing, "head": self._head_bytes + more, "buffers": body}
-        return request
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()
+        kept.request.extensions = {"listener": hearing, "head": self._head_bytes + more, "buffers": body}
+        return kept.request
 
     async def aclose(self) -> None:
         """Close the connections."""
         while self._idle:
-            await self._idle.popitem()[1][0].aclose()
+            await self._idle.popitem()[1].transport.aclose()
 
     def _head(self, output: int, fields: Mapping[str, Any]) -> bytes:
         """A body's parameters."""
@@ -250,29 +263,35 @@ class HttpEndpoint:
         response = await transport.handle_async_request(request)
         if hearing.status is not None:
             return
-        hearing.begin(response.status_code, self._clock())
+        hearing.begin(response.status_code, response.headers.raw, self._clock())
         try:
             async for chunk in response.stream:  # type: ignore[union-attr]
                 hearing.data(chunk, self._clock())
         finally:
             await response.aclose()
 
-    async def _take(self, agent: tuple[str, str, int]) -> httpx.AsyncBaseTransport:
+    async def _take(self, agent: Agent) -> _Kept:
         """The agent's idle connection, or a new one; those that have been idle too long are closed."""
         stale = self._clock() - IDLE_NS
-        while self._idle and next(iter(self._idle.values()))[1] < stale:
-            transport, _ = self._idle.pop(next(iter(self._idle)))
-            await transport.aclose()
-        kept = self._idle.pop(agent, None)
-        return self._transport() if kept is None else kept[0]
+        while self._idle and next(iter(self._idle.values())).since_ns < stale:
+            await self._idle.pop(next(iter(self._idle))).transport.aclose()
+        return self._idle.pop(agent, None) or _Kept(self._transport(), copy(self._ready))
 
-    async def _give_back(
-        self, agent: tuple[str, str, int], transport: httpx.AsyncBaseTransport, *, whole: bool
-    ) -> None:
+    async def _give_back(self, agent: Agent, kept: _Kept, *, whole: bool) -> None:
+        kept.request.extensions, kept.since_ns = {}, self._clock()
         if whole and agent not in self._idle:
-            self._idle[agent] = transport, self._clock()
+            self._idle[agent] = kept
         else:
-            await transport.aclose()
+            await kept.transport.aclose()
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A connection, what is sent over it time and again, and since when it is idle."""
+
+    transport: httpx.AsyncBaseTransport
+    request: httpx.Request
+    since_ns: int = 0
 
 
 def transports(url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> Callable[[], Connection]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -18,19 +17,21 @@ class Events:
         self._rest: list[bytes] = []
         self._data: list[bytes] = []
 
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
+    def feed(self, chunk: bytes) -> list[bytes]:
         """The data of each event that the chunk completes."""
         if b"\n" not in chunk:
             self._rest.append(chunk)  # a line may be megabytes
-            return
+            return []
         *lines, rest = b"".join((*self._rest, chunk)).split(b"\n")
         self._rest = [rest]
+        found = []
         for line in lines:
             if line.startswith(b"data:"):
                 self._data.append(line[5:].removesuffix(b"\r").removeprefix(b" "))
             elif self._data and line in (b"", b"\r"):
-                yield b"\n".join(self._data)
-                self._data = []
+                found.append(b"\n".join(self._data))
+                self._data.clear()
+        return found
 
 
 class Heard:

@@ -74,6 +74,8 @@ class PromptText:
     def fragment(self, ident: int, count: int) -> bytes:
         """The first ``count`` words of a text, at least one, without a space at either end."""
         need = WORD * count - 1
+        if need == len(self._first):
+            return self._first
         text = self._texts.get(ident)
         if text is None or len(text) < need:
             seed = self._salt + ident.to_bytes(32, "big", signed=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,14 +66,7 @@ class StepTimes(NamedTuple):
 
     def steps_within(self, within_ns: int, decoding: int, kv: int, most: int) -> int:
         """How many such steps have begun within a time: at least one, at most ``most``."""
-        low, high = 1, most
-        while low < high:
-            middle = (low + high) // 2
-            if self.steps_ns(middle, decoding, kv) >= within_ns:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        return 1 + bisect_left(range(1, most), within_ns, key=lambda steps: self.steps_ns(steps, decoding, kv))
 
     def prefill_ns(self, tokens: int) -> int:
         """What computing so many prompt tokens takes beside what a step takes anyway."""

@@ -22,17 +22,19 @@ import httpx
 
 CONNECT_S = 30.0
 READ_BYTES = 1 << 18
-MOST_BUFFERS = 1000
-"""Pieces of a body that are handed to the kernel at once; it takes at most 1,024."""
 STAMPED = 35
 """Linux' SO_TIMESTAMPNS and SCM_TIMESTAMPNS, which the socket module does not name."""
 TIMESPEC = struct.Struct("@ll")
+ROOM = socket.CMSG_SPACE(TIMESPEC.size)
+
+Buffer = bytes | memoryview
+Headers = list[tuple[bytes, bytes]]
 
 
 class Listener(Protocol):
     """Who is told what comes in; times are ns on the clock that the connection was given."""
 
-    def begin(self, status: int, at_ns: int) -> None:
+    def begin(self, status: int, headers: Headers, at_ns: int) -> None:
         """The answer's head is there."""
         ...
 
@@ -41,25 +43,11 @@ class Listener(Protocol):
         ...
 
 
-class _Whole:
-    """Keeps a body for whoever does not listen."""
-
-    def __init__(self) -> None:
-        self.chunks: list[bytes] = []
-
-    def begin(self, status: int, at_ns: int) -> None:
-        """Nothing to keep."""
-
-    def data(self, chunk: bytes, at_ns: int) -> None:
-        """A piece of it."""
-        self.chunks.append(chunk)
-
-
 class Connection(httpx.AsyncBaseTransport):
     """A connection to one host, made when it is first needed, and made anew where the server has closed it meanwhile.
-    ``clock`` gives ns. A request's extensions may hold ``listener``, who gets the answer, and a request made ready:
-    ``head``, as ``head_of`` makes it, and ``buffers``, its body in pieces. An answer is returned when it is whole; what
-    a listener was told it does not repeat.
+    ``clock`` gives ns. It takes requests made ready: their extensions hold ``head``, as ``head_of`` makes it,
+    ``buffers``, the body in some pieces, and ``listener``, who is told the answer; when it is whole its status alone is
+    returned.
     """
 
     def __init__(self, url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> None:
@@ -69,13 +57,12 @@ class Connection(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and read its whole answer. httpx's errors where that fails."""
-        told = request.extensions
-        listener, ready = told.get("listener") or _Whole(), "head" in told
-        head, body = (told["head"], told["buffers"]) if ready else (head_of(request), [request.content])
-        sent = [b"%bcontent-length: %d\r\n\r\n" % (head, sum(map(len, body))), *body]
+        ready = request.extensions
+        listener, body = ready["listener"], ready["buffers"]
+        sent = [b"%bcontent-length: %d\r\n\r\n" % (ready["head"], sum(map(len, body))), *body]
         while True:
             kept = self._wire is not None
-            wire = self._wire if self._wire is not None else await self._connect()
+            wire = self._wire or await self._connect()
             reading = wire.ask(sent, listener)
             try:
                 await reading.over
@@ -84,16 +71,15 @@ class Connection(httpx.AsyncBaseTransport):
                 self._close()
                 if not kept or reading.begun:
                     raise httpx.ReadError(str(error), request=request) from error
+            except BaseException:
+                self._close()
+                raise
             finally:
                 wire.reading = None
                 reading.forget()
-                if not reading.over.done() or reading.over.cancelled():
-                    self._close()
         if not reading.keep:
             self._close()
-        if not isinstance(listener, _Whole):
-            return httpx.Response(reading.status, stream=httpx.ByteStream(b""))
-        return httpx.Response(reading.status, headers=reading.headers, content=b"".join(listener.chunks))
+        return httpx.Response(reading.status, stream=httpx.ByteStream(b""))
 
     async def aclose(self) -> None:
         """Close it."""
@@ -136,7 +122,7 @@ class _Reading:
     def __init__(self, listener: Listener) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status, self.keep, self.begun = 0, True, False
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Headers = []
         self.at_ns = 0
         self._listener = listener
         self._parser = httptools.HttpResponseParser(self)
@@ -173,7 +159,7 @@ class _Reading:
         status = self._parser.get_status_code()
         if status >= 200:
             self.status, self.keep = status, self._parser.should_keep_alive()
-            self._listener.begin(status, self.at_ns)
+            self._listener.begin(status, self.headers, self.at_ns)
 
     def on_body(self, chunk: bytes) -> None:
         self._listener.data(chunk, self.at_ns)
@@ -191,9 +177,9 @@ class _Socket:
     def __init__(self, sock: socket.socket, clock: Callable[[], int]) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock, self._clock = sock, clock
-        self._room = socket.CMSG_SPACE(TIMESPEC.size)
         self.reading: _Reading | None = None
-        self._unsent: list[Any] = []
+        self._unsent: list[Buffer] = []
+        self._waits = False
         self._lost: OSError | None = None
         self._loop.add_reader(sock.fileno(), self._readable)
 
@@ -219,7 +205,7 @@ class _Socket:
             return cls(sock, clock)
         raise error
 
-    def ask(self, buffers: Sequence[bytes], listener: Listener) -> _Reading:
+    def ask(self, buffers: Sequence[Buffer], listener: Listener) -> _Reading:
         """Send a request; its answer as it will be read."""
         self.reading = _Reading(listener)
         if self._lost is not None:
@@ -239,24 +225,25 @@ class _Socket:
     def _writable(self) -> None:
         try:
             while self._unsent:
-                sent = self._sock.sendmsg(self._unsent[:MOST_BUFFERS])
-                done = 0
-                while done < len(self._unsent) and sent >= len(self._unsent[done]):
-                    sent -= len(self._unsent[done])
-                    done += 1
-                del self._unsent[:done]
+                sent = self._sock.sendmsg(self._unsent)
+                while self._unsent and sent >= len(self._unsent[0]):
+                    sent -= len(self._unsent.pop(0))
                 if sent:
                     self._unsent[0] = memoryview(self._unsent[0])[sent:]
         except BlockingIOError:
-            self._loop.add_writer(self._sock.fileno(), self._writable)
+            if not self._waits:
+                self._loop.add_writer(self._sock.fileno(), self._writable)
+            self._waits = True
             return
         except OSError:
             self._unsent = []  # what the server said before it closed is still to be read
-        self._loop.remove_writer(self._sock.fileno())
+        if self._waits:
+            self._loop.remove_writer(self._sock.fileno())
+            self._waits = False
 
     def _readable(self) -> None:
         try:
-            data, told, _, _ = self._sock.recvmsg(READ_BYTES, self._room)
+            data, told, _, _ = self._sock.recvmsg(READ_BYTES, ROOM)
         except BlockingIOError:
             return
         except OSError as error:
@@ -287,7 +274,7 @@ class _Stream(asyncio.Protocol):
         self._transport: Any = None
         self.lost = asyncio.Event()
 
-    def ask(self, buffers: Sequence[bytes], listener: Listener) -> _Reading:
+    def ask(self, buffers: Sequence[Buffer], listener: Listener) -> _Reading:
         """Send a request; its answer as it will be read."""
         self.reading = _Reading(listener)
         if self.lost.is_set():

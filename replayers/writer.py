@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 
 from keepwarm.replayers.blocks import Block, Role, label, opening, run
@@ -11,6 +13,8 @@ from keepwarm.replayers.endpoint import Piece, Said
 from keepwarm.replayers.text import PromptText
 from keepwarm.replayers.tokens import Costs
 from keepwarm.traces.model import Breakpoint
+
+Buffer = bytes | memoryview
 
 MARKS = 4
 """How many cache marks an API takes."""
@@ -48,9 +52,10 @@ class _Account:
 
 @dataclass(slots=True)
 class Written:
-    """A prompt as it was written. ``blocks`` are all of it, ``ends`` the planned tokens up to a block's end and its
-    index, ``fragments`` its bytes. From ``again`` on (pieces, blocks, ends), with the account
-    ``then``, a grown prompt is written anew: what its last run says may depend on what follows.
+    """A prompt as it was written: ``chunks`` and, after them, ``fragments`` are its bytes, ``cuts`` where in them each
+    block ends, and its role; ``blocks`` are those that are not among them yet. ``ends`` are the planned tokens up to a
+    block's end and its index. From ``again`` on (pieces, blocks, ends), with the account ``then``, a grown prompt is
+    written anew where its ``roles`` there are others: what its last run says may depend on what follows.
     """
 
     prompt: Sequence[Piece]
@@ -58,15 +63,46 @@ class Written:
     account: _Account
     blocks: list[Block] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
     fragments: list[bytes] = field(default_factory=list)
+    cuts: list[tuple[int, str]] = field(default_factory=list)
     again: tuple[int, int, int] = (0, 0, 0)
     then: _Account = field(default_factory=_Account)
+    roles: list[Role] = field(default_factory=list)
+
+    def add(self, block: Block) -> None:
+        """A block that holds planned tokens."""
+        self.ends.append((self.account.planned, len(self.cuts) + len(self.blocks)))
+        self.blocks.append(block)
+
+    def mark(self, at: int) -> None:
+        """From the piece ``at`` on it may be written anew."""
+        self.again = at, len(self.cuts) + len(self.blocks), len(self.ends)
+        self.then, self.roles = self.account.copy(), []
 
     def cut(self) -> None:
         """Take back what is to be written anew."""
         _, blocks, ends = self.again
-        del self.blocks[blocks:], self.fragments[blocks:], self.ends[ends:]
-        self.account = self.then.copy()
+        del self.blocks[max(blocks - len(self.cuts), 0) :], self.ends[ends:]
+        del self.fragments[max(blocks - (len(self.cuts) - len(self.fragments)), 0) :], self.cuts[blocks:]
+        self.account, self.roles = self.then.copy(), []
+
+    def shape(self, shape: Shape) -> str:
+        """Put the blocks among the bytes, those that stay into a few large chunks; the last one's role."""
+        at, before = self.cuts[-1] if self.cuts else (0, "")
+        for block in self.blocks:
+            self.fragments.append(shape.fragment(before, block))
+            at, before = at + len(self.fragments[-1]), block.role
+            self.cuts.append((at, before))
+        self.blocks.clear()
+        stay = self.again[1] - (len(self.cuts) - len(self.fragments))
+        if stay > 0:
+            data = b"".join(self.fragments[:stay])
+            del self.fragments[:stay]
+            while self.chunks and len(self.chunks[-1]) <= len(data):
+                data = self.chunks.pop() + data
+            self.chunks.append(data)
+        return before
 
 
 class Writer:
@@ -90,19 +126,24 @@ class Writer:
         self, prompt: Sequence[Piece], said: Mapping[str, Said] | None = None, known: Written | None = None
     ) -> Written:
         """A prompt as blocks. ``known`` is one that it may have grown from, and becomes it then."""
-        at = known.again[0] if known else 0
+        at, last = known.again[0] if known else 0, 0
         if known and at and len(prompt) > at and prompt[: at + 1] == known.prompt[: at + 1]:
             written = known
             written.prompt = prompt
-            written.cut()
+            end, told, looked = run(prompt, at, written.front, self._costs)
+            if told == written.roles and not said:
+                at, last = end, looked
+            else:
+                written.cut()
         else:
-            written, at = self._open(prompt, said), 0
-        at, last = max(at, written.front), 0
+            written = self._open(prompt, said)
+            at = written.front
         while at < len(prompt):
             if last <= at:
-                written.again, written.then = (at, len(written.blocks), len(written.ends)), written.account.copy()
+                written.mark(at)
             at, told, looked = run(prompt, at, written.front, self._costs)
             last = max(last, looked)
+            written.roles += told
             self._say(written, told, said)
         return written
 
@@ -136,21 +177,25 @@ class Writer:
             if role in account.names:
                 name = label(account.names[role])
                 account.names[role] += 1
-            written.ends.append((account.planned, len(written.blocks)))
-            written.blocks.append(Block(role, text, name))
+            written.add(Block(role, text, name))
             account.before = role
 
 
-def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpoint] = ()) -> list[bytes]:
-    """A body in pieces: the parameters in ``head``, a JSON object, then the prompt as a dialect shapes it."""
-    blocks, fragments = written.blocks, written.fragments
-    for index in range(len(fragments), len(blocks)):
-        fragments.append(shape.fragment(blocks[index - 1].role if index else "", blocks[index]))
-        blocks[index] = blocks[index]._replace(text=b"")  # it stands in the fragment now
-    out = [head[:-1], *fragments, shape.end(blocks[-1].role if blocks else "")]
-    for index, ttl_s in sorted(_marked(written.ends, marks).items(), reverse=True):
-        out.insert(index + 2, shape.mark(ttl_s))
-    return out
+def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpoint] = ()) -> list[Buffer]:
+    """A body in some pieces: the parameters in ``head``, a JSON object, then the prompt as a dialect shapes it."""
+    before, at = written.shape(shape), 0
+    ttls = sorted(_marked(written.ends, marks).items(), reverse=True)
+    places = [(written.cuts[index][0], shape.mark(ttl_s)) for index, ttl_s in ttls]
+    out: list[Buffer] = [head[:-1]]
+    for chunk in (*written.chunks, b"".join(written.fragments)):
+        rest = memoryview(chunk)
+        while places and places[-1][0] <= at + len(rest):
+            place, mark = places.pop()
+            out += [rest[: place - at], mark]
+            rest, at = rest[place - at :], place
+        out.append(rest)
+        at += len(rest)
+    return [*out, shape.end(before)]
 
 
 def body(shape: Shape, head: bytes, blocks: Sequence[Block]) -> bytes:
@@ -167,11 +212,8 @@ def body(shape: Shape, head: bytes, blocks: Sequence[Block]) -> bytes:
 def _marked(ends: Sequence[tuple[int, int]], marks: Sequence[Breakpoint]) -> dict[int, int]:
     """The TTL of each marked block: that in which a mark's last token lies, or else the last; the last four count."""
     ttls: dict[int, int] = {}
-    at = 0
     for mark in sorted(marks) if ends else ():
-        while ends[at][0] < mark.at and at + 1 < len(ends):
-            at += 1
         if mark.at > 0:
-            index = ends[at][1]
+            _, index = ends[min(bisect_left(ends, mark.at, key=itemgetter(0)), len(ends) - 1)]
             ttls[index] = max(mark.ttl_s, ttls.get(index, 0))
     return dict(list(ttls.items())[-MARKS:])

@@ -1,4 +1,4 @@
-"""Frame is a run or a recording as one table of outcome rows, sorted so that an agent's calls follow each other."""
+"""Frame is a run or a recording as one table of outcome rows, of which a figure reads the columns that it needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from keepwarm.reports.about import read_about
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, OUTCOMES, read_journal
 from keepwarm.traces.place import first_line, locate
+from keepwarm.traces.schema import OUTCOMES as OUTCOME_SCHEMA
 from keepwarm.traces.store import read_meta, read_outcome_table, read_trace_table
 
 DESCRIPTIVE = (
@@ -29,6 +30,7 @@ RUN_COLUMNS = [
     *(f"planned_{name}" for name in ("prompt", "keep", "output")),
     *(f"rec_{name}" for name in RECORDED),
 ]
+NEVER_NULL = [name for name in RUN_COLUMNS if not OUTCOME_SCHEMA.field(name).nullable]
 TRACE_COLUMNS = [*DESCRIPTIVE, "keep", *RECORDED, "prefix_break", "attempts"]
 
 TURNS = ((0, "0"), (1, "1"), (5, "2-5"), (19, "6-19"), (49, "20-49"))
@@ -44,19 +46,32 @@ GAP_NAMES = (*(name for _, name in GAPS), ">1h", "none")
 class Loaded(NamedTuple):
     """A run or a recording: its rows, and what it says of itself (``run.json``, or the trace's own metadata).
 
-    Sessions and agents are numbers in the rows, as they lie; ``call`` is there only where ``bounds`` is.
+    ``scan`` is read anew by every query, only the columns that it needs: a run's rows may be more than memory holds.
     """
 
     kind: str
     name: str
     path: str
-    rows: pl.DataFrame
+    scan: pl.LazyFrame
     about: dict[str, Any]
-    bounds: pl.DataFrame | None = None
+    bounds: pl.LazyFrame | None = None
+
+    @property
+    def rows(self) -> pl.DataFrame:
+        """All rows, in memory."""
+        return collect(self.scan)
 
     def told(self, name: str) -> dict[str, Any]:
         """One of the objects in what it says of itself, empty where there is none."""
         return self.about.get(name) or {}
+
+
+Rows = pl.DataFrame | pl.LazyFrame
+
+
+def collect(rows: Rows) -> pl.DataFrame:
+    """What a query gives, worked out on few rows at a time."""
+    return rows.lazy().collect(engine="streaming")
 
 
 def _exists(path: str) -> bool:
@@ -71,18 +86,31 @@ def load(path: str) -> Loaded:
     """
     path = path.rstrip("/")
     if _exists(f"{path}/{OUTCOMES}"):
-        table = read_outcome_table(f"{path}/{OUTCOMES}", RUN_COLUMNS)
+        rows = _scan(f"{path}/{OUTCOMES}")
     elif _exists(f"{path}/{JOURNAL}"):
-        table = read_journal(Path(path)).select(RUN_COLUMNS)
+        rows = pl.LazyFrame(read_journal(Path(path)).select(RUN_COLUMNS))
     elif _exists(f"{path}/run.json"):
         raise InputError(f"{path}: run.json is there but {OUTCOMES} is not: the run wrote no outcomes")
     else:
         return load_recording(path)
     about = read_about(f"{path}/run.json")
-    bounds = _read_bounds(path)
-    rows = arranged(pl.DataFrame(table))
-    rows = rows.drop("session", "agent", *(() if bounds is not None else ("call",)))
-    return Loaded("run", str(about.get("name") or path), path, rows, about, bounds)
+    return Loaded("run", str(about.get("name") or path), path, arranged(rows), about, _read_bounds(path))
+
+
+def _scan(path: str) -> pl.LazyFrame:
+    """The outcomes in a file whose every page was checked. One that is not as this program writes it, or lies where
+    polars may not reach, is read into memory: that says what is wrong with it, or sets it right.
+    """
+    columns = pl.DataFrame(OUTCOME_SCHEMA.empty_table()).select(RUN_COLUMNS).schema
+    scan = pl.scan_parquet(path)
+    try:
+        usual = "://" not in path and dict(columns).items() <= dict(scan.collect_schema()).items()
+        if usual and not collect(scan.select(NEVER_NULL).null_count()).sum_horizontal().item():
+            read_outcome_table(path, [])
+            return scan.select(RUN_COLUMNS)
+    except (OSError, pl.exceptions.PolarsError):
+        pass
+    return pl.LazyFrame(read_outcome_table(path, RUN_COLUMNS))
 
 
 def load_recording(path: str) -> Loaded:
@@ -90,19 +118,18 @@ def load_recording(path: str) -> Loaded:
     every ``rec_`` equal to the measured.
     """
     meta = read_meta(path)
-    rows = pl.DataFrame(read_trace_table(path, TRACE_COLUMNS)).rename({"keep": "planned_keep"})
-    rows = arranged(rows.with_columns(pl.lit(0, pl.Int32).alias("copy"))).drop("session", "agent", "call")
-    rows = rows.with_columns(
+    rows = pl.LazyFrame(read_trace_table(path, TRACE_COLUMNS)).rename({"keep": "planned_keep"})
+    rows = arranged(rows.with_columns(pl.lit(0, pl.Int32).alias("copy"))).with_columns(
         *(pl.col(name).alias(f"rec_{name}") for name in RECORDED),
         pl.lit(None, pl.List(pl.Int64)).alias("token_ns"),
         pl.col("prompt").alias("planned_prompt"),
     )
     last_try = pl.col("session_start_ns").fill_null(0) + pl.col("attempts").list.last().struct.field("sent_ns")
     rows = recorded_side(rows).with_columns(pl.coalesce(last_try, "sent_ns").alias("sent_ns")).drop("attempts")
-    return Loaded("recording", path.rsplit("/", 1)[-1], path, rows, meta._asdict())
+    return Loaded("recording", path.rsplit("/", 1)[-1], path, collect(rows).lazy(), meta._asdict())
 
 
-def recorded_side(rows: pl.DataFrame) -> pl.DataFrame:
+def recorded_side(rows: pl.LazyFrame) -> pl.LazyFrame:
     """The same rows with what was recorded in the place of what was measured."""
     start = pl.col("session_start_ns").fill_null(0)
     return rows.with_columns(
@@ -136,37 +163,33 @@ def first_of(cases: Iterable[tuple[pl.Expr, Any]], otherwise: Any) -> pl.Expr:
     return pl.coalesce(*told, pl.lit(otherwise) if isinstance(otherwise, str) else otherwise)
 
 
-def arranged(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows in the order copy, session, agent, turn, with numbers for session and agent, buckets, and tokens written."""
-    rows = rows.sort("copy", "session", "agent", "turn")
+def arranged(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Rows with numbers for session and agent, buckets, and tokens written.
+
+    The numbers are hashes of 64 bits: in one run of 400,000 with ten million agents, two of them share theirs.
+    """
     turns = [(pl.col("turn") <= last, name) for last, name in TURNS]
     gaps = [(pl.col("gap_ns") < end * 1_000_000_000, name) for end, name in GAPS]
-    new_session = changed("copy") | changed("session")
     return rows.with_columns(
-        new_session.cum_sum().cast(pl.UInt32).alias("session_no"),
-        (new_session | changed("agent")).cum_sum().cast(pl.UInt32).alias("agent_no"),
+        pl.struct("copy", "session").hash().alias("session_no"),
+        pl.struct("copy", "session", "agent").hash().alias("agent_no"),
         first_of(turns, "50+").alias("turn_bucket"),
         first_of([(pl.col("gap_ns").is_null(), "none"), *gaps], ">1h").alias("gap_bucket"),
         written().alias("written"),
     )
 
 
-def changed(name: str) -> pl.Expr:
-    """Whether a column's value differs from the row before; true on the first row."""
-    return pl.col(name).ne_missing(pl.col(name).shift(1))
-
-
-def _read_bounds(path: str) -> pl.DataFrame | None:
+def _read_bounds(path: str) -> pl.LazyFrame | None:
     where = f"{path}/bounds.parquet"
     if not _exists(where):
         return None
     system, inner = locate(where)
     try:
         with system.open_input_file(inner) as source:
-            bounds = pl.read_parquet(source.read())
+            bounds = pl.scan_parquet(where if "://" not in where else source.read())
+        missing = {"call", "copy", "bound", "cache_read"} - set(bounds.collect_schema())
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{where}: not a readable Parquet file: {first_line(error)}") from error
-    missing = {"call", "copy", "bound", "cache_read"} - set(bounds.columns)
     if missing:
         raise InputError(f"{where}: column {min(missing)!r} is missing")
     return bounds
@@ -189,5 +212,5 @@ def provenance(loaded: Loaded) -> dict[str, Any]:
     fewer: a call has one ``prefix_change``, and a cut that fell on a compaction or the like is marked as that.
     """
     told = loaded.told("trace" if loaded.kind == "run" else "notes")
-    marked = (loaded.rows["prefix_change"] == "recorded_break").sum()
-    return {**{key: told.get(key) for key in ("prefix_breaks", "recorded_breaks")}, "informed_calls": int(marked)}
+    marked = collect(loaded.scan.select((pl.col("prefix_change") == "recorded_break").sum())).item()
+    return {**{key: told.get(key) for key in ("prefix_breaks", "recorded_breaks")}, "informed_calls": marked}

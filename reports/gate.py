@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from keepwarm.reports import latency, metrics
-from keepwarm.reports.frame import USAGE, Loaded, clock_told, time_scale
+from keepwarm.reports.frame import USAGE, Loaded, clock_told, collect, time_scale
+from keepwarm.reports.losses import links_of
 from keepwarm.reports.prices import Prices, completion, cost
 from keepwarm.reports.requirement import KINDS, RATES, WHOLE, Requirement, parse, percent
 from keepwarm.reports.validity import validity
@@ -29,19 +30,20 @@ DEFAULTS = ("warm_hit_rate >= baseline-1pt", "ttft.p99 <= baseline+10%", "latenc
 
 def measure(loaded: Loaded, want: Requirement, prices: Prices) -> Any:
     """The required figure of a run; None where it was not measured."""
-    rows = loaded.rows
+    rows = loaded.scan
     for key, value in want.where:
-        rows = rows.filter(pl.col(metrics.GROUPS[key]).fill_null("unknown") == value)
+        rows = rows.filter(metrics.VALUES[key] == value)
     if want.metric in latency.NAMES:
-        values = latency.times(rows, want.metric)
-        chosen = pl.col("ns").max() / 1e9 if want.stat == "max" else latency.percentile(percent(want.stat or "") or 50)
-        return values.select(chosen).item()
+        counts = collect(latency.times(rows, want.metric).group_by("ns").len())
+        chosen = pl.col("ns").max() if want.stat == "max" else latency.ranked(percent(want.stat or "") or 50)
+        return counts.select(chosen / 1e9).item()
     if want.metric.endswith("cost_per_completed_task"):
         return cost(loaded, prices)[want.metric]
     if want.metric in WHOLE:
-        found = metrics.whole(loaded, metrics.with_previous(loaded.rows))[want.metric]
+        found = metrics.whole(loaded, links_of(loaded))[want.metric]
         return found if want.stat is None or found is None else found.get(want.stat)
-    return metrics.of(rows)[want.metric] if rows.height else None
+    found = metrics.of(rows)
+    return found[want.metric] if found["calls"] else None
 
 
 def show(metric: str, value: float, digits: int = 0) -> str:
@@ -98,7 +100,7 @@ class Side(NamedTuple):
 
 def side(name: str, loaded: Loaded) -> Side:
     """A run or baseline with its validity."""
-    return Side(name, loaded, validity(loaded, metrics.with_previous(loaded.rows)))
+    return Side(name, loaded, validity(loaded, links_of(loaded)))
 
 
 def refusal(sides: list[Side], want: Requirement, prices: Prices) -> str | None:

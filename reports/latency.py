@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 from hdrh.histogram import HdrHistogram
 
-from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, Loaded
-from keepwarm.reports.metrics import GROUPS
+from keepwarm.reports.frame import Loaded, Rows, collect
+from keepwarm.reports.metrics import CELL, ORDERED, VALUES
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.place import first_line, locate
 
@@ -30,72 +30,123 @@ TIMES = {
 
 NAMES = (*TIMES, "itl")
 LONGEST_US = 2**40
+STEPS = 10**8
 
 
-def times(rows: pl.DataFrame, name: str, *keys: str) -> pl.DataFrame:
-    """Every measured value of a time as column ``ns``, with the named columns beside it."""
-    rows = rows.filter(ENDED)
-    if name == "itl":
-        between = pl.col("token_ns").list.diff(null_behavior="drop").alias("ns")
-        return rows.filter(pl.col("token_ns").list.len() > 1).select(*keys, between).explode("ns")
-    return rows.select(*keys, TIMES[name].alias("ns")).drop_nulls("ns")
+def times(rows: Rows, name: str, **beside: pl.Expr) -> pl.LazyFrame:
+    """Every measured value of a time as column ``ns``, with what is asked for beside it."""
+    ended = rows.lazy().filter(ENDED)
+    if name != "itl":
+        return ended.select(**beside, ns=TIMES[name]).drop_nulls("ns")
+    tokens = ended.filter(pl.col("token_ns").list.len() > 1).select("token_ns", **beside).with_row_index("number")
+    same = pl.col("number") == pl.col("number").shift(1)
+    return tokens.explode("token_ns").select(*beside, ns=pl.when(same).then(pl.col("token_ns").diff())).drop_nulls("ns")
 
 
-def percentile(percent: float) -> pl.Expr:
-    """The nearest-rank percentile of column ``ns``, in seconds."""
-    return pl.col("ns").quantile(percent / 100, "equiprobable") / 1e9
+def ranked(percent: float) -> pl.Expr:
+    """The nearest-rank percentile of column ``ns``, of which column ``len`` says how often each value was measured."""
+    counts = pl.col("len").sort_by("ns").cum_sum().cast(pl.Int64)
+    share = round(percent / 100 * STEPS)
+    rank = (counts.last() // STEPS * share) + (counts.last() % STEPS * share + STEPS - 1) // STEPS
+    return pl.col("ns").sort().filter(counts >= rank).first()
 
 
-STATISTICS = {
-    **{f"p{percent:g}": percentile(percent) for percent in PERCENTS},
-    "max": pl.col("ns").max() / 1e9,
-    "calls": pl.len(),
-}
+RANKED = {**{f"p{percent:g}": ranked(percent) for percent in PERCENTS}, "max": pl.col("ns").max()}
+STATISTICS = {**{name: value / 1e9 for name, value in RANKED.items()}, "calls": pl.col("len").sum()}
 
 
-def of(rows: pl.DataFrame) -> dict[str, Any]:
+def lowest_us(ns: pl.Expr) -> pl.Expr:
+    """The least microseconds that a histogram of three significant digits does not tell from these nanoseconds."""
+    us = (ns // 1000).clip(1, LONGEST_US)
+    shift = (53 - us.bitwise_leading_zeros().cast(pl.Int64)).clip(0)
+    return us - us % pl.lit(2, pl.Int64).pow(shift)
+
+
+class Counts(NamedTuple):
+    """How often calls took how long: by the name of a time ``cell``, ``ns`` and ``len``; ``cells`` has each one's value
+    of each group. The times are exact where a percentile or a maximum of any group lies, and rounded down to the
+    histogram's digits elsewhere.
+    """
+
+    cells: pl.DataFrame
+    tables: dict[str, pl.DataFrame]
+
+    def by(self, name: str, group: str) -> pl.DataFrame:
+        """The counts of a time by ``value`` of a group."""
+        return added(self.tables[name], self.cells, group)
+
+
+def added(table: pl.DataFrame, cells: pl.DataFrame, group: str) -> pl.DataFrame:
+    """Counts of cells as those of the values of a group."""
+    values = table.join(cells.select("cell", value=group), on="cell")
+    return values.group_by("value", "ns").agg(pl.col("len").sum())
+
+
+def counts_of(rows: Rows) -> Counts:
+    """The times of some rows, counted."""
+    cells = collect(rows.lazy().group_by(cell=CELL).agg(value.first().alias(name) for name, value in VALUES.items()))
+    calls = collect(rows.lazy().filter(ENDED).select(cell=CELL, **TIMES)).lazy()
+    values = {name: calls.select("cell", ns=name).drop_nulls("ns") for name in TIMES}
+    values["itl"] = times(rows, "itl", cell=CELL)
+    return Counts(cells, {name: _counted(values[name], cells) for name in NAMES})
+
+
+def _counted(values: pl.LazyFrame, cells: pl.DataFrame) -> pl.DataFrame:
+    """First all values, by what a histogram tells apart; then those again among which a percentile of a group lies."""
+    values = values.with_columns(us=lowest_us(pl.col("ns")))
+    rough = collect(values.group_by("cell", ns="us").len())
+    asked = pl.concat(added(rough, cells, group).group_by("value").agg(**RANKED) for group in VALUES)
+    wanted = asked.drop("value").unpivot()["value"].unique().implode()
+    exact = collect(values.filter(pl.col("us").is_in(wanted)).group_by("cell", "ns").len())
+    rest = rough.filter(~pl.col("ns").is_in(wanted)).with_columns(pl.col("ns") * 1000)
+    return pl.concat([rest, exact])
+
+
+def of(rows: Rows) -> dict[str, Any]:
     """For each time: p50 p90 p99 p99.9 max in seconds and how many values; None where it was not measured."""
-    found = {name: times(rows, name).select(**STATISTICS).row(0, named=True) for name in NAMES}
-    return {name: row if row["calls"] else None for name, row in found.items()}
+    return whole(counts_of(rows))
 
 
-def by(rows: pl.DataFrame, group: str) -> dict[str, dict[str, Any]]:
+def by(rows: Rows, group: str) -> dict[str, dict[str, Any]]:
     """The same as ``of``, by the values of a group."""
-    key = pl.col(GROUPS[group]).fill_null("unknown")
+    return grouped(counts_of(rows), group)
+
+
+def whole(counts: Counts) -> dict[str, Any]:
+    """The statistics of each time over all calls."""
+    return grouped(counts, "all").get("all", dict.fromkeys(NAMES))
+
+
+def grouped(counts: Counts, group: str) -> dict[str, dict[str, Any]]:
+    """The statistics of each time by the values of a group."""
     found: dict[str, dict[str, Any]] = {}
     for name in NAMES:
-        table = times(rows.with_columns(key.alias("_key")), name, "_key").group_by("_key").agg(**STATISTICS)
-        for row in table.sort("_key").to_dicts():
-            found.setdefault(row.pop("_key"), dict.fromkeys(NAMES))[name] = row
-    order = {"turn": TURN_NAMES, "gap": GAP_NAMES}.get(group, found)
-    return {value: found[value] for value in order if value in found}
+        for row in counts.by(name, group).group_by("value").agg(**STATISTICS).sort("value").to_dicts():
+            found.setdefault(row.pop("value"), dict.fromkeys(NAMES))[name] = row
+    return {value: found[value] for value in ORDERED.get(group, found) if value in found}
 
 
-def counted(values: pl.DataFrame) -> Iterator[tuple[int, int]]:
-    """Column ``ns`` as (microseconds, how many), rounded down to the histogram's own three significant digits."""
-    us = (pl.col("ns") // 1000).clip(1, LONGEST_US)
-    shift = (us.log(2).floor() - 10).clip(0).cast(pl.Int64)
-    step = pl.lit(2, pl.Int64).pow(shift).cast(pl.Int64)
-    yield from values.group_by((us // step * step).alias("us")).len().sort("us").iter_rows()
+def histogram_of(table: pl.DataFrame) -> HdrHistogram:
+    """Counted times, in microseconds, as a histogram of three significant digits."""
+    histogram = HdrHistogram(1, LONGEST_US, 3)
+    for us, count in table.group_by(us=lowest_us(pl.col("ns"))).agg(pl.col("len").sum()).sort("us").iter_rows():
+        histogram.record_value(us, count)
+    return histogram
 
 
-def hlog_lines(loaded: Loaded) -> Iterator[str]:
+def hlog_lines(loaded: Loaded, counts: Counts) -> Iterator[str]:
     """The lines of an HdrHistogram V2 log: one interval, the whole run; one tag a flow and time; microseconds.
 
     Interval_Max is in milliseconds, as other tools print it.
     """
-    rows = loaded.rows.with_columns(pl.col("flow").fill_null("unknown"))
-    span = rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 1e9).item() or 0.0
+    span = collect(loaded.scan.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 1e9)).item() or 0.0
     start = _started(loaded)
     yield "#[Histogram log format version 1.2]"
     yield f"#[StartTime: {start.timestamp():.3f} (seconds since epoch), {start.isoformat()}]"
     yield '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
     for name in NAMES:
-        for (flow,), values in sorted(times(rows, name, "flow").group_by("flow"), key=lambda item: str(item[0])):
-            histogram = HdrHistogram(1, LONGEST_US, 3)
-            for us, count in counted(values):
-                histogram.record_value(us, count)
-            longest = values.select(pl.col("ns").max() / 1e6).item()
+        for (flow,), table in sorted(counts.by(name, "flow").partition_by("value", as_dict=True).items()):
+            longest, histogram = table["ns"].max() / 1e6, histogram_of(table)  # type: ignore[operator]
             yield f"Tag={flow}.{name},0.000,{span:.3f},{longest:.3f},{histogram.encode().decode()}"
 
 
@@ -108,10 +159,10 @@ def _started(loaded: Loaded) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def write_hlog(loaded: Loaded) -> str:
+def write_hlog(loaded: Loaded, counts: Counts) -> str:
     """Write ``latency.hlog`` into the run's directory; its path. InputError where it cannot be written."""
     path = f"{loaded.path}/latency.hlog"
-    text = "".join(line + "\n" for line in hlog_lines(loaded))
+    text = "".join(line + "\n" for line in hlog_lines(loaded, counts))
     system, inner = locate(path)
     try:
         with system.open_output_stream(inner) as sink:

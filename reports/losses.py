@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import first_of, recorded_side
-from keepwarm.reports.metrics import REPORTED, WARM, with_previous
+from keepwarm.reports.frame import Loaded, Rows, collect, first_of, recorded_side, time_scale
+from keepwarm.reports.metrics import AGENT, REPORTED, WARM, Links, with_previous
 
 LOSS = 0.5
 SMALL = 32
@@ -19,6 +19,7 @@ RATES = {
     "run": pl.col("run_read").sum() / pl.col("run_prompt").sum(),
     "recorded": pl.col("cache_read").sum() / pl.col("prompt").sum(),
 }
+BESIDE = ["session_no", "turn", "cache_read", "prompt", "run_read", "run_prompt", "difference"]
 CAUSES = ("model_switch", "compaction", "prompt_changed", "ttl", "unknown")
 
 
@@ -41,38 +42,63 @@ def cause(scale: float, provider: bool) -> pl.Expr:
     return first_of(causes, "unknown")
 
 
-def table(linked: pl.DataFrame, scale: float = 1.0, provider: bool = False) -> list[dict[str, Any]]:
+def links_of(loaded: Loaded) -> Links:
+    """What calls kept of the prompts before them. Only agents that lost a prefix are looked at for its cause."""
+    known, lost = pl.col("retention").is_not_null(), pl.col("retention") < LOSS
+    held = pl.min_horizontal("cache_read", "prev_prompt")
+    extending = (pl.col("planned_keep") >= pl.col("prev_planned_prompt")).fill_null(False)
+    each = {
+        "held": pl.when(known).then(held),
+        "left": pl.when(known).then("prev_prompt"),
+        "extending": pl.when(pl.col("prev_planned_prompt").is_not_null()).then(extending),
+    }
+    linked = collect(with_previous(loaded.scan).select("agent_no", "retention", **each))
+    agents = linked.filter(lost)["agent_no"].unique().implode()
+    causes = (
+        with_previous(loaded.scan.filter(AGENT.is_in(agents)))
+        .filter(lost)
+        .select(
+            "written",
+            cause=cause(time_scale(loaded), provider=loaded.kind == "recording"),
+            lost=pl.col("prev_prompt") - held,
+            could=pl.min_horizontal("prompt", "prev_prompt") - held,
+        )
+    )
+    held_tokens, left_tokens = linked.select(pl.col("held", "left").sum()).row(0)
+    extending_share = linked.select(pl.col("extending").mean()).item()
+    return Links(linked["retention"].drop_nulls(), held_tokens, left_tokens, extending_share, collect(causes))
+
+
+def table(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     """Prefix losses by cause, most tokens first: calls, tokens lost of the previous prompt, share of all written
     tokens that these calls wrote (None where writes are unknown), and the points of warm hit rate they cost.
     """
-    held = pl.min_horizontal("cache_read", "prev_prompt")
-    could = pl.min_horizontal("prompt", "prev_prompt") - held
-    all_written = linked["written"].sum() if linked["written"].count() else None
-    warm_prompt = linked.filter(WARM & REPORTED)["prompt"].sum()
-    lost = linked.filter(pl.col("retention") < LOSS).group_by(cause=cause(scale, provider))
-    rows = lost.agg(
+    sums = loaded.scan.select(pl.col("written").sum(), warm=pl.col("prompt").filter(WARM & REPORTED).sum())
+    written, warm_prompt = collect(sums).row(0)
+    rows = links.losses.group_by("cause").agg(
         calls=pl.len(),
-        tokens_lost=(pl.col("prev_prompt") - held).sum(),
-        share_of_written=pl.col("written").sum() / all_written if all_written else pl.lit(None, pl.Float64),
-        points_of_warm_hit_rate=100 * could.sum() / warm_prompt,
+        tokens_lost=pl.col("lost").sum(),
+        share_of_written=pl.col("written").sum() / written if written else pl.lit(None, pl.Float64),
+        points_of_warm_hit_rate=100 * pl.col("could").sum() / warm_prompt,
     )
     return rows.sort("tokens_lost", "cause", descending=[True, False]).to_dicts()
 
 
-def compare_recorded(rows: pl.DataFrame) -> dict[str, Any] | None:
+def compare_recorded(rows: Rows) -> dict[str, Any] | None:
     """A run's cache reads beside the recorded ones of the same calls; None where no call has both.
 
     Rates are over the calls that have both. ``explained`` groups run minus recorded by what the recording shows.
     """
     both = REPORTED & pl.col("rec_cache_read").is_not_null() & (pl.col("rec_prompt") > 0) & (pl.col("prompt") > 0)
-    linked = with_previous(recorded_side(rows)).with_columns(
-        (rows["cache_read"] - rows["rec_cache_read"]).alias("difference"),
-        rows["prompt"].alias("run_prompt"),
-        rows["cache_read"].alias("run_read"),
+    measured = rows.lazy().with_columns(
+        both=both,
+        difference=pl.col("cache_read") - pl.col("rec_cache_read"),
+        run_prompt="prompt",
+        run_read="cache_read",
     )
-    linked = linked.filter(rows.select(both).to_series())
-    if not len(linked):
+    if not collect(measured.select(both.any())).item():
         return None
+    linked = collect(with_previous(recorded_side(measured)).filter("both").select(BESIDE, cause=explanation()))
     warm = linked.filter(WARM)
     rates = warm.select(**RATES).row(0) if len(warm) else (None, None)
     exact = warm.select((pl.col("difference").abs() <= SMALL).mean()).item()
@@ -119,7 +145,7 @@ def explained(linked: pl.DataFrame) -> list[dict[str, Any]]:
     hit rate for first calls.
     """
     prompts = linked.select(all=pl.col("run_prompt").sum(), warm=pl.col("run_prompt").filter(WARM).sum()).row(0)
-    groups = linked.filter(pl.col("difference") != 0).group_by(cause=explanation())
+    groups = linked.filter(pl.col("difference") != 0).group_by("cause")
     sums = groups.agg(calls=pl.len(), tokens=pl.col("difference").sum(), first=(pl.col("turn") == 0).all())
     whole = pl.when(pl.col("first")).then(prompts[0]).otherwise(prompts[1])
     points = sums.with_columns(points=100 * pl.col("tokens") / whole)

@@ -5,13 +5,15 @@ Rates are fractions. A rate is taken over the calls that reported what it needs;
 
 from __future__ import annotations
 
-from typing import Any
+from math import fsum
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, first_of, time_scale
+from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, Rows, collect, first_of, time_scale
 
 READ, PROMPT, UNCACHED, WRITTEN = (pl.col(name) for name in ("cache_read", "prompt", "uncached", "written"))
+CALLS, AGENT = pl.col("calls"), pl.col("agent_no")
 WARM = pl.col("turn") > 0
 REPORTED = READ.is_not_null() & PROMPT.is_not_null()
 RATE = READ / PROMPT
@@ -21,6 +23,17 @@ PUBLISHED_RANGE = (0.85, 0.97)
 GROUPS = {name: name for name in ("role", "agent_type", "flow", "model")}
 GROUPS |= {"turn": "turn_bucket", "gap": "gap_bucket"}
 """What figures are given by, and the column that holds it."""
+
+ORDERED = {"turn": TURN_NAMES, "gap": GAP_NAMES}
+"""The groups whose values have an order of their own."""
+
+VALUES = {group: pl.col(column).fill_null("unknown") for group, column in GROUPS.items()} | {"all": pl.lit("all")}
+"""A call's value of each group, and of the one that all are in."""
+
+CELL = pl.struct(*GROUPS.values()).hash()
+"""A number for what a call is in all groups at once."""
+
+TOKENS = (*USAGE, "written")
 
 
 def _ratio(top: pl.Expr, bottom: pl.Expr, where: pl.Expr | None = None) -> pl.Expr:
@@ -40,17 +53,19 @@ def _source() -> pl.Expr:
     return first_of([(told.len() == 0, "absent"), (told.n_unique() > 1, "mixed")], told.first())
 
 
-FIGURES: dict[str, pl.Expr] = {
+AGENTS: dict[str, pl.Expr] = {
     "sessions": pl.col("session_no").n_unique(),
-    "agents": pl.col("agent_no").n_unique(),
-    "subagents": pl.col("agent_no").filter(pl.col("role") == "subagent").n_unique(),
-    "calls": pl.len(),
-    "calls_without_cache_report": (~REPORTED).sum(),
-    "warm_calls": (WARM & REPORTED).sum(),
+    "agents": AGENT.n_unique(),
+    "subagents": AGENT.filter(pl.col("role") == "subagent").n_unique(),
+}
+FIGURES: dict[str, pl.Expr] = {
+    "calls": CALLS.sum(),
+    "calls_without_cache_report": CALLS.filter(~REPORTED).sum(),
+    "warm_calls": CALLS.filter(WARM & REPORTED).sum(),
     "rate_prompt": PROMPT.filter(REPORTED).sum(),
     "warm_prompt": PROMPT.filter(WARM & REPORTED).sum(),
-    **{name: _total(name) for name in (*USAGE, "written")},
-    "output_calls": pl.col("output").count(),
+    **{name: _total(name) for name in TOKENS},
+    "output_calls": CALLS.filter(pl.col("output").is_not_null()).sum(),
     "output_est": pl.col("rec_output_est").filter(pl.col("output").is_null()).sum(),
     "write_source": _source(),
     "hit_rate": _ratio(READ, PROMPT),
@@ -58,8 +73,10 @@ FIGURES: dict[str, pl.Expr] = {
     "hit_rate_excluding_writes": _ratio(READ, READ + UNCACHED),
     "read_write_ratio": _ratio(READ, WRITTEN),
 }
-"""Name to expression of every figure that is given for a whole run and for each of its groups. ``rate_prompt`` and
-``warm_prompt`` are the denominators of the hit rates: prompt tokens of the calls that reported what they read."""
+"""Name to expression, over ``alike`` rows, of every figure that is given for a whole run and for each of its groups,
+after the AGENTS that its calls are of. ``rate_prompt`` and ``warm_prompt`` are the denominators of the hit rates:
+prompt tokens of the calls that reported what they read.
+"""
 
 OVER = {
     "hit_rate": REPORTED,
@@ -70,44 +87,81 @@ OVER = {
 """Which calls some of the rates are taken over."""
 
 
-def of(rows: pl.DataFrame) -> dict[str, Any]:
+def alike(rows: Rows, *keys: str) -> pl.DataFrame:
+    """Calls that are of the same groups and tell the same kinds of tokens as one: their tokens added up, and how many
+    ``calls`` they are. Figures over these are those over the calls, and these are few.
+    """
+    known = (pl.col(name).is_not_null().alias(f"{name}_known") for name in TOKENS)
+    first = pl.col("turn", "write_source", *GROUPS.values()).first()
+    sums = (pl.when(pl.col(name).count() > 0).then(pl.col(name).sum()).alias(name) for name in TOKENS)
+    kind = pl.struct(CELL, "write_source", *known).hash().alias("kind")
+    found = rows.lazy().with_columns(kind, cell=CELL).group_by("kind", *keys)
+    return collect(found.agg(first, *sums, pl.col("cell").first(), pl.col("rec_output_est").sum(), calls=pl.len()))
+
+
+def of(rows: Rows) -> dict[str, Any]:
     """The figures of some rows, by name."""
-    return rows.select(**FIGURES).row(0, named=True)
+    agents = collect(rows.lazy().select(**AGENTS)).row(0, named=True)
+    return agents | alike(rows).select(**FIGURES).row(0, named=True)
 
 
-def by(rows: pl.DataFrame, group: str) -> dict[str, dict[str, Any]]:
-    """The figures by the values of a group (a key of GROUPS), most calls first, buckets in their own order."""
-    column = GROUPS[group]
-    table = rows.group_by(pl.col(column).fill_null("unknown").alias("_key")).agg(**FIGURES)
-    found = {row.pop("_key"): row for row in table.sort("calls", "_key", descending=[True, False]).to_dicts()}
-    order = {"turn": TURN_NAMES, "gap": GAP_NAMES}.get(group, found)
-    return {name: found[name] for name in order if name in found}
+def grouped(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
+    """The figures by each group and its values, most calls first, buckets in their own order; under ``all`` of all."""
+    calls = alike(rows)
+    agents = collect(rows.lazy().select("role", "session_no", "agent_no", cell=CELL).unique())
+    found = {}
+    for group, value in VALUES.items():
+        table = calls.group_by(value.alias("value")).agg(**FIGURES)
+        cells = calls.select("cell", value=value).unique()
+        own = agents.join(cells, on="cell").group_by("value").agg(**AGENTS).join(table, on="value")
+        rates = {row.pop("value"): row for row in own.sort("calls", "value", descending=[True, False]).to_dicts()}
+        found[group] = {name: rates[name] for name in ORDERED.get(group, rates) if name in rates}
+    return found
 
 
-def with_previous(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows with what the call before them in their agent left: its prompt, unread remainder, end, TTL, model, plan.
+def by(rows: Rows, group: str) -> dict[str, dict[str, Any]]:
+    """The figures by the values of one group."""
+    return grouped(rows)[group]
+
+
+RowsKind = TypeVar("RowsKind", pl.DataFrame, pl.LazyFrame)
+
+
+def with_previous(rows: RowsKind) -> RowsKind:
+    """Rows, an agent's in a row, with what the call before left: prompt, unread remainder, end, TTL, model, plan.
 
     ``retention`` is the share of the previous prompt that was read; null on an agent's first call.
     """
-    same = pl.col("agent_no") == pl.col("agent_no").shift(1)
 
-    def before(name: str) -> pl.Expr:
-        return pl.when(same).then(pl.col(name).shift(1)).alias(f"prev_{name}")
+    def left(name: str, by: pl.Expr, value: pl.Expr) -> pl.Expr:
+        return pl.when(by.shift(1) == AGENT).then(value.shift(1)).alias(f"prev_{name}")
 
     # A call that failed reported no prompt and wrote nothing: what it could have read was left by the one before it.
-    carried = pl.col("prompt", "write_ttl_s").forward_fill().over("agent_no")
-    last = rows.with_columns(carried).select(
-        *(before(name) for name in ("prompt", "write_ttl_s", "uncached", "done_ns", "model", "planned_prompt"))
-    )
+    carried = {name: pl.when(pl.col(name).is_not_null()).then(AGENT) for name in ("prompt", "write_ttl_s")}
     held = pl.min_horizontal("cache_read", "prev_prompt")
     known = pl.col("cache_read").is_not_null() & (pl.col("prev_prompt") > 0)
-    return pl.concat([rows, last], how="horizontal").with_columns(
-        pl.when(known).then(held / pl.col("prev_prompt")).alias("retention")
+    linked = rows.sort("agent_no", "turn").with_columns(
+        *(left(name, AGENT, pl.col(name)) for name in ("uncached", "done_ns", "model", "planned_prompt")),
+        *(left(name, by.forward_fill(), pl.col(name).forward_fill()) for name, by in carried.items()),
     )
+    return linked.with_columns(retention=pl.when(known).then(held / pl.col("prev_prompt")))
+
+
+class Links(NamedTuple):
+    """What calls kept of the prompts before them: the ``retention`` of each call that has one, the tokens ``held`` and
+    ``left`` over them, the share of later calls whose planned prompt holds the whole one before it, and prefix losses.
+    """
+
+    retention: pl.Series
+    held: int
+    left: int
+    extending: float | None
+    losses: pl.DataFrame
 
 
 def spread(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
     """Nearest-rank percentiles of values, by name, divided by ``unit``; None where there are none."""
+    values = values.sort()
     found = {f"p{p:g}": values.quantile(p / 100, "equiprobable") for p in percents}
     return {name: None if value is None else value / unit for name, value in found.items()}
 
@@ -119,47 +173,47 @@ def spread_to_max(values: pl.Series, *percents: float, unit: float = 1.0) -> dic
     return {**found, "max": most}
 
 
-def warm_hit_range(rows: pl.DataFrame) -> dict[str, Any]:
+def warm_hit_range(rows: Rows) -> dict[str, Any]:
     """How the hit rates of single warm calls spread (p5, p50, p95), and the share of them inside 85-97 %."""
-    rates = rows.filter(OVER["inside_85_97"]).select(RATE.alias("rate"))["rate"]
+    rates = collect(rows.lazy().filter(OVER["inside_85_97"]).select(RATE)).to_series()
     inside = rates.is_between(*PUBLISHED_RANGE).mean() if len(rates) else None
     return {**spread(rates, 5, 50, 95), "inside_85_97": inside, "calls": len(rates)}
 
 
-def hit_rate_macro(rows: pl.DataFrame) -> float | None:
+def hit_rate_macro(rows: Rows) -> float | None:
     """Mean over agents of each agent's own hit rate."""
-    agents = rows.filter(REPORTED).group_by("agent_no").agg(rate=_ratio(READ, PROMPT))
-    mean: float | None = agents["rate"].mean()  # type: ignore[assignment]
-    return mean
+    agents = rows.lazy().filter(REPORTED).group_by("agent_no").agg(rate=_ratio(READ, PROMPT))
+    rates = collect(agents.select("rate").drop_nulls()).to_series()
+    return fsum(rates) / len(rates) if len(rates) else None
 
 
-def retention(linked: pl.DataFrame) -> dict[str, Any]:
+def retention(links: Links) -> dict[str, Any]:
     """Spread of the share of its predecessor's prompt that a call read, and over all tokens."""
-    known = linked.filter(pl.col("retention").is_not_null())
-    held = known.select(_ratio(pl.min_horizontal("cache_read", "prev_prompt"), pl.col("prev_prompt"))).item()
-    return {**spread(known["retention"], 1, 5, 50), "of_tokens": held, "calls": len(known)}
+    of_tokens = links.held / links.left if links.left else None
+    return {**spread(links.retention, 1, 5, 50), "of_tokens": of_tokens, "calls": len(links.retention)}
 
 
-def cold_write_share(rows: pl.DataFrame) -> float | None:
+def cold_write_share(rows: Rows) -> float | None:
     """Tokens written by agents' first calls over all tokens written."""
-    share: float | None = rows.select(_ratio(pl.when(~WARM).then(WRITTEN).otherwise(0), WRITTEN)).item()
+    share: float | None = collect(rows.lazy().select(_ratio(pl.when(~WARM).then(WRITTEN).otherwise(0), WRITTEN))).item()
     return share
 
 
-def bounded(loaded: Loaded) -> pl.DataFrame:
+def bounded(loaded: Loaded) -> pl.LazyFrame:
     """The calls that reported what they read once for each ``bound`` stored with the run, ``best`` what it allowed."""
     assert loaded.bounds is not None
-    best = loaded.bounds.select("call", pl.col("copy").cast(pl.Int32), "bound", best="cache_read")
-    return loaded.rows.filter(REPORTED).join(best, on=["call", "copy"])
+    # Joined by a hash of 64 bits, as agents are told apart: names are long, and there may be very many.
+    key = (pl.col("call").hash() + pl.col("copy").cast(pl.UInt64)).alias("key")
+    best = loaded.bounds.select(key, "bound", best="cache_read")
+    return loaded.scan.filter(REPORTED).select(key, "cache_read", "planned_prompt").join(best, on="key")
 
 
 def achievable(loaded: Loaded) -> dict[str, float]:
     """Hit rate that was to be had under each bound stored with the run, over the calls that reported theirs."""
     if loaded.bounds is None:
         return {}
-    bounds = bounded(loaded).group_by("bound", maintain_order=True)
-    rates = bounds.agg(rate=_ratio(pl.col("best"), pl.col("planned_prompt")))
-    return {bound: rate for bound, rate in rates.sort("bound").iter_rows() if rate is not None}
+    rates = bounded(loaded).group_by("bound").agg(rate=_ratio(pl.col("best"), pl.col("planned_prompt")))
+    return {bound: rate for bound, rate in collect(rates).sort("bound").iter_rows() if rate is not None}
 
 
 def task_time(loaded: Loaded) -> dict[str, Any]:
@@ -168,12 +222,12 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
     Stretch is None where gaps were cut or divided on a clock the endpoint does not share: the recorded session is then
     not the same plan.
     """
-    tasks = loaded.rows.group_by("session_no").agg(
+    sessions = loaded.scan.group_by("session_no").agg(
         wall=(pl.col("done_ns").max() - pl.col("due_ns").min()),
         recorded=(pl.col("rec_end_ns").max() - pl.col("rec_start_ns").min()),
         whole=pl.col("done_ns").is_not_null().all(),
     )
-    tasks = tasks.filter("whole")
+    tasks = collect(sessions.filter("whole"))
     options, scale = loaded.told("options"), time_scale(loaded)
     same_plan = options.get("gap_cap_s") is None and (options.get("speed") or 1.0) in (1.0, scale)
     stretch = tasks.filter(pl.col("recorded") > 0).select(s=pl.col("wall") * scale / pl.col("recorded"))["s"]
@@ -184,31 +238,31 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def turn_drift(rows: pl.DataFrame) -> float | None:
+def turn_drift(rows: Rows) -> float | None:
     """Median ttft at turns from 50 over the median at turns 2 to 5: do the later turns still feel fast."""
-    ttft = pl.col("first_token_ns") - pl.col("due_ns")
+    ttft = rows.lazy().select("turn_bucket", ns=pl.col("first_token_ns") - pl.col("due_ns")).drop_nulls()
     late, early = (
-        ttft.filter(pl.col("turn_bucket") == bucket).quantile(0.5, "equiprobable") for bucket in ("50+", "2-5")
+        spread(collect(ttft.filter(pl.col("turn_bucket") == bucket).select("ns")).to_series(), 50)["p50"]
+        for bucket in ("50+", "2-5")
     )
-    drift: float | None = rows.select(pl.when(early > 0).then(late / early)).item()
-    return drift
+    return late / early if late is not None and early is not None and early > 0 else None
 
 
-def schedule_lag(rows: pl.DataFrame) -> dict[str, Any]:
+def schedule_lag(rows: Rows) -> dict[str, Any]:
     """How late calls were sent after they were due, in seconds."""
-    lag = rows.select(lag=pl.col("sent_ns") - pl.col("due_ns"))["lag"].drop_nulls()
+    lag = collect(rows.lazy().select(pl.col("sent_ns") - pl.col("due_ns")).drop_nulls()).to_series()
     return spread_to_max(lag, 50, 99, unit=SECOND)
 
 
-def whole(loaded: Loaded, linked: pl.DataFrame) -> dict[str, Any]:
-    """The figures that are given for a whole run only; ``linked`` is its rows with_previous."""
-    rows, rates = loaded.rows, achievable(loaded)
-    hit, predicted = of(rows)["hit_rate"], rates.pop("predicted", None)
+def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
+    """The figures that are given for a whole run only."""
+    rows, rates = loaded.scan, achievable(loaded)
+    hit, predicted = collect(rows.select(_ratio(READ, PROMPT))).item(), rates.pop("predicted", None)
     return {
         "predicted_hit_rate": predicted,
         "warm_hit_range": warm_hit_range(rows),
         "hit_rate_macro": hit_rate_macro(rows),
-        "retention": retention(linked),
+        "retention": retention(links),
         "cold_write_share": cold_write_share(rows),
         "achievable_hit_rate": rates or None,
         "efficiency": {b: hit / rate for b, rate in rates.items() if hit is not None and rate} or None,

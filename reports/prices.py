@@ -7,13 +7,14 @@ import sys
 import tomllib
 from functools import reduce
 from importlib.resources import files
+from math import fsum
 from operator import add
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded
+from keepwarm.reports.frame import Loaded, Rows, collect
 from keepwarm.traces.errors import InputError
 
 WRITES = ("write_5m", "write_1h", "write_other")
@@ -88,12 +89,13 @@ def price_of(prices: Prices, model: str | None) -> dict[str, Any] | None:
     return prices.models[max(fits, key=len)] if fits else None
 
 
-def _table(rows: pl.DataFrame, prices: Prices) -> dict[str, dict[str, Any]]:
+def _table(rows: Rows, prices: Prices) -> dict[str | None, dict[str, Any]]:
     """The prices of each model in some rows, none where it is not listed."""
-    return {model: price_of(prices, model) or {} for model in rows["model"].unique().drop_nulls()}
+    models = collect(rows.lazy().select("model").unique()).to_series().sort()
+    return {model: price_of(prices, model) or {} for model in models}
 
 
-def _money(tokens: pl.Expr, kind: str, rows: dict[str, dict[str, Any]]) -> pl.Expr:
+def _money(tokens: pl.Expr, kind: str, rows: dict[str | None, dict[str, Any]]) -> pl.Expr:
     """Tokens at their price, by the tier of the call's prompt; no tokens cost nothing, whatever their price."""
 
     def listed(field: str, tier: str | None = None) -> pl.Expr:
@@ -113,7 +115,7 @@ def token_parts() -> dict[str, pl.Expr]:
     return {"uncached": pl.coalesce("uncached", rest), "read": pl.col("cache_read"), **writes, "output": output}
 
 
-def unpriced(rows: pl.DataFrame, prices: Prices) -> dict[str, int]:
+def unpriced(rows: pl.LazyFrame, prices: Prices) -> dict[str, int]:
     """Calls without a known cost by what is missing, most first: ``model`` is not in the table; ``usage`` was not told;
     a column of tokens (``cache_write_other``) has no price in its model's row. A call may count under several.
     """
@@ -124,7 +126,7 @@ def unpriced(rows: pl.DataFrame, prices: Prices) -> dict[str, int]:
     for kind, tokens in token_parts().items():
         missing[COLUMNS[kind]] = known & tokens.is_not_null() & _money(tokens, kind, table).is_null()
     found = rows.filter(pl.col("cost").is_null()).select(**{why: calls.sum() for why, calls in missing.items()})
-    counts = sorted(found.row(0, named=True).items(), key=lambda item: -item[1])
+    counts = sorted(collect(found).row(0, named=True).items(), key=lambda item: -item[1])
     return {why: int(calls) for why, calls in counts if calls}
 
 
@@ -134,7 +136,7 @@ def estimated_output() -> pl.Expr:
     return pl.col("output").is_null() | asked.fill_null(False)
 
 
-def priced(rows: pl.DataFrame, prices: Prices) -> pl.DataFrame:
+def priced(rows: pl.LazyFrame, prices: Prices) -> pl.LazyFrame:
     """Rows with ``cost`` and ``cost_estimated`` (the part of it that rests on estimated outputs), USD.
 
     A call is null where its usage or a price it needs is not known. A call that failed without usage costs nothing:
@@ -161,29 +163,31 @@ def cost(loaded: Loaded, prices: Prices) -> dict[str, Any]:
 
     None where none completed, or where any of those calls has no known cost; what is missing is named and counted.
     """
-    rows = priced(loaded.rows, prices)
-    sessions = rows.group_by("session_no").agg(
-        completed=pl.col("completed").min(),
-        cost=pl.when(pl.col("cost").is_not_null().all()).then(pl.col("cost").sum()),
-        estimated=pl.col("cost_estimated").sum(),
+    rows = priced(loaded.scan, prices)
+    calls = collect(rows.select("session_no", "completed", "cost", "cost_estimated"))
+    # In the order of the rows, and then exactly: the last digit of a sum of floats is as it was added up.
+    sessions = calls.group_by("session_no", maintain_order=True).agg(
+        pl.col("completed").min(),
+        pl.col("cost", "cost_estimated").sum(),
+        without=pl.col("cost").null_count(),
     )
     known = sessions.filter(pl.col("completed").is_not_null())
     done = known.filter("completed").height
-    spent = known["cost"].sum() if known.height and not known["cost"].null_count() else None
-    without = rows.filter(pl.col("cost").is_null())
-    unlisted = [m for m in rows["model"].unique().sort().to_list() if price_of(prices, m) is None]
+    spent = fsum(known["cost"]) if known.height and not known["without"].sum() else None
+    without = int(sessions["without"].sum())
+    unlisted = [model for model, told in _table(loaded.scan, prices).items() if not told]
     return {
         "cost_per_completed_task": spent / done if done and spent is not None else None,
         "completed_means": completion(loaded),
         "sessions_known": known.height,
         "sessions_completed": done,
-        "sessions_without_cost": int(sessions["cost"].null_count()),
-        "calls_without_cost": without.height,
-        "unpriced": unpriced(rows, prices),
+        "sessions_without_cost": sessions.filter(pl.col("without") > 0).height,
+        "calls_without_cost": without,
+        "unpriced": unpriced(rows, prices) if without else {},
         "models_without_price": ["unknown" if model is None else model for model in unlisted],
         "money": spent,
-        "money_of_priced_calls": rows["cost"].sum() if without.height < rows.height else None,
-        "output_est_share": known.select(pl.col("estimated").sum() / spent).item() if spent else None,
+        "money_of_priced_calls": fsum(sessions["cost"]) if without < calls.height else None,
+        "output_est_share": fsum(known["cost_estimated"]) / spent if spent else None,
         "prices_date": prices.date,
         "prices_source": prices.source,
         **_gpu_cost(loaded, done, prices),
@@ -199,7 +203,7 @@ def _gpu_cost(loaded: Loaded, done: int, prices: Prices) -> dict[str, Any]:
     cluster = loaded.told("cluster")
     real = loaded.about.get("mode") != "simulate" or bool({"hardware", "times"} & set(cluster))
     price = cluster.get("gpu_hour_usd") if prices.gpu_hour_usd is None else prices.gpu_hour_usd
-    wall = loaded.rows.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12).item()
+    wall = collect(loaded.scan.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12)).item()
     if price is None or wall is None or loaded.kind != "run" or not real:
         return dict.fromkeys(("gpu_hours", "gpu_money", "gpu_cost_per_completed_task"))
     hours = wall * (prices.gpus or cluster.get("gpus") or 1)

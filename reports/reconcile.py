@@ -9,19 +9,19 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded
-from keepwarm.reports.metrics import REPORTED, bounded
+from keepwarm.reports.frame import Loaded, collect
+from keepwarm.reports.metrics import REPORTED, bounded, with_previous
 from keepwarm.reports.validity import ANSWERED
 
 COLUMNS = {"prompt_tokens": "prompt", "cached_tokens": "cache_read", "output_tokens": "output"}
 """The column whose sum over the answered calls is what a server's counter should have counted."""
 
 
-def reconcile(loaded: Loaded, linked: pl.DataFrame, figures: dict[str, Any]) -> dict[str, Any] | None:
+def reconcile(loaded: Loaded, figures: dict[str, Any]) -> dict[str, Any] | None:
     """``rows`` of figure, client, server and their difference; ``hit_rate`` by client, server, the server's router, and
     as ``predicted`` by the simulator; and ``as_block_rule``, the share of calls that read what an engine's block cache
     of that block must give. ``figures`` are the run's. None where the server told nothing; a figure that one side did
-    not tell is None. ``linked``: rows with_previous.
+    not tell is None.
     """
     told = loaded.told("counters")
     before, after = told.get("before") or {}, told.get("after") or {}
@@ -29,10 +29,9 @@ def reconcile(loaded: Loaded, linked: pl.DataFrame, figures: dict[str, Any]) -> 
         return None
     first, last = before.get("counters") or {}, after.get("counters") or {}
     server = {name: last[name] - first[name] for name in first if name in last}
-    answered = loaded.rows.filter(ANSWERED)
-    sums = {name: answered[column].drop_nulls() for name, column in COLUMNS.items()}
-    client = {name: int(told.sum()) if len(told) else None for name, told in sums.items()}
-    rows = [_row(name, value, server.get(name)) for name, value in {"requests": answered.height, **client}.items()]
+    sums = {name: pl.when(pl.col(column).count() > 0).then(pl.col(column).sum()) for name, column in COLUMNS.items()}
+    client = collect(loaded.scan.filter(ANSWERED).select(requests=pl.len(), **sums)).row(0, named=True)
+    rows = [_row(name, value, server.get(name)) for name, value in client.items()]
     predicted = figures.get("predicted_hit_rate")
     return {
         "kind": before.get("kind"),
@@ -44,7 +43,7 @@ def reconcile(loaded: Loaded, linked: pl.DataFrame, figures: dict[str, Any]) -> 
             "predicted": predicted,
         },
         "as_predicted": _as_predicted(loaded) if predicted is not None else None,
-        "as_block_rule": _as_block_rule(linked, before, live=loaded.told("options").get("assistant") == "live"),
+        "as_block_rule": _as_block_rule(loaded, before),
         "preemptions": server.get("preemptions"),
     }
 
@@ -61,11 +60,11 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 def _as_predicted(loaded: Loaded) -> float | None:
     """The share of calls that read, to the token, what was predicted."""
     predicted = bounded(loaded).filter(pl.col("bound") == "predicted")
-    share: float | None = predicted.select((pl.col("best") == pl.col("cache_read")).mean()).item()
+    share: float | None = collect(predicted.select((pl.col("best") == pl.col("cache_read")).mean())).item()
     return share
 
 
-def _as_block_rule(linked: pl.DataFrame, server: dict[str, Any], *, live: bool) -> dict[str, Any] | None:
+def _as_block_rule(loaded: Loaded, server: dict[str, Any]) -> dict[str, Any] | None:
     """Over calls whose prompt holds the whole of their agent's previous one, and of its answer where they are live: the
     share that read its whole blocks, but for the one with the last token. The tokens are those the endpoint reported,
     not those planned. Of several workers' calls those that are known to be by the one that answered before.
@@ -73,11 +72,12 @@ def _as_block_rule(linked: pl.DataFrame, server: dict[str, Any], *, live: bool) 
     block = server.get("block")
     if not block:
         return None
+    live = loaded.told("options").get("assistant") == "live"
     left = pl.col("prev_prompt") + (pl.col("output").shift(1) - 1 if live else 0)
     held = pl.min_horizontal(left, pl.col("prompt") - 1) // block * block
     good = REPORTED & (pl.col("planned_keep") >= pl.col("prev_planned_prompt")) & pl.col("prev_prompt").is_not_null()
     if (server.get("workers") or 1) > 1:
         good &= pl.col("worker") == pl.col("worker").shift(1)
-    grown = linked.select("cache_read", held=held, good=good).filter("good")
-    share = grown.select((pl.col("cache_read") == pl.col("held")).mean()).item()
-    return {"block": block, "calls": grown.height, "share": share}
+    grown = with_previous(loaded.scan).select("cache_read", held=held, good=good).filter("good")
+    calls, share = collect(grown.select(pl.len(), share=(pl.col("cache_read") == pl.col("held")).mean())).row(0)
+    return {"block": block, "calls": calls, "share": share}

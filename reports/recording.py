@@ -17,15 +17,16 @@ TOP_TOOLS = 10
 def inspect_summary(path: str) -> dict[str, Any]:
     """What is in a trace and how warm its recording was: the figures of a report that need no replay, JSON-ready."""
     loaded = load_recording(path)
-    linked = metrics.with_previous(loaded.rows)
+    rows = loaded.rows
+    linked = metrics.with_previous(rows)
     return {
-        **figures(loaded, linked),
+        **figures(loaded),
         "breaks": breaks(linked),
-        "gaps": gaps(loaded.rows),
+        "gaps": gaps(rows),
         "growth": growth(linked),
-        "fan_out": fan_out(loaded.rows),
+        "fan_out": fan_out(rows),
         "tools": tools(path),
-        "span_s": loaded.rows.select((pl.col("done_ns").max() - pl.col("sent_ns").min()) / 1e9).item(),
+        "span_s": rows.select((pl.col("done_ns").max() - pl.col("sent_ns").min()) / 1e9).item(),
     }
 
 

@@ -8,37 +8,41 @@ import polars as pl
 
 from keepwarm.reports import metrics
 from keepwarm.reports.frame import Loaded
+from keepwarm.reports.losses import links_of
 from keepwarm.reports.validity import validity
 from keepwarm.traces.shipped import shipped
 
 REPRODUCED, NOT_REPRODUCED, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
 
 
-def chosen(rows: pl.DataFrame, definition: dict[str, Any]) -> pl.DataFrame:
+def chosen(rows: pl.LazyFrame, definition: dict[str, Any]) -> pl.LazyFrame:
     """The rows a definition is about."""
     for column, value in definition.get("where", {}).items():
         rows = rows.filter(pl.col(column).str.to_lowercase() == value)
     least = definition.get("sessions_with_subagents")
     if least is None:
         return rows
-    subagents = pl.col("agent_no").filter(pl.col("role") == "subagent").n_unique()
-    return rows.filter(subagents.over("session_no") >= least)
+    sessions = rows.group_by("session_no").agg(subagents=metrics.AGENTS["subagents"])
+    return rows.join(sessions.filter(pl.col("subagents") >= least), on="session_no", how="semi")
 
 
-def measured(rows: pl.DataFrame, definition: dict[str, Any]) -> tuple[float | None, int, int]:
+def measured(rows: pl.LazyFrame, definition: dict[str, Any]) -> tuple[float | None, int, int]:
     """(figure, calls, sessions) of a definition: the figure, None where nothing is there to measure, and what it is
     over: the calls that report what it needs, and their sessions.
     """
     metric = definition["metric"]
     over, rows = metrics.OVER[metric], chosen(rows, definition)
     if definition.get("over") == "sessions":
-        table = rows.group_by("session_no").agg(pl.len().alias("size"), over=over.sum(), value=metrics.FIGURES[metric])
-        size = pl.col("size").is_between(definition.get("calls_least", 0), definition.get("calls_most", 2**62))
-        table = table.filter(size & pl.col("value").is_not_null())
+        sessions = metrics.alike(rows.with_columns(over=over), "session_no", "over").group_by("session_no")
+        calls = {"calls": metrics.CALLS.sum(), "over": metrics.CALLS.filter("over").sum()}
+        table = sessions.agg(value=metrics.FIGURES[metric], **calls).drop_nulls("value")
+        size = pl.col("calls").is_between(definition.get("calls_least", 0), definition.get("calls_most", 2**62))
+        table = table.filter(size)
         return table.select(pl.col("value").median()).item(), int(table["over"].sum()), table.height
     rows = rows.filter(over)
-    figures = metrics.warm_hit_range(rows) if metric == "inside_85_97" else metrics.of(rows)
-    return figures[metric], rows.height, rows["session_no"].n_unique()
+    told = metrics.of(rows)
+    figure = metrics.warm_hit_range(rows)[metric] if metric == "inside_85_97" else told[metric]
+    return figure, told["calls"], told["sessions"]
 
 
 def band(metric: str, low: float, high: float) -> str:
@@ -68,12 +72,12 @@ def contradiction(claims: dict[str, Any]) -> str:
 def reproduce(loaded: Loaded) -> dict[str, Any]:
     """Every published claim under each of its definitions: figure, what it was measured over, and the verdict."""
     claims = shipped("keepwarm.reports", "published.toml")
-    figures, standing = metrics.of(loaded.rows), validity(loaded, metrics.with_previous(loaded.rows))
+    figures, standing = metrics.of(loaded.scan), validity(loaded, links_of(loaded))
     results = []
     for claim in claims["claim"]:
         for definition in claim["definition"]:
             low, high = definition.get("low", claim["low"]), definition.get("high", claim["high"])
-            value, calls, sessions = measured(loaded.rows, definition)
+            value, calls, sessions = measured(loaded.scan, definition)
             row = {"claim": claim["name"], "definition": definition["name"], "metric": definition["metric"]}
             row |= {"measured": value, "calls": calls, "sessions": sessions, "low": low, "high": high}
             results.append(row | {"verdict": verdict(value, low, high)})

@@ -41,7 +41,7 @@ WHOLE: dict[str, tuple[str, tuple[str, ...] | None]] = {
 several; none listed: whatever bounds the run stored.
 """
 
-COUNTS = tuple(name for name in metrics.FIGURES if name not in (*RATES, "read_write_ratio", "write_source"))
+COUNTS = {*metrics.AGENTS, *metrics.FIGURES} - {*RATES, "read_write_ratio", "write_source"}
 KINDS = {
     **dict.fromkeys(RATES, "rate"),
     "read_write_ratio": "ratio",

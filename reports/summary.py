@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import polars as pl
-
 from keepwarm.reports import latency, losses, metrics
 from keepwarm.reports.frame import Loaded, provenance, time_scale
 from keepwarm.reports.prices import Prices, cost
@@ -15,40 +13,41 @@ from keepwarm.reports.validity import failures, validity
 ABOUT = ("keepwarm", "mode", "trace", "endpoint", "options", "cache", "fidelity", "clock", "started", "ended", "seed")
 
 
-def summarise(loaded: Loaded, prices: Prices) -> dict[str, Any]:
+def summarise(loaded: Loaded, prices: Prices, counts: latency.Counts | None = None) -> dict[str, Any]:
     """The report of a run or recording: figures at the top level and under ``by_<group>``, rates as fractions, times in
     seconds, None where unknown; with validity, losses, latency, cost and, for a run, the recording beside it.
+    ``counts`` are its times, where they were counted before.
     """
-    linked = metrics.with_previous(loaded.rows)
-    told = figures(loaded, linked)
+    told = figures(loaded)
     return {
         **told,
-        "latency": times(loaded),
+        "latency": times(loaded, counts or latency.counts_of(loaded.scan)),
         "cost": cost(loaded, prices),
-        "reconciliation": reconcile(loaded, linked, told),
-        "recorded": losses.compare_recorded(loaded.rows) if loaded.kind == "run" else None,
+        "reconciliation": reconcile(loaded, told),
+        "recorded": losses.compare_recorded(loaded.scan) if loaded.kind == "run" else None,
     }
 
 
-def figures(loaded: Loaded, linked: pl.DataFrame) -> dict[str, Any]:
-    """What a run or recording is, its validity and cache figures, whole and by group; linked: rows with_previous."""
-    recorded = loaded.kind == "recording"
+def figures(loaded: Loaded) -> dict[str, Any]:
+    """What a run or recording is, its validity and cache figures, whole and by group."""
+    recorded, grouped = loaded.kind == "recording", metrics.grouped(loaded.scan)
+    links, total = losses.links_of(loaded), grouped.pop("all").get("all") or metrics.of(loaded.scan)
     return {
         "name": loaded.name,
         "kind": loaded.kind,
         "path": loaded.path,
         "about": loaded.about if recorded else {key: loaded.about.get(key) for key in ABOUT},
         **provenance(loaded),
-        **validity(loaded, linked),
-        "failures": failures(loaded.rows),
-        **metrics.of(loaded.rows),
-        **metrics.whole(loaded, linked),
-        **{f"by_{group}": metrics.by(loaded.rows, group) for group in metrics.GROUPS},
-        "losses": losses.table(linked, time_scale(loaded), provider=recorded),
+        **validity(loaded, links),
+        "failures": failures(loaded.scan),
+        **total,
+        **metrics.whole(loaded, links),
+        **{f"by_{group}": told for group, told in grouped.items()},
+        "losses": losses.table(loaded, links),
     }
 
 
-def times(loaded: Loaded) -> dict[str, Any]:
+def times(loaded: Loaded, counts: latency.Counts) -> dict[str, Any]:
     """Latencies of a run or recording, whole and by group, in seconds as they were measured."""
-    grouped = {f"by_{group}": latency.by(loaded.rows, group) for group in metrics.GROUPS}
-    return {**latency.of(loaded.rows), **grouped, "time_scale": time_scale(loaded)}
+    grouped = {f"by_{group}": latency.grouped(counts, group) for group in metrics.GROUPS}
+    return {**latency.whole(counts), **grouped, "time_scale": time_scale(loaded)}

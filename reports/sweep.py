@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import load
+from keepwarm.reports.frame import collect, load
 from keepwarm.reports.prices import load_prices
 from keepwarm.reports.summary import summarise
 
@@ -23,7 +23,8 @@ def figures(run: str) -> dict[str, Any]:
     loaded = load(run)
     report = summarise(loaded, load_prices(None))
     ttft = report["latency"]["ttft"] or {}
-    told = {"ttft_p50_s": ttft.get("p50"), "ttft_p99_s": ttft.get("p99"), "failed": loaded.rows["error"].count()}
+    failed = collect(loaded.scan.select(pl.col("error").count())).item()
+    told = {"ttft_p50_s": ttft.get("p50"), "ttft_p99_s": ttft.get("p99"), "failed": failed}
     told |= report["cost"] | {name: report[name] for name in FIGURES if name in report}
     return {name: told[name] for name in FIGURES}
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import PARTS, Loaded
-from keepwarm.reports.metrics import REPORTED, spread_to_max
+from keepwarm.reports.frame import PARTS, Loaded, Rows, collect
+from keepwarm.reports.metrics import REPORTED, SECOND, Links, schedule_lag, spread, spread_to_max
 
 COVERAGE = 0.99
 FAILED = 0.01
@@ -58,36 +58,30 @@ def compression(loaded: Loaded) -> str | None:
     return "sound" if sound else "unsound"
 
 
-def fidelity(rows: pl.DataFrame, name: str) -> dict[str, float | None]:
+def fidelity(rows: Rows, name: str) -> dict[str, float | None]:
     """How far the tokens an endpoint reported (prompt, output) are from those planned: p50, p95, max, as shares."""
     planned = pl.col(f"planned_{name}")
     off = (pl.col(name) - planned).abs() / planned
-    return spread_to_max(rows.filter(ANSWERED & (planned > 0)).select(off=off)["off"].drop_nulls(), 50, 95)
+    shares = rows.lazy().filter(ANSWERED & (planned > 0)).select(off).drop_nulls()
+    return spread_to_max(collect(shares).to_series(), 50, 95)
 
 
-def _share(rows: pl.DataFrame, good: pl.Expr) -> float | None:
-    return rows.select(good.fill_null(False).mean()).item() if rows.height else None
+def _share(rows: Rows, good: pl.Expr) -> float | None:
+    return collect(rows.lazy().select(good.fill_null(False).mean())).item()  # type: ignore[no-any-return]
 
 
-def extending(linked: pl.DataFrame) -> float | None:
-    """Share of later calls whose planned prompt holds the whole planned prompt before it."""
-    later = linked.filter(pl.col("prev_planned_prompt").is_not_null())
-    return _share(later, pl.col("planned_keep") >= pl.col("prev_planned_prompt"))
-
-
-def drain_tail(rows: pl.DataFrame) -> float | None:
+def drain_tail(rows: Rows) -> float | None:
     """Share of calls due after the last session had started: measured under a load that only falls."""
-    due = rows.filter(pl.col("due_ns").is_not_null())
-    starts = due.select(pl.col("due_ns").min().over("session_no").max().alias("last_start"))
-    return _share(due, pl.col("due_ns") > starts.item()) if due.height else None
+    due = rows.lazy().filter(pl.col("due_ns").is_not_null())
+    last_start = collect(due.group_by("session_no").agg(pl.col("due_ns").min()))["due_ns"].max()
+    return None if last_start is None else _share(due, pl.col("due_ns") > last_start)
 
 
-def _lag_check(rows: pl.DataFrame) -> dict[str, Any]:
-    lag, latency = rows.select(
-        lag=(pl.col("sent_ns") - pl.col("due_ns")).quantile(0.99, "equiprobable") / 1e9,
-        latency=(pl.col("done_ns") - pl.col("due_ns")).filter(ANSWERED).quantile(0.5, "equiprobable") / 1e9,
-    ).row(0)
-    return _check("schedule_lag.p99", lag, max(LAG_S, LAG_OF_LATENCY * (latency or 0.0)), least=False, unit="s")
+def _lag_check(rows: Rows) -> dict[str, Any]:
+    lag = schedule_lag(rows)["p99"]
+    latency = collect(rows.lazy().filter(ANSWERED).select(pl.col("done_ns") - pl.col("due_ns"))).to_series()
+    limit = max(LAG_S, LAG_OF_LATENCY * (spread(latency, 50, unit=SECOND)["p50"] or 0.0))
+    return _check("schedule_lag.p99", lag, limit, least=False, unit="s")
 
 
 def _coverage(value: float | None) -> dict[str, Any]:
@@ -95,13 +89,14 @@ def _coverage(value: float | None) -> dict[str, Any]:
     return {**check, "good": check["good"] and value is not None and value <= 1.0}
 
 
-def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
+def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     """The checks of a run. Where the same bytes were sent to all endpoints, tokens are told and not judged. The lag's
     limit is 50 ms, or a tenth of the median latency where that is more."""
-    rows, planned = loaded.rows, loaded.about.get("planned_calls")
+    rows, planned = loaded.scan, loaded.about.get("planned_calls")
     answered = rows.filter(ANSWERED)
-    covered = answered.height if planned is None or rows.height <= planned else rows.height
-    failed = rows.filter(FAILED_CALL).height
+    counted = rows.select(pl.len(), answered=ANSWERED.sum(), failed=FAILED_CALL.sum())
+    height, covered, failed = collect(counted).row(0)
+    covered = covered if planned is None or height <= planned else height
     off, output = fidelity(rows, "prompt"), fidelity(rows, "output")
     same_bytes = loaded.told("fidelity").get("match") == "bytes"
     token_p95 = _check("token_fidelity.p95", off["p95"], TOKENS_OFF, least=False)
@@ -112,7 +107,7 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
         _note("token_fidelity.p95", off["p95"]) if same_bytes else token_p95,
         _note("token_fidelity.p50", off["p50"]),
         _note("token_fidelity.max", off["max"]),
-        _note("prefix_fidelity", extending(linked)),
+        _note("prefix_fidelity", links.extending),
         _note("output_fidelity.p50", output["p50"]),
         _note("output_fidelity.p95", output["p95"]),
         _lag_check(rows),
@@ -124,26 +119,26 @@ def checks_of_run(loaded: Loaded, linked: pl.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def failures(rows: pl.DataFrame) -> list[dict[str, Any]]:
+def failures(rows: Rows) -> list[dict[str, Any]]:
     """Failed and skipped calls by error and status, most calls first; their sum is that of both checks' calls."""
-    failed = rows.filter(FAILED_CALL | SKIPPED.fill_null(False)).group_by("error", "status").agg(calls=pl.len())
-    return failed.sort("calls", "error", "status", descending=[True, False, False]).to_dicts()
+    failed = rows.lazy().filter(FAILED_CALL | SKIPPED.fill_null(False)).group_by("error", "status").agg(calls=pl.len())
+    return collect(failed).sort("calls", "error", "status", descending=[True, False, False]).to_dicts()
 
 
-def checks_of_recording(rows: pl.DataFrame) -> list[dict[str, Any]]:
+def checks_of_recording(rows: Rows) -> list[dict[str, Any]]:
     """The checks of a recording: its calls tell their tokens, and the disjoint parts add up to the prompt."""
     parts = pl.sum_horizontal(pl.col(name).fill_null(0) for name in PARTS)
-    told = rows.filter(REPORTED & pl.col("uncached").is_not_null())
-    reported = _share(rows.filter(pl.col("error").is_null()), REPORTED)
+    told = rows.lazy().filter(REPORTED & pl.col("uncached").is_not_null())
+    reported = _share(rows.lazy().filter(pl.col("error").is_null()), REPORTED)
     return [
         _check("cached_tokens_reported", reported, COVERAGE, least=True),
         _check("tokens_add_up", _share(told, parts == pl.col("prompt")), COVERAGE, least=True),
     ]
 
 
-def validity(loaded: Loaded, linked: pl.DataFrame) -> dict[str, Any]:
-    """``valid``, why not (a list of lines), every check, and how time was compressed; linked: rows with_previous."""
-    checks = checks_of_run(loaded, linked) if loaded.kind == "run" else checks_of_recording(loaded.rows)
+def validity(loaded: Loaded, links: Links) -> dict[str, Any]:
+    """``valid``, why not (a list of lines), every check, and how time was compressed."""
+    checks = checks_of_run(loaded, links) if loaded.kind == "run" else checks_of_recording(loaded.scan)
     reasons = [reason(check) for check in checks if check["good"] is False]
     squeezed = compression(loaded)
     return {

@@ -8,9 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
-from keepwarm.reports.frame import load, time_scale
-from keepwarm.reports.losses import compare_recorded, table
-from keepwarm.reports.metrics import with_previous
+from keepwarm.reports.frame import load
+from keepwarm.reports.losses import compare_recorded, links_of, table
 from keepwarm.traces.model import Call, Outcome, Segment
 from keepwarm.traces.store import write_outcomes
 
@@ -51,7 +50,7 @@ def lost(tmp_path: Path, read: int = 100, gap_s: float = 1.0, ttl_s: int | None 
     write_outcomes(str(tmp_path / "outcomes.parquet"), [first, second])
     (tmp_path / "run.json").write_bytes(orjson.dumps(about))
     loaded = load(str(tmp_path))
-    rows = table(with_previous(loaded.rows), time_scale(loaded))
+    rows = table(loaded, links_of(loaded))
     assert len(rows) <= 1
     return rows[0] if rows else {}
 
@@ -116,8 +115,8 @@ def test_a_recordings_own_reason_comes_first_and_is_not_held_against_a_run(tmp_p
     """What the provider said of the recorded call explains the recording, not what a run's endpoint did."""
     row = lost(tmp_path, miss_reason="tools_changed", gap_s=301)
     assert row["cause"] == "ttl"
-    linked = with_previous(load(str(tmp_path)).rows)
-    assert table(linked, provider=True)[0]["cause"] == "provider: tools_changed"
+    recording = load(str(tmp_path))._replace(kind="recording")
+    assert table(recording, links_of(recording))[0]["cause"] == "provider: tools_changed"
 
 
 def test_the_ttl_is_that_of_the_latest_write(tmp_path: Path) -> None:
@@ -138,7 +137,8 @@ def test_the_ttl_is_that_of_the_latest_write(tmp_path: Path) -> None:
         ],
     )
     (tmp_path / "run.json").write_bytes(b"{}")
-    assert [row["cause"] for row in table(with_previous(load(str(tmp_path)).rows))] == ["ttl"]
+    loaded = load(str(tmp_path))
+    assert [row["cause"] for row in table(loaded, links_of(loaded))] == ["ttl"]
 
 
 def beside(recorded: list[dict[str, Any]], measured: list[int], tmp_path: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ TWO_AGENTS = [
 
 def whole(loaded: Loaded) -> dict[str, Any]:
     """The figures of a whole run."""
-    return metrics.whole(loaded, metrics.with_previous(loaded.rows))
+    return metrics.whole(loaded, losses.links_of(loaded))
 
 
 def test_rates_are_token_sums_over_token_sums(tmp_path: Path) -> None:
@@ -285,9 +285,9 @@ def test_real_sessions_have_the_rates_two_other_programs_found(tmp_path: Path) -
 def test_docs_name_every_figure_check_and_cause(tmp_path: Path) -> None:
     """docs/figures.md has in code font every figure, requirement, check and cause of a loss."""
     loaded = run(tmp_path / "r", TWO_AGENTS)
-    linked = metrics.with_previous(loaded.rows)
-    checks = [*checks_of_run(loaded, linked), *checks_of_recording(loaded.rows)]
-    names = {*metrics.FIGURES, *whole(loaded), *(check["check"] for check in checks), *losses.CAUSES, *KINDS}
+    links = losses.links_of(loaded)
+    checks = [*checks_of_run(loaded, links), *checks_of_recording(loaded.rows)]
+    names = {*metrics.AGENTS, *metrics.FIGURES, *whole(loaded), *(check["check"] for check in checks), *losses.CAUSES, *KINDS}
     names |= {*cost(loaded, load_prices())} - {"prices_date", "prices_source"}
     told = set(re.findall(r"`([^`]+)`", DOCS.read_text()))
     assert names - told == set()

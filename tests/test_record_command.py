@@ -76,7 +76,7 @@ def mode(path: Path) -> int:
         (["--upstream", "http://a", "--listen", "[::]:0"], "set --token-env"),
         (["--upstream", "http://a", "--listen", "some.host:0"], "set --token-env"),
         (["--upstream", "http://a", "--token-env", "KEEPWARM_NOTHING"], "expected a token that fits in a URL"),
-        (["--upstream", "http://a", "--ca-file", __file__], "holds no certificates"),
+        (["--upstream", "http://a", "--ca-file", __file__], "expected certificates in PEM form"),
         (["--upstream", "http://a", "--run"], "--run needs a COMMAND"),
         (["--upstream", "http://a", "--run", "/nowhere/agent"], "cannot be run"),
         (["--upstream", "http://a", "--listen", "192.0.2.1:1", "--token-env", "KEEPWARM_TOKEN"], "cannot listen on"),

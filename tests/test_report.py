@@ -13,14 +13,14 @@ import polars as pl
 import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from keepwarm.harness.cli import main
 from keepwarm.reports import latency
 from keepwarm.reports.frame import Loaded, load
-from keepwarm.reports.metrics import with_previous
+from keepwarm.reports.losses import links_of
 from keepwarm.reports.recording import inspect_summary
 from keepwarm.reports.render import table
 from keepwarm.reports.render_trace import render_inspect
@@ -74,14 +74,15 @@ def keepwarm(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
 
 def checked(loaded: Loaded) -> dict[str, Any]:
     """validity of a run, with its checks by name."""
-    found = validity(loaded, with_previous(loaded.rows))
+    found = validity(loaded, links_of(loaded))
     return {**found, "checks": {check["check"]: check for check in found["checks"]}}
 
 
+@example(list(range(1000)))
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=300))
 def test_percentiles_are_nearest_rank(values: list[int]) -> None:
     """A percentile is the value at rank ceil(share * n) of the sorted ones, in exact arithmetic."""
-    found = pl.DataFrame({"ns": values}).select(**latency.STATISTICS).row(0, named=True)
+    found = pl.DataFrame({"ns": values, "len": [1] * len(values)}).select(**latency.STATISTICS).row(0, named=True)
     ranked = sorted(values)
     for name, share in (("p50", "0.5"), ("p90", "0.9"), ("p99", "0.99"), ("p99.9", "0.999")):
         assert found[name] == ranked[ceil(Fraction(share) * len(ranked)) - 1] / 1e9
@@ -123,7 +124,7 @@ def test_the_histogram_log_is_read_by_the_hdr_reader(tmp_path: Path) -> None:
     calls = [outcome(turn, ms) for turn, ms in enumerate(service_ms)]
     calls += [outcome(turn, 5, call={"flow": "background", "agent": "b", "call": f"b{turn}"}) for turn in range(9)]
     loaded = run(tmp_path, calls, clock={"anchor": "2026-11-21T01:00:00+00:00"})
-    path = latency.write_hlog(loaded)
+    path = latency.write_hlog(loaded, latency.counts_of(loaded.scan))
     reader = HistogramLogReader(path, HdrHistogram(1, 2**40, 3))
     found = {}
     while (histogram := reader.get_next_interval_histogram()) is not None:
@@ -143,11 +144,10 @@ def test_the_histogram_log_is_read_by_the_hdr_reader(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 10**16), min_size=1, max_size=50))
 def test_counting_before_recording_changes_no_histogram(values: list[int]) -> None:
     """Values rounded to the histogram's digits fall where recording them one by one puts them."""
-    one_by_one, counted = HdrHistogram(1, latency.LONGEST_US, 3), HdrHistogram(1, latency.LONGEST_US, 3)
+    one_by_one = HdrHistogram(1, latency.LONGEST_US, 3)
     for value in values:
         one_by_one.record_value(max(min(value // 1000, latency.LONGEST_US), 1))
-    for us, count in latency.counted(pl.DataFrame({"ns": values})):
-        counted.record_value(us, count)
+    counted = latency.histogram_of(pl.DataFrame({"ns": values, "len": [1] * len(values)}))
     for percent in (1, 25, 50, 75, 99, 100):
         assert counted.get_value_at_percentile(percent) == one_by_one.get_value_at_percentile(percent)
 

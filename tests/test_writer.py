@@ -10,10 +10,12 @@ from asking import prompts, steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keepwarm.replayers import chat
+from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.endpoint import Piece, Said
 from keepwarm.replayers.http import DIALECTS
 from keepwarm.replayers.tokens import Costs
-from keepwarm.replayers.writer import Writer, body, buffers
+from keepwarm.replayers.writer import Buffer, Writer, body, buffers
 from keepwarm.traces.model import Breakpoint
 
 KINDS = ("lead", "tools", "system", "user", "answer", "answer", "tool_result", "tool_result", "hidden")
@@ -43,13 +45,39 @@ def test_written_on_is_written_anew(dialect: str, made: Any, costs: Costs, marks
         orjson.loads(b"".join(pieces))
 
 
+class _Asked:
+    """Chat, and how many blocks it was asked to write."""
+
+    mark, end = staticmethod(chat.mark), staticmethod(chat.end)
+
+    def __init__(self) -> None:
+        self.blocks = 0
+
+    def fragment(self, before: str, block: Block) -> bytes:
+        """One more."""
+        self.blocks += 1
+        return chat.fragment(before, block)
+
+
 def test_a_grown_prompt_costs_what_is_new() -> None:
-    """All fragments of the prompt before but those of its last run are the very objects that were sent before."""
-    writer, prompt, known = Writer(Costs()), (Piece(1, 9, "system"), Piece(2, 9, "user")), None
-    kept: list[bytes] = []
-    for turn in range(3, 40):
-        prompt = (*prompt, Piece(10 * turn, 9, "answer"), Piece(10 * turn + 1, 9, "tool_result"))
-        known = writer.write(prompt, None, known)
-        sent = buffers(DIALECTS["chat"], b"{}", known)[1:-1]
-        assert all(one is other for one, other in zip(sent, kept[: len(kept) - 2], strict=False))
-        kept = sent
+    """Only new blocks are written, a run that may go on once more where it did; what was sent before is not touched,
+    most of it is one object all the time, and the pieces to send stay few.
+    """
+    writer, shape, known = Writer(Costs()), _Asked(), None
+    prompt = tuple(Piece(-ident, 900, "system") for ident in range(1, 99))
+    asked, largest = [], []
+    sent: list[tuple[list[Buffer], bytes]] = []
+    for turn in range(100):
+        prompt = (*prompt, Piece(2 * turn + 1, 9, "answer"), Piece(2 * turn + 2, 9, "tool_result"))
+        known, before = writer.write(prompt, None, known), shape.blocks
+        pieces = buffers(shape, b"{}", known)
+        asked.append(shape.blocks - before)
+        largest.append(max(map(memoryview, pieces), key=len).obj)
+        sent.append((pieces, b"".join(pieces)))
+    assert asked[1:] == [2] * 99
+    assert all(one is largest[0] for one in largest)
+    assert max(len(pieces) for pieces, _ in sent) < 16
+    assert all(b"".join(pieces) == then for pieces, then in sent)
+    prompt, before = (*prompt, Piece(0, 9, "tool_result")), shape.blocks
+    assert b"".join(buffers(shape, b"{}", writer.write(prompt, None, known)))
+    assert shape.blocks - before == 4

@@ -6,6 +6,7 @@ This is what worker processes do, so it takes and gives plain values.
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from keepwarm.traces.claude_prompts import AgentPrompt
 from keepwarm.traces.columns import Packed, pack
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Call
-from keepwarm.traces.sessions import SessionBuilder, Totals
+from keepwarm.traces.sessions import SessionBuilder
 from keepwarm.traces.steps import Step, Stream
 
 
@@ -35,21 +36,22 @@ def build_sessions(
     tellers: Mapping[str, StreamKey],
     informed: bool,
     flow: str | None,
-) -> tuple[Packed | None, Totals]:
-    """Build some sessions that follow one another in trace order; None for a pack without a call. ``tellers`` names the
-    stream that tells a message, where several hold it.
+) -> tuple[Packed | None, Counter[str]]:
+    """Build some sessions that follow one another in trace order; None for a pack without a call, and what was noticed.
+    ``tellers`` names the stream that tells a message, where several hold it.
     """
     calls: list[Call] = []
-    totals = Totals()
+    noticed: Counter[str] = Counter()
 
     def owns(stream: Stream, step: Step) -> bool:
         teller = tellers.get(step.id)
         return teller is None or teller == stream_key(stream)
 
-    prompts = partial(AgentPrompt, Identity(salt), leads, informed)
+    prompts = partial(AgentPrompt, Identity(salt), leads, informed, noticed)
     for session, start_ns, pickled in sessions:
-        builder = SessionBuilder(session, owns, prompts, flow, "transcript")
+        builder = SessionBuilder(session, owns, prompts, flow, "transcript", noticed)
         built = builder.build(list(map(pickle.loads, pickled)), start_ns)
-        calls += built.calls
-        totals = totals.plus(built.totals)
-    return pack(calls) if calls else None, totals
+        noticed["sessions"] += bool(built)
+        calls += built
+    noticed["new_tokens"] = sum(segment.tokens for call in calls for segment in call.append)
+    return pack(calls) if calls else None, noticed

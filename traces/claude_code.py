@@ -22,7 +22,6 @@ from keepwarm.traces.claude_build import Waiting, build_sessions
 from keepwarm.traces.claude_files import FoldedFile, Heard, LeadKey, StreamKey, fold_file, sources
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.pool import ordered_map
-from keepwarm.traces.sessions import Totals
 from keepwarm.traces.store import TraceWriter
 
 PARALLEL_BYTES = 64 << 20
@@ -50,26 +49,31 @@ class Imported(NamedTuple):
     digest: str
 
 
+NOTICED = set(Imported._fields) - {"files", "calls", "damaged", "digest"}
+"""What is counted on the way."""
+
+
 class _Streams:
-    """What the first pass learns of all files, and their streams, which lie in a file between the two passes."""
+    """What the first pass learns of all files, and their streams, which lie in a file between the two passes.
+    ``tellers`` says of the messages that several streams hold which of them tells each.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._spooled: list[tuple[str, int | None, int, int]] = []
         self._merged: dict[str, str] = {}
-        self._tellers: dict[str, Heard] = {}
-        self._contested: set[str] = set()
+        self._told: dict[str, Heard] = {}
         self._reads: dict[str, tuple[LeadKey, int]] = {}
+        self.tellers: dict[str, StreamKey] = {}
         self.damaged: list[tuple[str, int]] = []
-        self.lines = self.duplicates = 0
+        self.noticed: Counter[str] = Counter()
 
     def take(self, name: str, folded: FoldedFile, strict: bool) -> None:
         """Take in a file, by the name that a user knows it by."""
         if strict and folded.damaged:
             raise InputError(f"{name}: line {folded.damaged[0]} is damaged, expected one JSON object of a known shape")
         self.damaged += [(name, number) for number in folded.damaged]
-        self.lines += folded.lines
-        self.duplicates += folded.repeated
+        self.noticed.update(lines=folded.lines, duplicates=folded.repeated)
         for heard in folded.streams:
             self._add(heard)
 
@@ -79,15 +83,14 @@ class _Streams:
         self._spooled.append((heard.session, heard.first_ns, at, size))
         heard = heard._replace(pickled=b"")
         for message in heard.messages:
-            teller = self._tellers.setdefault(message, heard)
+            teller = self._told.setdefault(message, heard)
             if teller is not heard:
-                self.duplicates += 1
-                self._contested.add(message)
+                self.noticed["duplicates"] += 1
                 origin, copy = sorted((teller, heard), key=lambda one: one.rank)
-                self._tellers[message] = origin
+                self._told[message], self.tellers[message] = origin, origin.stream
                 self._merge(origin.session, copy.session)
         if heard.lead is not None:
-            self._reads.setdefault(heard.messages[0], (heard.lead, heard.first_read))
+            self._reads.setdefault(heard.messages[0], heard.lead)
 
     def _root(self, session: str) -> str:
         while session in self._merged:
@@ -99,10 +102,6 @@ class _Streams:
         origin, copy = self._root(origin), self._root(copy)
         if origin != copy:
             self._merged[copy] = origin
-
-    def tellers(self) -> dict[str, StreamKey]:
-        """The messages that several streams hold, and which of them tells each."""
-        return {message: self._tellers[message].stream for message in self._contested}
 
     def leads(self) -> dict[LeadKey, int]:
         """What first calls read by whom they share a lead with: each group's most common, the smallest of several."""
@@ -156,21 +155,20 @@ def import_claude_code(
         for done, (source, folded) in enumerate(zip(files, mapped(partial(fold_file, salt), files), strict=True), 1):
             streams.take(os.path.relpath(source.path, path if path.is_dir() else path.parent), folded, strict)
             progress(done, len(files))
-        tellers, leads = streams.tellers(), streams.leads()
-        build = partial(build_sessions, salt=salt, leads=leads, tellers=tellers, informed=informed, flow=flow)
+        agreed = partial(build_sessions, salt=salt, leads=streams.leads(), tellers=streams.tellers)
+        build = partial(agreed, informed=informed, flow=flow)
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
-            totals = Totals()
             for packed, counted in mapped(build, _lots(streams.sessions())):
-                totals = totals.plus(counted)
+                streams.noticed.update(counted)
                 if packed is not None:
                     writer.add_packed(packed)
             if not writer.calls:
-                told = f"{streams.lines} lines in {len(files)} files, {len(streams.damaged)} of them damaged"
+                told = f"{streams.noticed['lines']} lines in {len(files)} files, {len(streams.damaged)} of them damaged"
                 raise InputError(f"{path}: holds no call: {told}")
-            notes |= {"recorded_breaks": totals.recorded_breaks, "negative_waits": totals.negative_waits}
-    counts = {"files": len(files), "lines": streams.lines, "calls": writer.calls, "duplicates": streams.duplicates}
-    return Imported(damaged=streams.damaged, digest=writer.digest, **counts, **totals._asdict())
+            notes |= {name: streams.noticed[name] for name in ("recorded_breaks", "negative_waits")}
+    counts = {name: streams.noticed[name] for name in NOTICED}
+    return Imported(files=len(files), calls=writer.calls, damaged=streams.damaged, digest=writer.digest, **counts)
 
 
 def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:

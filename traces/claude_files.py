@@ -7,15 +7,13 @@ files before the first session can be built. This module imports nothing heavy: 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from keepwarm.traces.claude_fields import maybe_string
-from keepwarm.traces.claude_lines import FileFold
+from keepwarm.traces.claude_lines import FileFold, Source
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.steps import Stream
@@ -29,18 +27,9 @@ LeadKey = tuple[str, str, str, str]
 """Project, client version, model, role: those whose system prompt and tools are the same."""
 
 
-class Source(NamedTuple):
-    """A transcript file and what its place says: project, session and agent; the last two None if the lines say."""
-
-    path: Path
-    project: str
-    session: str | None
-    agent: str | None
-
-
 class Heard(NamedTuple):
     """A stream as bytes, and what must be known of it before it is built: its session and its first step's start, its
-    messages, its rank among those that tell the same ones, and what its first call read from cache.
+    messages, its rank among those that tell the same ones, and of whose lead its first call read how much from cache.
     """
 
     stream: StreamKey
@@ -48,8 +37,7 @@ class Heard(NamedTuple):
     first_ns: int | None
     messages: tuple[str, ...]
     rank: tuple[int, bool, int]
-    lead: LeadKey | None
-    first_read: int
+    lead: tuple[LeadKey, int] | None
     pickled: bytes
 
 
@@ -79,12 +67,13 @@ def sources(path: Path) -> list[Source]:
 def _flat_agents(path: Path) -> list[Path]:
     """The sub-agents' files that older clients put beside a session's."""
     named = f'"sessionId":"{path.stem}"'.encode()
-    found = []
-    for file in sorted(path.parent.glob("agent-*.jsonl")):
-        with _opened(file) as lines:
-            if file != path and named in lines.read(HEAD_BYTES).replace(b'": "', b'":"'):
-                found.append(file)
-    return found
+    beside = [file for file in sorted(path.parent.glob("agent-*.jsonl")) if file != path]
+    return [file for file in beside if named in _head(file).replace(b'": "', b'":"')]
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _source(path: Path) -> Source:
@@ -96,25 +85,16 @@ def _source(path: Path) -> Source:
     return Source(path, path.parent.name, None if agent else path.stem, agent)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 def fold_file(salt: bytes, source: Source) -> FoldedFile:
     """Read and fold one file."""
     identity = Identity(salt)
-    fold = FileFold(identity, str(source.path), source.project, source.session, source.agent)
-    with _opened(source.path) as file:
+    fold = FileFold(identity, source)
+    with source.path.open("rb") as file:
         fold.take(file)
     if source.agent is not None:
         _add_meta(source, fold, identity)
     streams = [_heard(stream) for stream in fold.streams.values()]
-    return FoldedFile(fold.lines, fold.damaged, fold.repeated, streams)
+    return FoldedFile(fold.lines, fold.damaged, len(fold.repeated), streams)
 
 
 def _add_meta(source: Source, fold: FileFold, identity: Identity) -> None:
@@ -141,9 +121,9 @@ def _heard(stream: Stream) -> Heard:
     rank = 0 if stream.role == "main" else 1 + stream.source, stream.copied, stream.last_ns
     messages = tuple(step.id for step in stream.steps)
     first = stream.steps[0] if stream.steps else None
-    lead, read = None, 0
+    lead = None
     if first is not None and first.usage is not None and first.usage.cache_read:
-        lead, read = (stream.project, first.version, first.model, stream.role), first.usage.cache_read
+        lead = (stream.project, first.version, first.model, stream.role), first.usage.cache_read
     first_ns = first.start_ns if first is not None else None
     pickled = pickle.dumps(stream, protocol=pickle.HIGHEST_PROTOCOL)
-    return Heard(stream_key(stream), stream.session, first_ns, messages, rank, lead, read, pickled)
+    return Heard(stream_key(stream), stream.session, first_ns, messages, rank, lead, pickled)

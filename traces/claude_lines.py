@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -29,24 +30,30 @@ def role_of(agent: str | None) -> str:
     return "compaction" if agent.startswith("acompact") else "subagent"
 
 
-class FileFold:
-    """Folds the lines of one file. ``session`` is what the file's place says; None lets its lines say it."""
+class Source(NamedTuple):
+    """A transcript file and what its place says: project, session and agent; the last two None if the lines say."""
 
-    def __init__(self, identity: Identity, place: str, project: str, session: str | None, agent: str | None) -> None:
+    path: Path
+    project: str
+    session: str | None
+    agent: str | None
+
+
+class FileFold:
+    """Folds the lines of one file; ``repeated`` are messages that stand in it once more."""
+
+    def __init__(self, identity: Identity, source: Source) -> None:
         self._identity = identity
         self._name = identity.name
         self._hash: Callable[[bytes], int] = identity.hash
-        self._place = place
-        self._project = project
-        self._session = session
-        self._agent = agent
-        self._told = session or ""
+        self._source = source
+        self._told = source.session or ""
         self.streams: dict[tuple[int, str | None], Stream] = {}
         self._own: Stream | None = None
         self._queued_ns = 0
         self._roots: dict[str, str] = {}
         self._seen: set[str] = set()
-        self._repeated: set[str] = set()
+        self.repeated: set[str] = set()
         self._steps: dict[tuple[int, str, str], Step] = {}
         self._usage_seen: dict[str, Any] | None = None
         self.damaged: list[int] = []
@@ -83,8 +90,8 @@ class FileFold:
 
     def _own_stream(self, line: dict[str, Any]) -> Stream:
         """The stream a line of this file's own belongs to; inline sidechains are told apart by their root line."""
-        if self._agent is not None or not line.get("isSidechain"):
-            return self._own or self._stream(line, OWN_FILE, self._agent)
+        if self._source.agent is not None or not line.get("isSidechain"):
+            return self._own or self._stream(line, OWN_FILE, self._source.agent)
         uuid = string(line["uuid"])
         root = maybe_string(line.get("agentId")) or self._roots.get(line.get("parentUuid") or "", uuid)
         self._roots[uuid] = root
@@ -94,10 +101,11 @@ class FileFold:
         key = (source, agent)
         stream = self.streams.get(key)
         if stream is None:
-            told = self._session or string(line["sessionId"])
+            file = self._source
+            told = file.session or string(line["sessionId"])
             session, name = self._name("session", told), self._name("agent", told, agent or "")
             flow = flow_of(maybe_string(line.get("entrypoint")))
-            stream = Stream(self._place, self._project, session, name, role_of(agent), source, flow=flow)
+            stream = Stream(str(file.path), file.project, session, name, role_of(agent), source, flow=flow)
             self._told = told
             self.streams[key] = stream
             if source == OWN_FILE:
@@ -110,7 +118,7 @@ class FileFold:
         if uuid is not None:
             if uuid in self._seen:
                 if kind == "assistant":  # history that a client wrote once more
-                    self._repeated.add(string(line["message"]["id"]))
+                    self.repeated.add(string(line["message"]["id"]))
                 return
             self._seen.add(uuid)
         if not stream.last_ns:
@@ -123,11 +131,6 @@ class FileFold:
                 stream.ended = None
             stream.inputs.extend(inputs)
         stream.last_ns = max(stream.last_ns, at_ns)
-
-    @property
-    def repeated(self) -> int:
-        """How many messages stand in the file once more."""
-        return len(self._repeated)
 
     def _answer(self, stream: Stream, line: dict[str, Any], outer: dict[str, Any], at_ns: int) -> None:
         message = line["message"]

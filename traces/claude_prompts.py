@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from keepwarm.traces.claude_files import LeadKey
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Breakpoint, Segment
-from keepwarm.traces.steps import Step, Stream, Usage
-from keepwarm.traces.thread import Block, Growth, Thread
-from keepwarm.traces.turns import SECOND, Prompt, Turn
+from keepwarm.traces.steps import SECOND, Prompt, Step, Stream, Turn, Usage
+from keepwarm.traces.thread import Block, Growth, Held, Thread
 
 TTL_5M, TTL_1H = 300, 3600
 BREAK_TOKENS = 1024
@@ -21,12 +21,13 @@ Grown = tuple[Growth, str | None, str | None]
 
 class AgentPrompt(Thread):
     """One agent's prompt as it grows. ``leads`` gives the size of each group's shared lead. In an ``informed`` import
-    prefix breaks are taken from what was read; ``breaks`` counts them.
+    prefix breaks are taken from what was read; ``noticed`` counts them, as ``recorded_breaks``.
     """
 
-    def __init__(self, identity: Identity, leads: Mapping[LeadKey, int], informed: bool, stream: Stream) -> None:
-        super().__init__(self._unlike)
-        self.breaks = 0
+    def __init__(
+        self, identity: Identity, leads: Mapping[LeadKey, int], informed: bool, noticed: Counter[str], stream: Stream
+    ) -> None:
+        super().__init__(self._unlike, noticed)
         self._identity = identity
         self._leads = leads
         self._informed = informed
@@ -52,16 +53,17 @@ class AgentPrompt(Thread):
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's turns left its prompt."""
         assert isinstance(origin, AgentPrompt)
-        self.go_on([turn.growth for turn in turns], origin.lead)
         self._last = turns[-1]
         for turn in turns:
+            self._grown(turn.keep, [Held(segment) for segment in turn.append])
             self._mark(turn.step.usage)
+        self.lead = min(origin.lead, self.tokens)
 
     def next(self, step: Step, start_ns: int, end_ns: int) -> Turn:
         """The turn that a step is."""
         growth, parent, change = self._grow(step, start_ns)
         marks = self._mark(step.usage)
-        turn = self._last = Turn(step, start_ns, end_ns, growth, parent, change, marks)
+        turn = self._last = Turn(step, start_ns, end_ns, *growth, parent, change, marks)
         self._seen[step.model] = step.id, self.tokens, self._resets
         return turn
 
@@ -104,7 +106,7 @@ class AgentPrompt(Thread):
         readable = min(left.prompt - left.uncached, now.prompt)
         if start_ns - last.end_ns > self._ttl_s * SECOND or now.cache_read >= readable - BREAK_TOKENS:
             return None
-        self.breaks += 1
+        self.noticed["recorded_breaks"] += 1
         return now.cache_read
 
     def _answer(self, last: Turn) -> Block:

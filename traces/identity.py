@@ -15,26 +15,13 @@ from typing import Any
 import orjson
 
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.shipped import shipped
 
 SALT_BYTES = 32
 
-_TOOLS = """
-    Agent AskUserQuestion Bash BashOutput Edit EnterPlanMode EnterWorktree ExitPlanMode ExitWorktree Glob Grep
-    KillShell KillBash LS ListMcpResourcesTool LSP Monitor MultiEdit NotebookEdit NotebookRead Read ReadMcpResourceTool
-    SendMessage Skill SlashCommand StructuredOutput Task TaskCreate TaskGet TaskList TaskOutput TaskStop TaskUpdate
-    TeamCreate TeamDelete TodoRead TodoWrite ToolSearch WebFetch WebSearch Write
-    apply_patch close_agent exec_command followup_task local_shell resume_agent send_input shell shell_command
-    spawn_agent update_plan view_image wait_agent web_search write_stdin
-    bash edit glob grep list patch read task todoread todowrite webfetch write
-"""
-TOOL_NAMES = frozenset(_TOOLS.split())
-"""Tools that coding agents ship with; any other name is told only as a pseudonym."""
-
-_AGENT_TYPES = """
-    explore plan general-purpose code-reviewer bash statusline-setup output-style-setup claude-code-guide
-"""
-AGENT_TYPES = frozenset(_AGENT_TYPES.split())
-
+_NAMES = shipped("keepwarm.traces", "names.toml")
+TOOL_NAMES = frozenset(_NAMES["tools"].split())
+AGENT_TYPES = frozenset(_NAMES["agent_types"].split())
 
 _MODEL = re.compile(r"[a-zA-Z][\w.\-]{0,63}")
 _MODEL_AFFIXES = re.compile(r"^([a-z]{2,6}\.)?(anthropic|amazon|meta|openai|mistral)\.|-v\d+(:\d+)?$|\[\w+\]$")
@@ -45,7 +32,6 @@ class Identity:
 
     def __init__(self, salt: bytes) -> None:
         self._keyed = blake2b(key=salt, digest_size=8)
-        self._models: dict[str, str] = {}
 
     def _digest(self, data: bytes) -> bytes:
         state = self._keyed.copy()
@@ -70,12 +56,6 @@ class Identity:
         """A model's bare id, without the cloud's address, region, vendor and revision around it; a pseudonym where what
         is left could tell whose it is.
         """
-        known = self._models.get(name)
-        if known is None:
-            known = self._models[name] = self._bare_model(name)
-        return known
-
-    def _bare_model(self, name: str) -> str:
         last = name.rsplit("/", 1)[-1].replace("@", "-")
         bare = _MODEL_AFFIXES.sub("", last)
         known = not {"/", "@"} & set(name) or "claude" in last
@@ -127,8 +107,6 @@ def salt_from_file(path: Path) -> bytes:
             return salt
     except FileExistsError:
         salt = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot make a salt file: {error.strerror}") from error
     if len(salt) != SALT_BYTES:
         raise InputError(f"{path}: not a salt file: {len(salt)} bytes, expected {SALT_BYTES}")
     return salt

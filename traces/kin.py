@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,74 +19,60 @@ class Fork(NamedTuple):
 class Kin:
     """The relations of a session's streams.
 
-    ``results`` are tool results by tool use; ``spawned`` the agent that a tool use started; ``sent`` the messages that
-    sent a finished agent on, as (message that asked for it, when); ``forks`` the copied history that an agent begins
-    with.
+    ``results`` are tool results by tool use; ``spawned`` the agent that a tool use started, ``spawns`` the message and
+    the tool use in it that started an agent; ``sent`` the messages that sent a finished agent on, as (message that
+    asked for it, when); ``forks`` the copied history that an agent begins with.
     """
 
     def __init__(self, streams: Sequence[Stream], owned: Sequence[tuple[Stream, Step]]) -> None:
-        self.results: dict[str, Input] = {}
-        self.spawned: dict[str, str] = {}
-        self.forks: dict[str, Fork] = {}
-        self.sent: dict[str, list[tuple[str, int]]] = {}
-        self._asked: dict[str, tuple[str, Asked]] = {}
-        self._types: dict[str, str | None] = {}
-        uses: dict[str, str] = {}
-        for stream in streams:
-            self.results = {i.tool_use: i for i in _inputs(stream) if i.tool_use} | self.results
-            for step in stream.steps:
-                uses |= {asked.id: step.id for asked in step.tools}
-                spawning = (use for use in step.tools if use.name in SPAWN_TOOLS or use.prompt_hash is not None)
-                self._asked |= {asked.id: (step.id, asked) for asked in spawning}
-            self._types[stream.agent] = stream.agent_type
-        for stream in streams:
-            self._find_sent(stream, uses)
+        given = [one for stream in streams for one in _inputs(stream)]
+        asked = {use.id: (step.id, use) for stream in streams for step in stream.steps for use in step.tools}
+        spawning = {use: told for use, told in asked.items() if _spawns(told[1])}
+        self.results = {one.tool_use: one for one in reversed(given) if one.tool_use}
+        self.sent: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for one in given:
+            if one.resumed and one.agent and one.tool_use in asked:
+                self.sent[one.agent].append((asked[one.tool_use][0], one.at_ns))
         tellers = {step.id: stream for stream, step in owned}
-        for stream in streams:
-            self._find_fork(stream, tellers)
-        self._find_spawns(streams)
+        self.forks = {stream.agent: fork for stream in streams if (fork := _fork(stream, tellers))}
+        self.spawned = self._spawned(streams, spawning)
+        self.spawns = {agent: spawning[use] for use, agent in self.spawned.items() if use in spawning}
+        self._types = {stream.agent: stream.agent_type for stream in streams}
 
     def type_of(self, agent: str) -> str | None:
         """A sub-agent's type: as its own lines tell it, else as it was asked for."""
-        spawn = self.spawn_of(agent)
+        spawn = self.spawns.get(agent)
         return self._types.get(agent) or (spawn[1].agent_type if spawn else None)
 
-    def spawn_of(self, agent: str) -> tuple[str, Asked] | None:
-        """The message and the tool use in it that started an agent, if the logs tell."""
-        use = next((use for use, started in self.spawned.items() if started == agent), None)
-        return self._asked.get(use) if use is not None else None
-
-    def _find_fork(self, stream: Stream, tellers: Mapping[str, Stream]) -> None:
-        """Note where the stream's own steps leave those that it has only copies of."""
-        last: tuple[Stream, str] | None = None
-        for step in stream.steps:
-            teller = tellers.get(step.id)
-            if teller is stream:
-                break
-            last = (teller, step.id) if teller is not None else last
-        if last is not None and last[0].agent != stream.agent:
-            self.forks[stream.agent] = Fork(last[1], last[0].steps[-1].id != last[1])
-
-    def _find_sent(self, stream: Stream, uses: Mapping[str, str]) -> None:
-        for given in _inputs(stream):
-            if given.resumed and given.agent and given.tool_use is not None and given.tool_use in uses:
-                self.sent.setdefault(given.agent, []).append((uses[given.tool_use], given.at_ns))
-
-    def _find_spawns(self, streams: Sequence[Stream]) -> None:
-        """Find the tool use that started each sub-agent: told beside its lines, by its result, or by its prompt."""
-        told = {i.agent: use for use, i in self.results.items() if i.agent and not i.resumed and use in self._asked}
+    def _spawned(self, streams: Sequence[Stream], spawning: Mapping[str, tuple[str, Asked]]) -> dict[str, str]:
+        """The agent that each tool use started: told beside the agent's lines, by the result, or by the prompt."""
+        told = {i.agent: use for use, i in self.results.items() if i.agent and not i.resumed and use in spawning}
+        spawned: dict[str, str] = {}
         for stream in streams:
             if stream.role != "main":
-                use = stream.spawn_tool or told.get(stream.agent) or self._spawn_by_prompt(stream)
+                first = {given.hash for given in stream.steps[0].inputs} if stream.steps else set()
+                alike = (use for use, (_, one) in spawning.items() if one.prompt_hash in first and use not in spawned)
+                use = stream.spawn_tool or told.get(stream.agent) or next(alike, None)
                 if use is not None:
-                    self.spawned.setdefault(use, stream.agent)
+                    spawned.setdefault(use, stream.agent)
+        return spawned
 
-    def _spawn_by_prompt(self, stream: Stream) -> str | None:
-        first = {given.hash for given in stream.steps[0].inputs} if stream.steps else set()
-        for use, (_, asked) in self._asked.items():
-            if asked.prompt_hash in first and use not in self.spawned:
-                return use
+
+def _spawns(asked: Asked) -> bool:
+    return asked.name in SPAWN_TOOLS or asked.prompt_hash is not None
+
+
+def _fork(stream: Stream, tellers: Mapping[str, Stream]) -> Fork | None:
+    """Where the stream's own steps leave those that it has only copies of."""
+    last: tuple[Stream, str] | None = None
+    for step in stream.steps:
+        teller = tellers.get(step.id)
+        if teller is stream:
+            break
+        last = (teller, step.id) if teller is not None else last
+    if last is None or last[0].agent == stream.agent:
         return None
+    return Fork(last[1], last[0].steps[-1].id != last[1])
 
 
 def _inputs(stream: Stream) -> list[Input]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from keepwarm.traces.breaks import common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Attempt
 from keepwarm.traces.recorded_prompts import RecordedPrompt
-from keepwarm.traces.records import AnswerRecord, RequestRecord, journal_salt, read_records
+from keepwarm.traces.records import AnswerRecord, RequestRecord, journal_salt, read_records, whole
 from keepwarm.traces.sessions import SessionBuilder
 from keepwarm.traces.steps import OWN_FILE, Asked, Input, Piece, Step, Stream, Wire
 from keepwarm.traces.store import TraceWriter
@@ -29,13 +29,6 @@ class Closed(NamedTuple):
     unanswered: int
 
 
-class _Asked(NamedTuple):
-    """A request and its whole prompt."""
-
-    record: RequestRecord
-    pieces: list[Piece]
-
-
 class _Agent:
     """An agent's requests as they become steps. A failed try waits for the next, which may be the same again. ``uses``
     are new names of tool uses whose names had been used before.
@@ -46,34 +39,29 @@ class _Agent:
         self.summary = False
         self.uses: dict[str, str] = {}
         self._identity = identity
-        self._pieces: list[Piece] = []
-        self._failed: list[tuple[_Asked, AnswerRecord]] = []
+        self._failed: list[tuple[RequestRecord, AnswerRecord]] = []
 
-    def take(self, asked: _Asked, answer: AnswerRecord) -> None:
+    def take(self, record: RequestRecord, answer: AnswerRecord) -> None:
         """The next of its requests, in the order in which they came in."""
-        if self._failed and not _again(self._failed[-1][0], asked):
+        if self._failed and not _again(self._failed[-1][0].rest, record.rest):
             self.give_up()
-        self._failed.append((asked, answer))
+        self._failed.append((record, answer))
         if answer.error not in RETRIED:
             self.give_up()
 
     def give_up(self) -> None:
         """There will be no other try: what there is becomes a step."""
-        if not self._failed:
-            return
-        tries, self._failed = self._failed, []
-        asked, answer = tries[-1]
-        self.stream.steps.append(self._step(asked, answer, tries))
-        self.stream.ended = False if answer.error else None
-        self._pieces = asked.pieces
-        self.summary = False
+        if self._failed:
+            self.stream.steps.append(self._step(self._failed))
+            self.stream.ended = False if self._failed[-1][1].error else None
+            self._failed, self.summary = [], False
 
-    def _step(self, asked: _Asked, answer: AnswerRecord, tries: list[tuple[_Asked, AnswerRecord]]) -> Step:
+    def _step(self, tries: list[tuple[RequestRecord, AnswerRecord]]) -> Step:
         """The step that a request became, with all that was tried of it."""
-        record = asked.record
-        known = {piece.hash for piece in self._pieces} if self.summary else ()
-        attempts = [Attempt(one.record.at_ns, told.end_ns, told.status, told.error) for one, told in tries]
-        wire = Wire(record, answer, asked.pieces, tuple(attempts) if len(attempts) > 1 else ())
+        record, answer = tries[-1]
+        last = self.stream.steps[-1].wire if self.summary and self.stream.steps else None
+        known = {piece.hash for piece in last.request.rest} if last else ()
+        attempts = [Attempt(one.at_ns, told.end_ns, told.status, told.error) for one, told in tries]
         return Step(
             id=answer.call or self._identity.name("call", self.stream.agent, str(record.number), str(record.at_ns)),
             model=record.model,
@@ -89,13 +77,13 @@ class _Agent:
             miss_reason=answer.miss_reason,
             weight=sum(piece.weight for piece in answer.said),
             tools=list(answer.tools),
-            wire=wire,
+            wire=Wire(record, answer, tuple(attempts) if len(attempts) > 1 else ()),
         )
 
 
-def _again(before: _Asked, asked: _Asked) -> bool:
-    """Whether a request is the same as one that failed."""
-    return len(before.pieces) == len(asked.pieces) == common(before.pieces, asked.pieces)
+def _again(before: list[Piece], pieces: list[Piece]) -> bool:
+    """Whether a prompt is the same as one that failed."""
+    return len(before) == len(pieces) == common(before, pieces)
 
 
 class _Fold:
@@ -103,7 +91,6 @@ class _Fold:
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
-        self._prompts: dict[int, list[Piece]] = {}
         self._answers: dict[int, AnswerRecord] = {}
         self._uses: dict[str, Asked] = {}
         self._calls: set[str | None] = set()
@@ -125,11 +112,10 @@ class _Fold:
         """An answer with ids that no other has, nor its tool uses: some servers count anew in each answer."""
         call = None if record.call in self._calls else record.call
         self._calls.add(record.call)
-        number = str(record.number)
-        again = {asked.id: self._identity.name("use", asked.id, number) for asked in record.tools}
-        again = {known: name for known, name in again.items() if known in self._uses}
-        if again:
-            self._renamed[record.number] = again
+        known = (asked.id for asked in record.tools if asked.id in self._uses)
+        again = self._renamed[record.number] = {
+            use: self._identity.name("use", use, str(record.number)) for use in known
+        }
         tools = tuple(asked._replace(id=again.get(asked.id, asked.id)) for asked in record.tools)
         return record._replace(call=call, tools=tools)
 
@@ -138,29 +124,23 @@ class _Fold:
         unanswered = 0
         for record in records:
             if isinstance(record, RequestRecord):
-                origin = self._prompts.get(record.origin, []) if record.origin is not None else []
-                pieces = self._prompts[record.thread] = [*origin[: record.keep], *record.rest]
                 answer = self._answers.pop(record.number, None)
-                unanswered += answer is None
-                if answer is not None:
-                    self._add(_Asked(record, pieces), answer)
-        for agents in self.sessions.values():
-            for agent in agents.values():
-                agent.give_up()
+                if answer is None:
+                    unanswered += 1
+                else:
+                    self._add(record, answer)
         return unanswered
 
-    def _add(self, asked: _Asked, answer: AnswerRecord) -> None:
-        record = asked.record
+    def _add(self, record: RequestRecord, answer: AnswerRecord) -> None:
         agents = self.sessions[record.session]
         agent = agents.get(record.agent)
         if agent is None:
-            stream = Stream("", "", record.session, record.agent, record.role, OWN_FILE, parent=record.parent)
-            stream.flow = record.flow
+            whose = record.session, record.agent, record.role
+            stream = Stream("", "", *whose, OWN_FILE, record.parent, flow=record.flow)
             agent = agents[record.agent] = _Agent(self._identity, stream)
         given = (one._replace(tool_use=agent.uses.get(one.tool_use or "", one.tool_use)) for one in record.inputs)
-        record = record._replace(inputs=[self._told(one) for one in given])
+        agent.take(record._replace(inputs=[self._told(one) for one in given]), answer)
         agent.uses |= self._renamed.get(record.number, {})
-        agent.take(_Asked(record, asked.pieces), answer)
         compacted = agents.get(record.parent or "") if record.role == "compaction" else None
         if compacted is not None and answer.error is None:
             compacted.give_up()
@@ -176,15 +156,17 @@ class _Fold:
             return given._replace(agent=asked.to, resumed=True)
         return given._replace(launched=True) if asked.behind else given
 
-    def streams(self) -> Iterator[tuple[int, str, list[Stream]]]:
+    def streams(self) -> list[tuple[int, str, list[Stream]]]:
         """Each session's start, name and streams, in trace order."""
         found = []
         for session, agents in self.sessions.items():
+            for agent in agents.values():
+                agent.give_up()
             streams = [agent.stream for agent in agents.values() if agent.stream.steps]
             if streams:
                 _promote(streams)
                 found.append((min(stream.steps[0].start_ns for stream in streams), session, streams))
-        yield from sorted(found, key=lambda item: item[:2])
+        return sorted(found, key=lambda item: item[:2])
 
 
 def _promote(streams: list[Stream]) -> None:
@@ -198,16 +180,15 @@ def close_journal(journal: Path, out: str, *, version: str, flow: str | None = N
     """Write the trace of a journal's records; the journal stays."""
     identity = Identity(journal_salt(journal))
     fold = _Fold(identity)
-    fold.answers(read_records(journal))
-    unanswered = fold.requests(read_records(journal))
+    records = list(whole(read_records(journal)))
+    fold.answers(records)
+    unanswered = fold.requests(records)
+    sessions = fold.streams()
     prompts = partial(RecordedPrompt, identity, {})
     notes = {"prefix_breaks": None}
     with TraceWriter(out, producer="record", version=version, tokens="reported", notes=notes) as writer:
-        sessions, first_ns = 0, None
-        for start_ns, session, streams in fold.streams():
-            first_ns = start_ns if first_ns is None else first_ns
+        for start_ns, session, streams in sessions:
             builder = SessionBuilder(session, lambda *_: True, prompts, flow, "proxy")
-            for call in builder.build(streams, start_ns - first_ns).calls:
+            for call in builder.build(streams, start_ns - sessions[0][0]):
                 writer.add(call)
-            sessions += 1
-    return Closed(sessions, writer.calls, unanswered)
+    return Closed(len(sessions), writer.calls, unanswered)

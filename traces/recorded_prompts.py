@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from keepwarm.traces.breaks import change, common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Breakpoint, PrefixBreak, Segment
-from keepwarm.traces.steps import Piece, Step, Stream, Wire
-from keepwarm.traces.thread import Block, Growth, Held, filled, trimmed
-from keepwarm.traces.turns import Prompt, Turn
+from keepwarm.traces.steps import Piece, Prompt, Step, Stream, Turn, Wire
+from keepwarm.traces.thread import Block, Growth, filled
 
 SHARED = ("tools", "system", "user")
 """Kinds whose size, once told by a call's account, is the same wherever they stand: so that prompts share them."""
@@ -22,7 +22,7 @@ class _Seen(NamedTuple):
     call: str
     model: str
     pieces: Sequence[Piece]
-    held: Sequence[Held]
+    sizes: Sequence[int]
 
 
 class RecordedPrompt:
@@ -38,7 +38,6 @@ class RecordedPrompt:
         self._seen: dict[str, _Seen] = {}
         self._answers: dict[int, tuple[int, str]] = {}
         self.given: dict[str, int] = {}
-        self.breaks = self.hidden = self.scaled = 0
 
     def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
         """Go on from where another agent's last turn left its prompt."""
@@ -49,48 +48,48 @@ class RecordedPrompt:
         """The turn that a step is."""
         wire = step.wire
         assert wire is not None
+        pieces = wire.request.rest
         parent, switched = self._parent(step)
-        at = common(parent.pieces, wire.pieces) if parent else 0
-        growth, held = self._grown(step, parent.held[:at] if parent else [], wire.pieces[at:])
-        broke = _broken(parent, wire.pieces, at, growth.keep) if parent and not switched else None
+        at = common(parent.pieces, pieces) if parent else 0
+        growth, sizes = self._grown(step, parent.sizes[:at] if parent else [], pieces[at:])
+        broke = _broken(parent, pieces, at, growth.keep) if parent and not switched else None
         cause = "model_switch" if switched else _cause(step, broke)
         self._tell_answer(step, wire)
-        marks = _marks(step, wire, held)
+        marks = _marks(step, wire, sizes)
         model = step.model or (self._last.model if self._last else "")
-        self._last = self._seen[model] = _Seen(step.id, model, wire.pieces, held)
-        results = [one.segment.tokens for one in held[at:] if one.segment.kind == "tool_result"]
+        self._last = self._seen[model] = _Seen(step.id, model, pieces, sizes)
+        results = [sizes[i] for i in range(at, len(pieces)) if pieces[i].kind == "tool_result"]
         uses = [given.tool_use for given in step.inputs if given.tool_use is not None]
         self.given |= dict(zip(uses, results, strict=False))
-        return Turn(step, start_ns, end_ns, growth, parent.call if parent else None, cause, marks, broke)
+        return Turn(step, start_ns, end_ns, *growth, parent.call if parent else None, cause, marks, broke)
 
     def _parent(self, step: Step) -> tuple[_Seen | None, bool]:
         """The call whose prompt this one grows from, and whether that is not the last one, but one of another model."""
         last = self._last
         if last is None or last.model == step.model or not step.model:  # a request that could not be read tells none
             return last, False
-        return self._seen.get(step.model, last._replace(pieces=[], held=[])), True
+        return self._seen.get(step.model, last._replace(pieces=[], sizes=[])), True
 
-    def _grown(self, step: Step, kept: Sequence[Held], new: Sequence[Piece]) -> tuple[Growth, list[Held]]:
-        """How the prompt came about, and what it holds then."""
-        keep = sum(one.segment.tokens for one in kept)
+    def _grown(self, step: Step, kept: Sequence[int], new: Sequence[Piece]) -> tuple[Growth, list[int]]:
+        """How the prompt came about, and the size of each piece in it."""
         blocks = [self._block(step.model, piece) for piece in new]
-        size = step.usage.prompt if step.usage else keep + sum(round(block.weight) for block in blocks)
-        keep = min(keep, size)
-        sizes = filled(size - keep, blocks)
-        held = [
-            Held(Segment(block.hash, tokens, block.kind, block.answer_of, piece.text))
-            for piece, block, tokens in zip(new, blocks, sizes, strict=True)
+        size = step.usage.prompt if step.usage else sum(kept) + sum(round(block.weight) for block in blocks)
+        keep = min(sum(kept), size)
+        left = [
+            max(0, min(tokens, keep - before))
+            for tokens, before in zip(kept, accumulate(kept, initial=0), strict=False)
         ]
-        for piece, tokens in zip(new, sizes, strict=True):
+        sizes = filled(size - keep, blocks)
+        append = []
+        for piece, block, tokens in zip(new, blocks, sizes, strict=True):
             if piece.kind in SHARED and step.usage:
                 self._sizes.setdefault((step.model, piece.hash), tokens)
-        append = [one.segment for one in held if one.segment.tokens]
+            if tokens:
+                append.append(Segment(block.hash, tokens, block.kind, block.answer_of, piece.text))
         surplus = size - keep - sum(sizes)
         if surplus:
             append.append(Segment(self._identity.hash(f"hidden\0{step.id}".encode()), surplus, "hidden"))
-        self.hidden += surplus
-        self.scaled += max(0, sum(round(block.weight) for block in blocks if block.exact) - (size - keep))
-        return Growth(keep, tuple(append)), trimmed(kept, keep) + held
+        return Growth(keep, tuple(append)), left + sizes
 
     def _block(self, model: str, piece: Piece) -> Block:
         """A piece with what is known of its size."""
@@ -113,8 +112,8 @@ def _broken(before: _Seen, pieces: Sequence[Piece], at: int, keep: int) -> Prefi
     if at >= len(before.pieces):
         return None
     how = change(before.pieces, pieces, at)
-    was = before.held[at].segment
-    return PrefixBreak(keep, at, pieces[at].kind if how == "added" else was.kind, was.tokens, how)
+    kind = (pieces if how == "added" else before.pieces)[at].kind
+    return PrefixBreak(keep, at, kind, before.sizes[at], how)
 
 
 def _cause(step: Step, broke: PrefixBreak | None) -> str | None:
@@ -124,14 +123,13 @@ def _cause(step: Step, broke: PrefixBreak | None) -> str | None:
     return step.reset or ("microcompaction" if broke.change == "cleared" else None)
 
 
-def _marks(step: Step, wire: Wire, held: Sequence[Held]) -> tuple[Breakpoint, ...]:
+def _marks(step: Step, wire: Wire, sizes: Sequence[int]) -> tuple[Breakpoint, ...]:
     """The cache marks in tokens. None lies past what the provider counted as cacheable."""
     most = None
     if step.usage and step.usage.read_told and step.usage.uncached < step.usage.prompt:
         most = step.usage.prompt - step.usage.uncached
     marks: dict[int, int] = {}
     for pieces, ttl_s in wire.request.marks:
-        at = sum(one.segment.tokens for one in held[:pieces])
-        at = at if most is None else min(at, most)
+        at = sum(sizes[:pieces]) if most is None else min(sum(sizes[:pieces]), most)
         marks[at] = max(ttl_s, marks.get(at, 0))
     return tuple(Breakpoint(at, ttl_s) for at, ttl_s in sorted(marks.items()) if at)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,10 +70,8 @@ class AnswerRecord(NamedTuple):
     tools: tuple[Asked, ...] = ()
 
 
-_PARTS: dict[str, dict[str, Any]] = {
-    "q": {"rest": Piece, "inputs": Input, "hints": Hints},
-    "a": {"usage": Usage, "said": Piece, "tools": Asked},
-}
+_PARTS = {"rest": Piece, "inputs": Input, "hints": Hints, "usage": Usage, "said": Piece, "tools": Asked}
+"""What the values are that are lists of their fields, or lists of such."""
 _RECORDS: dict[str, Any] = {"q": RequestRecord, "a": AnswerRecord}
 
 
@@ -90,8 +88,6 @@ class RecordJournal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{path}: another recorder is writing it") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         self.salt = salt
         self.found: list[RequestRecord | AnswerRecord] = []
         if os.fstat(self._file).st_size:
@@ -101,9 +97,9 @@ class RecordJournal:
         else:
             try:
                 self._append({"keepwarm.journal": JOURNAL_VERSION, "salt": salt.hex()})
-            except OSError as error:
+            except OSError:
                 path.unlink()
-                raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+                raise
 
     def add(self, record: RequestRecord | AnswerRecord) -> None:
         """Append a record. OSError where the disk refuses it; the journal is then as it was."""
@@ -114,7 +110,7 @@ class RecordJournal:
         written = os.write(self._file, line)
         if written < len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device", str(self.path))
 
     def close(self) -> None:
         """Let others have it."""
@@ -127,8 +123,6 @@ def journal_salt(path: Path) -> bytes:
         with path.open("rb") as file:
             head = orjson.loads(file.readline())
         version, salt = head["keepwarm.journal"], bytes.fromhex(head["salt"])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: line 1 is not the head of a recorder's journal") from error
     if version != JOURNAL_VERSION or len(salt) != SALT_BYTES:
@@ -150,14 +144,20 @@ def read_records(path: Path) -> Iterator[RequestRecord | AnswerRecord]:
                 raise InputError(f"{path}: line {number} is damaged, expected a recorder's record") from error
 
 
+def whole(records: Iterable[RequestRecord | AnswerRecord]) -> Iterator[RequestRecord | AnswerRecord]:
+    """The records, each request's ``rest`` its whole prompt."""
+    prompts: dict[int | None, list[Piece]] = {}
+    for record in records:
+        if isinstance(record, RequestRecord):
+            pieces = prompts[record.thread] = [*prompts.get(record.origin, [])[: record.keep], *record.rest]
+            record = record._replace(keep=0, rest=pieces)
+        yield record
+
+
 def _record(kind: str, values: list[Any]) -> RequestRecord | AnswerRecord:
-    record = _RECORDS[kind](*values)
-    parts: dict[str, Any] = {}
-    for name, make in _PARTS[kind].items():
-        told = getattr(record, name)
-        if told and isinstance(told[0], list):
-            parts[name] = type(told)(make(*item) for item in told)
-        elif told:
-            parts[name] = make(*told)
-    made: RequestRecord | AnswerRecord = record._replace(**parts)
-    return made
+    record: RequestRecord | AnswerRecord = _RECORDS[kind](*values)
+    fields = record._asdict()
+    for name, make in _PARTS.items():
+        if told := fields.get(name):
+            fields[name] = [make(*item) for item in told] if isinstance(told[0], list) else make(*told)
+    return type(record)(**fields)

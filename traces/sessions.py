@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 from keepwarm.traces.kin import Kin
 from keepwarm.traces.model import FINAL_STOPS, After, Call, ToolUse
-from keepwarm.traces.steps import INLINE, Asked, Step, Stream, Wire
-from keepwarm.traces.turns import SECOND, Prompt, Turn
-
-
-class Totals(NamedTuple):
-    """What was noticed while sessions were built; token counts as in Imported."""
-
-    sessions: int = 0
-    negative_waits: int = 0
-    recorded_breaks: int = 0
-    new_tokens: int = 0
-    hidden: int = 0
-    scaled: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        """Both together."""
-        return Totals(*map(add, self, other))
-
-
-class Built(NamedTuple):
-    """A session's calls in trace order, and what was noticed on the way."""
-
-    calls: list[Call]
-    totals: Totals = Totals()
+from keepwarm.traces.steps import INLINE, SECOND, Asked, Prompt, Step, Stream, Turn, Wire
 
 
 @dataclass(slots=True)
@@ -50,7 +27,6 @@ class _Agent:
     fork: Turn | None = None
     summaries: list[str] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    after: list[tuple[After, ...]] = field(default_factory=list)
 
 
 @dataclass
@@ -58,7 +34,8 @@ class SessionBuilder:
     """Builds one session out of its streams, once.
 
     ``owns`` says whether a stream is the one to tell a step (others hold copies of it), ``prompts`` makes the prompt of
-    a stream's agent, ``flow`` is the user's word on who waits, ``origin`` the trace's.
+    a stream's agent, ``flow`` is the user's word on who waits, ``origin`` the trace's; ``noticed`` counts
+    ``negative_waits``.
     """
 
     session: str
@@ -66,19 +43,19 @@ class SessionBuilder:
     prompts: Callable[[Stream], Prompt]
     flow: str | None
     origin: str
+    noticed: Counter[str] = field(default_factory=Counter)
     _zero_ns: int = 0
     _agents: dict[str, _Agent] = field(default_factory=dict)
     _by_id: dict[str, tuple[_Agent, int]] = field(default_factory=dict)
     _kin: Kin = field(default_factory=lambda: Kin((), ()))
     _turns: dict[str, Turn] = field(default_factory=dict)
-    _negative: int = 0
 
-    def build(self, streams: Sequence[Stream], session_start_ns: int) -> Built:
-        """The session's calls; a stream without a step of its own adds nothing."""
+    def build(self, streams: Sequence[Stream], session_start_ns: int) -> list[Call]:
+        """The session's calls in trace order; a stream without a step of its own adds nothing."""
         ordered = sorted(streams, key=lambda s: (s.role != "main", s.source, _first_ns(s), s.session))
         owned = [(stream, step) for stream in ordered for step in stream.steps if self.owns(stream, step)]
         if not owned:
-            return Built([])
+            return []
         self._zero_ns = min(step.start_ns for _, step in owned)
         self._kin = Kin(ordered, owned)
         self.flow = self.flow or next((stream.flow for stream in ordered if stream.flow), None)
@@ -87,12 +64,7 @@ class SessionBuilder:
         completed = _completed(ordered)
         agents = list({agent.name: agent for agent in self._agents.values()}.values())
         calls = [self._call(a, turn, session_start_ns, completed) for a in agents for turn in range(len(a.turns))]
-        calls.sort(key=lambda call: (call.start_ns, call.call))
-        breaks, hidden, scaled = (
-            sum(getattr(a.prompt, name) for a in agents) for name in ("breaks", "hidden", "scaled")
-        )
-        new_tokens = sum(segment.tokens for call in calls for segment in call.append)
-        return Built(calls, Totals(1, self._negative, breaks, new_tokens, hidden, scaled))
+        return sorted(calls, key=lambda call: (call.start_ns, call.call))
 
     def _agent(self, stream: Stream) -> _Agent:
         """The stream's agent, made when its first step comes; a resumed one is the agent that it resumes."""
@@ -115,10 +87,9 @@ class SessionBuilder:
             return self._new_agent(stream, role, compacted, len(compacted.turns) - 1)
         agent = self._new_agent(stream, role)
         agent.parent = stream.parent
-        spawn = self._kin.spawn_of(name)
+        spawn = self._kin.spawns.get(name)
         if spawn is not None and spawn[0] in self._by_id:
-            parent, at = self._by_id[spawn[0]]
-            agent.parent, agent.spawned_by = parent.name, parent.turns[at].step.id
+            agent.parent, agent.spawned_by = self._by_id[spawn[0]][0].name, spawn[0]
         agent.type = self._kin.type_of(name)
         return agent
 
@@ -136,15 +107,14 @@ class SessionBuilder:
         start = step.start_ns - self._zero_ns
         for edge in after:
             start = max(start, self._turns[edge.call].start_ns + 1)
-        turn = agent.prompt.next(step, start, max(step.end_ns - self._zero_ns, start))
+        turn = agent.prompt.next(step, start, max(step.end_ns - self._zero_ns, start))._replace(after=after)
         self._turns[step.id] = turn
         self._by_id[step.id] = agent, len(agent.turns)
         agent.turns.append(turn)
-        agent.after.append(after)
 
     def _edge(self, call: str, due_ns: int, kind: str) -> After:
         gap = due_ns - self._turns[call].end_ns
-        self._negative += gap < 0
+        self.noticed["negative_waits"] += gap < 0
         return After(call, "end", max(gap, 0), kind)
 
     def _edges(self, agent: _Agent, step: Step) -> tuple[After, ...]:
@@ -209,9 +179,9 @@ class SessionBuilder:
         return joins
 
     def _call(self, agent: _Agent, turn: int, session_start_ns: int, completed: bool | None) -> Call:
-        step, start_ns, end_ns, growth, parent, change, marks, broke = agent.turns[turn]
-        after = agent.after[turn]
-        last = self._last_satisfied(after) if after else None
+        columns = agent.turns[turn]._asdict()
+        step: Step = columns.pop("step")
+        last = self._last_satisfied(columns["after"]) if columns["after"] else None
         account = step.usage.columns() if step.usage else dict.fromkeys(("usage_source", "write_source"), "absent")
         call = Call(
             session=self.session,
@@ -219,24 +189,16 @@ class SessionBuilder:
             call=step.id,
             role=agent.role,
             turn=turn,
-            start_ns=start_ns,
-            end_ns=end_ns,
-            keep=growth.keep,
             origin=self.origin,
             session_start_ns=session_start_ns,
             agent_type=agent.type,
             parent_agent=agent.parent,
             spawned_by=agent.spawned_by,
             flow=self.flow,
-            after=after,
             gap_ns=last.gap_ns if last else None,
             gap_kind=last.kind if last else None,
             model=step.model or None,
             dialect="messages",
-            prompt_parent=parent,
-            append=growth.append,
-            prefix_change=change,
-            breakpoints=marks,
             output=step.output,
             output_est=round(step.weight),
             tools=tuple(self._tool(asked, agent) for asked in step.tools),
@@ -244,7 +206,7 @@ class SessionBuilder:
             stop_reason=step.stop_reason,
             retries=step.retries or None,
             completed=completed,
-            prefix_break=broke,
+            **columns,
             **account,
         )
         return call if step.wire is None else call._replace(**self._seen(step.wire))

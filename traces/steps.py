@@ -1,18 +1,22 @@
-"""What transcripts and recordings fold into: streams of steps, one stream an agent, one step an API message.
+"""What transcripts and recordings fold into: streams of steps, one stream an agent, one step an API message; and the
+turns that steps become.
 
 All that names someone or something is a pseudonym already.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from keepwarm.traces.model import Attempt
+from keepwarm.traces.model import After, Attempt, Breakpoint, PrefixBreak, Segment
 
 if TYPE_CHECKING:
     from keepwarm.traces.records import AnswerRecord, RequestRecord
+
+SECOND = 1_000_000_000
 
 OWN_FILE, PROGRESS, INLINE = 0, 1, 2
 """Where a sub-agent's lines stand; the first that has a message is believed."""
@@ -96,13 +100,12 @@ class Piece(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """What a recorder saw of a step: the request and answer that were its last try, and its tries where there were
-    several. ``pieces`` are the whole prompt.
+    """What a recorder saw of a step: the request that was its last try, told whole, and the answer; all its tries where
+    there were several.
     """
 
     request: RequestRecord
     answer: AnswerRecord
-    pieces: list[Piece]
     attempts: tuple[Attempt, ...]
 
 
@@ -162,6 +165,33 @@ class Stream:
     last_ns: int = 0
     copied: bool = False
     ended: bool | None = None
+
+
+class Turn(NamedTuple):
+    """A step that became a call, in columns of the trace; times since the session's start."""
+
+    step: Step
+    start_ns: int
+    end_ns: int
+    keep: int
+    append: tuple[Segment, ...]
+    prompt_parent: str | None
+    prefix_change: str | None
+    breakpoints: tuple[Breakpoint, ...]
+    prefix_break: PrefixBreak | None = None
+    after: tuple[After, ...] = ()
+
+
+class Prompt(Protocol):
+    """One agent's prompt as it grows. ``given`` is how many tokens each tool's result got so far."""
+
+    given: dict[str, int]
+
+    def follow(self, origin: Prompt, turns: Sequence[Turn]) -> None:
+        """Go on from where another agent's turns left its prompt."""
+
+    def next(self, step: Step, start_ns: int, end_ns: int) -> Turn:
+        """The turn that a step is."""
 
 
 def flow_of(entrypoint: str | None) -> str | None:

@@ -31,6 +31,10 @@ ROWS_AT_ONCE = 256
 """Rows that become calls together: a replay that reads its trace as it goes is not held up for long."""
 
 
+ROWS_AT_ONCE_UNREAD = 65536
+"""Rows that are only checked together: a thread to a column has enough to do."""
+
+
 class Meta(NamedTuple):
     """What a trace says of itself: format version, who made it, how its token counts came to be, content digest."""
 
@@ -147,7 +151,7 @@ def _opened(path: str, key: bytes, what: str) -> Iterator[tuple[pq.ParquetFile, 
     fs, inner = locate(path)
     try:
         with fs.open_input_file(inner) as source:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
+            file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
             raw = (file.schema_arrow.metadata or {}).get(key) or (file.metadata.metadata or {}).get(key)
             if raw is None:
                 raise InputError(f"{path}: not a keepwarm {what}: its metadata has no {key.decode()!r}")
@@ -184,10 +188,15 @@ def _check_rows(path: str, meta: dict[str, Any], rows: int) -> None:
         raise InputError(f"{path}: damaged: {meta['rows']} rows were written, {rows} are there")
 
 
-def _check_pages(file: pq.ParquetFile, seen: set[str]) -> None:
+def _check_pages(path: str, seen: set[str]) -> None:
     """Read what nobody asked for too, and drop it: a file damaged anywhere is believed nowhere."""
-    for _ in file.iter_batches(ROWS_PER_GROUP, columns=[n for n in file.schema_arrow.names if n not in seen]):
-        pass
+    fs, inner = locate(path)
+    with fs.open_input_file(inner) as source:
+        columns = [field for field in pq.read_schema(source) if field.name not in seen]
+        words = [field.name for field in columns if field.type == pa.string() and field.name != "call"]
+        file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, read_dictionary=words)
+        for _ in file.iter_batches(ROWS_AT_ONCE_UNREAD, columns=[field.name for field in columns]):
+            pass
 
 
 def read_meta(path: str) -> Meta:
@@ -278,7 +287,7 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
             version = int(meta["version"])
             known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
             table = file.read(columns=known)
-            _check_pages(file, set(table.column_names))
+            _check_pages(name, set(table.column_names))
             _check_rows(name, meta, table.num_rows)
             tables.append(_conform(name, table, version, wanted))
     return pa.concat_tables(tables)

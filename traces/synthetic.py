@@ -33,24 +33,11 @@ REATTACHED = Spread(2_000, 8_000, 200, 15_000)
 
 
 class _Agent(NamedTuple):
-    name: str
-    role: str
+    """An agent; ``like`` is what its calls have alike."""
+
     kind: Kind
     lead: tuple[Segment, Segment]
-    agent_type: str | None = None
-    parent: str | None = None
-    spawned_by: str | None = None
-    flow: str | None = None
-
-
-class _Next(NamedTuple):
-    """What an agent's next call waits for, and what it adds to the prompt."""
-
-    edges: tuple[After, ...]
-    append: tuple[Segment, ...]
-    parent: Call | None = None
-    keep: int = 0
-    change: str | None = None
+    like: Call
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -74,8 +61,25 @@ class _Session:
 
     def tell(self) -> None:
         """Make up the whole session."""
-        main = self._agent("main", "main")
-        self._run(main, (), self.script.calls)
+        like = Call(
+            session=self._name,
+            session_start_ns=self.start_ns,
+            agent=self._id("agent", "0", ""),
+            call="",
+            role="main",
+            turn=0,
+            start_ns=0,
+            end_ns=0,
+            keep=0,
+            dialect="messages",
+            stream=True,
+            usage_source="reported",
+            write_source="reported",
+            status=200,
+            completed=self.script.completed,
+            origin="synthetic",
+        )
+        self._run(self._agent("main", like), (), self.script.calls)
 
     def _id(self, kind: str, *parts: str) -> str:
         return self._identity.name(kind, self._name, *parts)
@@ -86,94 +90,66 @@ class _Session:
     def _segment(self, tokens: int, kind: str, *parts: str, answer_of: str | None = None) -> Segment:
         return Segment(self._identity.hash("\0".join((kind, *parts)).encode()), tokens, kind, answer_of)
 
-    def _agent(
-        self, role: str, kind: str, number: int = 0, by: _Agent | None = None, call: str | None = None
-    ) -> _Agent:
+    def _agent(self, kind: str, like: Call) -> _Agent:
         """A new agent. Its lead is the project's for its kind; the rest of its system prompt is the session's."""
         known = self.workload.kinds[kind]
         rest = round(known.rest.draw(Random(f"{self._name}/{kind}")))
         shared = self._segment(known.lead, "lead", self._project, kind, known.model)
-        lead = shared, self._segment(rest, "system", self._name, kind)
-        name = self._id("agent", str(number), call or "")
-        self.leads[name] = lead
-        if by is None:
-            return _Agent(name, role, known, lead, flow=known.flow)
-        return _Agent(name, role, known, lead, kind, by.name, call, known.flow or by.flow)
+        lead = self.leads[like.agent] = shared, self._segment(rest, "system", self._name, kind)
+        return _Agent(known, lead, like._replace(model=known.model, flow=known.flow or like.flow))
 
     def _run(self, agent: _Agent, edges: tuple[After, ...], calls: int) -> Call:
         """Make up all calls of an agent, those of its sub-agents included; its last call."""
-        task = self._segment(self._tokens(agent.kind.task), "user", agent.name)
-        now = _Next(edges, (*agent.lead, task))
+        task = self._segment(self._tokens(agent.kind.task), "user", agent.like.agent)
+        planned = agent.like._replace(after=edges, append=(*agent.lead, task))
         for turn in range(calls):
-            call = self._call(agent, turn, now)
+            call = self._call(agent.kind, planned._replace(turn=turn))
+            tools: tuple[ToolUse, ...] = ()
             if turn + 1 < calls:
-                tools, now = self._after(agent, call)
-            else:
-                left_open = agent.role == "main" and not self.script.completed
-                tools = (ToolUse("Bash", call.end_ns),) if left_open else ()
+                tools, planned = self._after(agent, call)
+            elif call.role == "main" and not self.script.completed:
+                tools = (ToolUse("Bash", call.end_ns),)
             self.calls.append(call._replace(tools=tools, stop_reason="tool_use" if tools else "end_turn"))
         return call
 
-    def _call(self, agent: _Agent, turn: int, now: _Next) -> Call:
-        """A call, but for its account and what its answer asks for."""
-        name = self._id("call", agent.name, str(turn))
-        last = max(now.edges, key=self._due, default=None)
+    def _call(self, kind: Kind, planned: Call) -> Call:
+        """A call as it went, but for its account and what its answer asks for, of what it waits for and asks."""
+        name = self._id("call", planned.agent, str(planned.turn))
+        last = max(planned.after, key=self._due, default=None)
         start = 0 if last is None else self._due(last)
-        prompt = now.keep + sum(segment.tokens for segment in now.append)
-        output = self._tokens(SUMMARY if agent.role == "compaction" else agent.kind.output)
-        cold = now.parent is None or start - now.parent.end_ns >= agent.kind.ttl_s * SECOND
-        new = prompt if cold else prompt - now.keep
+        prompt = planned.prompt_tokens
+        output = self._tokens(SUMMARY if planned.role == "compaction" else kind.output)
+        parent = planned.prompt_parent
+        cold = parent is None or start - self._ends[parent] >= kind.ttl_s * SECOND
+        new = prompt if cold else prompt - planned.keep
         first = start + _nanoseconds(FIRST_TOKEN.draw(self._rng) + new / PREFILL_TPS)
-        end = first + _nanoseconds(output / DECODE_TPS.draw(self._rng))
-        self._ends[name] = end
-        return Call(
-            session=self._name,
-            session_start_ns=self.start_ns,
-            agent=agent.name,
+        self._ends[name] = first + _nanoseconds(output / DECODE_TPS.draw(self._rng))
+        return planned._replace(
             call=name,
-            role=agent.role,
-            agent_type=agent.agent_type,
-            parent_agent=agent.parent,
-            spawned_by=agent.spawned_by,
-            turn=turn,
-            flow=agent.flow,
-            after=now.edges,
             gap_ns=last.gap_ns if last else None,
             gap_kind=last.kind if last else None,
             start_ns=start,
             first_token_ns=first,
-            end_ns=end,
-            model=agent.kind.model,
-            dialect="messages",
-            stream=True,
-            prompt_parent=now.parent.call if now.parent else None,
-            keep=now.keep,
-            append=now.append,
-            prefix_change=now.change,
-            breakpoints=self._marks(agent, prompt, now.append[-1].tokens),
+            end_ns=self._ends[name],
+            breakpoints=self._marks(kind, planned, prompt),
             prompt=prompt,
             output=output,
-            usage_source="reported",
-            write_source="reported",
-            status=200,
-            completed=self.script.completed,
-            origin="synthetic",
         )
 
     def _due(self, edge: After) -> int:
         return self._ends[edge.call] + edge.gap_ns
 
-    def _marks(self, agent: _Agent, prompt: int, newest: int) -> tuple[Breakpoint, ...]:
+    def _marks(self, kind: Kind, planned: Call, prompt: int) -> tuple[Breakpoint, ...]:
         """Marks after the shared lead, after the system prompt, and a few tokens before the end."""
         tail = 3 if self._rng.random() < 0.95 else 4 + int(self._rng.random() * 130)
-        shared, own = agent.lead[0].tokens, agent.lead[1].tokens
-        ats = (shared, shared + own, prompt - min(tail, newest - 1))
-        return tuple(Breakpoint(at, agent.kind.ttl_s) for at in ats)
+        shared, own = (segment.tokens for segment in self.leads[planned.agent])
+        ats = (shared, shared + own, prompt - min(tail, planned.append[-1].tokens - 1))
+        return tuple(Breakpoint(at, kind.ttl_s) for at in ats)
 
-    def _after(self, agent: _Agent, call: Call) -> tuple[tuple[ToolUse, ...], _Next]:
-        """What a call's answer asks for, and the next call that comes of it."""
-        turn = call.turn + 1
-        script = self.script if agent.role == "main" else Script(0, {}, {})
+    def _after(self, agent: _Agent, call: Call) -> tuple[tuple[ToolUse, ...], Call]:
+        """What a call's answer asks for, and the next call that comes of it, planned."""
+        turn = str(call.turn + 1)
+        script = self.script if call.role == "main" else Script(0)
         answer = self._segment(call.output or 0, "answer", call.call, answer_of=call.call)
         tools: tuple[ToolUse, ...] = ()
         if turn in script.teams:
@@ -188,10 +164,10 @@ class _Session:
         else:
             came = [self._segment(self._tokens(agent.kind.task) // 8 + 8, "user", call.call)]
         append = (answer, *came)
-        size = (call.prompt or 0) + sum(segment.tokens for segment in append)
-        if turn in script.compactions or size > self.workload.compact_at:
-            return tools, self._compacted(agent, call, edges, append)
-        return tools, _Next(edges, append, call, call.prompt or 0)
+        planned = agent.like._replace(after=edges, append=append, prompt_parent=call.call, keep=call.prompt or 0)
+        if call.turn + 1 in script.compactions or planned.prompt_tokens > self.workload.compact_at:
+            return tools, self._compacted(agent, planned)
+        return tools, planned
 
     def _tools(self, agent: _Agent, call: Call) -> tuple[tuple[ToolUse, ...], int]:
         """The tools an answer asks for, side by side, and when the last of them is done, ns after the call's end."""
@@ -208,27 +184,34 @@ class _Session:
         """Run sub-agents side by side; the tool uses that started them, and what the next call waits for."""
         tools, edges = [], [After(call.call, "end", 0, "tool")]
         for number, kind in enumerate(team):
-            child = self._agent("subagent", kind, number, agent, call.call)
+            name = self._id("agent", str(number), call.call)
+            like = agent.like._replace(
+                agent=name, role="subagent", agent_type=kind, parent_agent=call.agent, spawned_by=call.call
+            )
+            child = self._agent(kind, like)
             start = After(call.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "tool")
             last = self._run(child, (start,), self._tokens(child.kind.calls))
             edges.append(After(last.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent"))
             result = (last.output or 0) + 40
-            tools.append(ToolUse("Task", call.end_ns, self._due(edges[-1]) - call.end_ns, result, False, child.name))
+            tools.append(ToolUse("Task", call.end_ns, self._due(edges[-1]) - call.end_ns, result, False, name))
         return tuple(tools), tuple(edges)
 
-    def _compacted(self, agent: _Agent, call: Call, edges: tuple[After, ...], append: tuple[Segment, ...]) -> _Next:
+    def _compacted(self, agent: _Agent, planned: Call) -> Call:
         """Have the conversation summarised by a call of its own; the next call keeps the lead and takes the summary."""
-        name = self._id("agent", "compaction", call.call)
+        parent = planned.prompt_parent or ""
+        name = self._id("agent", "compaction", parent)
         self.leads[name] = agent.lead
-        writer = agent._replace(name=name, role="compaction", agent_type=None, parent=agent.name, spawned_by=None)
-        ask = self._segment(900, "user", "compact")
-        summary = self._call(writer, 0, _Next(edges, (*append, ask), call, call.prompt or 0))
+        append = (*planned.append, self._segment(900, "user", "compact"))
+        writer = planned._replace(
+            agent=name, role="compaction", agent_type=None, parent_agent=planned.agent, spawned_by=None, append=append
+        )
+        summary = self._call(agent.kind, writer)
         self.calls.append(summary._replace(stop_reason="end_turn"))
-        keep = sum(segment.tokens for segment in agent.lead)
         wait = After(summary.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent")
         told = self._segment(summary.output or 0, "answer", summary.call, answer_of=summary.call)
         files = self._segment(self._tokens(REATTACHED), "user", "files", summary.call)
-        return _Next((wait,), (told, files), call, keep, "compaction")
+        keep = sum(segment.tokens for segment in agent.lead)
+        return planned._replace(after=(wait,), append=(told, files), keep=keep, prefix_change="compaction")
 
 
 class _Entry(NamedTuple):

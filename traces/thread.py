@@ -6,6 +6,7 @@ over the visible blocks by weight, a surplus is one ``hidden`` segment, an overr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -89,18 +90,17 @@ def trimmed(held: Sequence[Held], tokens: int) -> list[Held]:
 class Thread:
     """An agent's latest prompt. ``fresh`` makes an identity that no other content has.
 
-    ``given`` is how many tokens each tool's result got; ``hidden`` and ``scaled`` count tokens that no visible block
-    explains, and that visible blocks had too many.
+    ``given`` is how many tokens each tool's result got; ``noticed`` counts tokens that no visible block explains
+    (``hidden``), and that visible blocks had too many (``scaled``).
     """
 
-    def __init__(self, fresh: Callable[[], int]) -> None:
+    def __init__(self, fresh: Callable[[], int], noticed: Counter[str]) -> None:
         self._fresh = fresh
         self._held: list[Held] = []
         self.tokens = 0
         self.lead = 0
         self.given: dict[str, int] = {}
-        self.hidden = 0
-        self.scaled = 0
+        self.noticed = noticed
 
     def begin(self, prompt: int, leads: Sequence[Segment], blocks: Sequence[Block]) -> Growth:
         """The first prompt: the shared lead, then the session's own, which is what the visible blocks leave."""
@@ -112,12 +112,6 @@ class Thread:
         self.lead = prompt - sum(sizes)
         lead = [Held(segment) for segment in (*shared, own._replace(tokens=room - sum(sizes)))]
         return self._grown(0, lead + self._named(blocks, sizes))
-
-    def go_on(self, growths: Sequence[Growth], lead: int) -> None:
-        """Stand where another agent's growths left its prompt, to go on from there on one's own."""
-        for growth in growths:
-            self._grown(growth.keep, [Held(segment) for segment in growth.append])
-        self.lead = min(lead, self.tokens)
 
     def grow(self, keep: int, prompt: int, blocks: Sequence[Block], rest: Sequence[Held] = ()) -> Growth:
         """The next prompt keeps the last one's first ``keep`` tokens, then has what there is room for of the ``rest``,
@@ -170,9 +164,9 @@ class Thread:
         sizes = spread(tokens, blocks)
         named = self._named(blocks, sizes)
         surplus = tokens - sum(sizes)
-        self.scaled += max(0, round(sum(block.weight for block in blocks)) - tokens)
+        self.noticed["scaled"] += max(0, round(sum(block.weight for block in blocks)) - tokens)
         if surplus > 0:
-            self.hidden += surplus
+            self.noticed["hidden"] += surplus
             answers = sum(held.segment.kind == "answer" for held in named)
             named.insert(answers, Held(Segment(self._fresh(), surplus, "hidden")))
         return named

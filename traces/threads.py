@@ -6,13 +6,13 @@ conversation whose messages it repeats, and one that begins with what a tool use
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from keepwarm.traces.breaks import change, common, tool_hashes, words
-from keepwarm.traces.records import AnswerRecord, RequestRecord
+from keepwarm.traces.records import AnswerRecord, RequestRecord, whole
 from keepwarm.traces.steps import Piece
 
 MOST_THREADS = 4096
@@ -63,14 +63,6 @@ _Found = tuple[_Thread, _Thread | None]
 """Whose a request is, and the thread that its prompt grows from."""
 
 
-@dataclass(slots=True)
-class _Scope:
-    """The threads that go by one name: the agent's own, and calls it makes beside it."""
-
-    own: _Thread | None = None
-    beside: list[_Thread] = field(default_factory=list)
-
-
 class Threads:
     """Places requests one after the other. ``name`` makes pseudonyms, as Identity does."""
 
@@ -78,7 +70,8 @@ class Threads:
         self._name = name
         self._next = 0
         self._threads: OrderedDict[int, _Thread] = OrderedDict()
-        self._scopes: dict[tuple[str, str], _Scope] = {}
+        self._own: dict[tuple[str, str], _Thread] = {}
+        self._beside: dict[tuple[str, str], list[_Thread]] = defaultdict(list)
         self._sessions: dict[str, str] = {}
         self._begun: dict[int, list[_Thread]] = {}
         self._spawning: OrderedDict[int, _Thread] = OrderedDict()
@@ -87,37 +80,30 @@ class Threads:
 
     def recall(self, records: Iterable[RequestRecord | AnswerRecord]) -> None:
         """Remember what a recorder that was stopped had placed, and go on from there."""
-        asked: dict[int, _Thread] = {}
-        for record in records:
-            if isinstance(record, RequestRecord):
-                asked[record.number] = self._recalled(record)
-            elif record.number in asked:
-                self.answered(asked[record.number].number, record)
+        asked: dict[int, int] = {}
+        for record in whole(records):
+            if isinstance(record, AnswerRecord):
+                self.answered(asked.get(record.number, -1), record)
+                continue
+            asked[record.number] = record.thread
+            thread = self._threads.get(record.thread)
+            if thread is None:
+                thread = _Thread(record.thread, record.session, record.agent, record.parent, record.role)
+                self._next = max(self._next, record.thread + 1)
+                self.agents += 1
+            self._remember(thread, record.rest)
         for thread in self._threads.values():
             thread.asking = 0
-
-    def _recalled(self, record: RequestRecord) -> _Thread:
-        """The thread that a request was placed in, as it was then."""
-        thread = self._threads.get(record.thread)
-        if thread is None:
-            thread = _Thread(record.thread, record.session, record.agent, record.parent, record.role)
-            self._next = max(self._next, record.thread + 1)
-            self.agents += 1
-        origin = self._threads.get(-1 if record.origin is None else record.origin)
-        kept = origin.pieces[: record.keep] if origin is not None else ()
-        self._remember(thread, [*kept, *record.rest])
-        if thread.calls == 1:
-            self._known(thread)
-        return thread
 
     def _known(self, thread: _Thread) -> None:
         """Let a thread be found again by its name, or by how it begins."""
         unnamed = thread.agent == self._name("agent", thread.session, "thread", str(thread.number))
         if thread.role == "side":
-            self._scopes.setdefault((thread.session, thread.parent or ""), _Scope()).beside.append(thread)
+            beside = self._beside[thread.session, thread.parent or ""]
+            beside[:] = [*beside[-7:], thread]
         elif not unnamed:
             self._sessions[thread.agent] = thread.session
-            self._scopes.setdefault((thread.session, thread.agent), _Scope()).own = thread
+            self._own[thread.session, thread.agent] = thread
         elif thread.role != "compaction" and (said := _said(thread.pieces)):
             self._begun.setdefault(said[0].hash, []).append(thread)
 
@@ -167,11 +153,14 @@ class Threads:
         thread.pieces = [piece._replace(text=None) for piece in pieces]
         thread.calls += 1
         thread.asking += 1
+        if thread.calls == 1:
+            self._known(thread)
         self._threads[thread.number] = thread
         self._threads.move_to_end(thread.number)
         if len(self._threads) > MOST_THREADS:
             _, old = self._threads.popitem(last=False)
-            self._scopes.pop((old.session, old.agent), None)
+            for named in (self._own, self._beside):
+                named.pop((old.session, old.agent), None)
             for begun in self._begun.values():
                 begun[:] = [kept for kept in begun if kept is not old]
 
@@ -180,29 +169,22 @@ class Threads:
         session = self._sessions.get(who.parent or "", who.session or "")
         agent = who.agent or self._name("agent", session, "")
         self._sessions[agent] = session
-        scope = self._scopes.setdefault((session, agent), _Scope())
-        if who.compacts and scope.own is not None:
-            return self._new(session, None, scope.own.agent, "compaction"), scope.own
-        own = scope.own
+        own = self._own.get((session, agent))
+        if who.compacts and own is not None:
+            return self._new(session, None, own.agent, "compaction"), own
         if own is not None and _goes_on(own.pieces, pieces):
             return own, own
         if own is None and (who.role != "main" or any(piece.kind == "tools" for piece in pieces)):
-            scope.own = self._new(session, agent, who.parent, who.role)
-            return scope.own, None
-        return self._beside(scope, session, agent, pieces)
-
-    def _beside(self, scope: _Scope, session: str, agent: str, pieces: Sequence[Piece]) -> _Found:
-        """A side call: it goes on with an earlier one only if it repeats all of it."""
-        for thread in reversed(scope.beside):
+            return self._new(session, agent, who.parent, who.role), None
+        for thread in reversed(self._beside[session, agent]):  # a side call goes on with one only if it repeats it all
             if common(thread.pieces, pieces) == len(thread.pieces):
                 return thread, thread
-        scope.beside = [*scope.beside[-7:], self._new(session, None, agent, "side")]
-        return scope.beside[-1], None
+        return self._new(session, None, agent, "side"), None
 
     def _unnamed(self, who: Who, pieces: Sequence[Piece]) -> _Found:
         """The thread that a request without a name goes on with, or a new one."""
         said = _said(pieces)
-        begun = self._begun.setdefault(said[0].hash, []) if said else []
+        begun = self._begun.get(said[0].hash, []) if said else []
         heard = {piece.hash for piece in said if piece.kind == "answer"}
         known = [(bool(t.answer & heard), common(_said(t.pieces), said), t.number, t) for t in begun]
         spoke = (self._spoke.get(piece.hash) for piece in reversed(said) if piece.hash in heard)
@@ -217,11 +199,8 @@ class Threads:
             return best, best
         spawner = next((self._spawning[p.hash] for p in said[:8] if p.hash in self._spawning), None)
         if spawner is not None:
-            thread = self._new(spawner.session, None, spawner.agent, "subagent")
-        else:
-            thread = self._new(self._name("session", "thread", str(self._next)), None, None, "main")
-        begun.append(thread)
-        return thread, None
+            return self._new(spawner.session, None, spawner.agent, "subagent"), None
+        return self._new(self._name("session", "thread", str(self._next)), None, None, "main"), None
 
 
 def _said(pieces: Sequence[Piece]) -> list[Piece]:
@@ -233,10 +212,8 @@ def _goes_on(old: Sequence[Piece], new: Sequence[Piece]) -> bool:
     """Whether a request is of the same conversation as an earlier one, and no call beside it: it offers about the same
     tools, or repeats a message at its place.
     """
-    tools = [tool_hashes(old), tool_hashes(new)]
-    if tools[0] or tools[1]:
-        return 2 * len(tools[0] & tools[1]) >= min(map(len, tools)) > 0 or _alike(old, new)
-    return _alike(old, new)
+    offered, offers = tool_hashes(old), tool_hashes(new)
+    return 2 * len(offered & offers) >= min(len(offered), len(offers)) > 0 or _alike(old, new)
 
 
 def _alike(old: Sequence[Piece], new: Sequence[Piece]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import exp, log
 from random import Random
 from statistics import NormalDist
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from keepwarm.traces.shipped import shipped
@@ -46,13 +48,13 @@ class Kind(NamedTuple):
 
 class Script(NamedTuple):
     """What happens in a session before which turn of its main agent: how many seconds someone thinks, which sub-agents
-    run, where the prompt is compacted.
+    run, where the prompt is compacted. Turns are written as TOML has its keys.
     """
 
     calls: int
-    humans: dict[int, float]
-    teams: dict[int, tuple[str, ...]]
-    compactions: frozenset[int] = frozenset()
+    humans: Mapping[str, float] = MappingProxyType({})
+    teams: Mapping[str, Sequence[str]] = MappingProxyType({})
+    compactions: Sequence[int] = ()
     completed: bool = True
 
 
@@ -66,11 +68,11 @@ class Workload(NamedTuple):
     kinds: dict[str, Kind]
     tool_time: Spread
     pause: Spread
-    scripts: tuple[Script, ...] = ()
+    scripts: Sequence[Script] = ()
     human_time: Spread = Spread(95, 1236, 2, 12 * HOUR)
     human_share: float = 1 / 8.8
     team_share: float = 0.27
-    teams: tuple[tuple[float, tuple[str, ...]], ...] = ()
+    teams: Sequence[tuple[float, Sequence[str]]] = ()
     completed_share: float = 0.85
     compact_at: int = 167_000
 
@@ -79,46 +81,31 @@ class Workload(NamedTuple):
         if self.scripts:
             return self.scripts[number % len(self.scripts)]
         calls = round(self.kinds["main"].calls.draw(rng))
-        humans = {turn: self.human_time.draw(rng) for turn in range(1, calls) if rng.random() < self.human_share}
+        humans = {str(turn): self.human_time.draw(rng) for turn in range(1, calls) if rng.random() < self.human_share}
         teams = {}
         if rng.random() < self.team_share:
             for _ in range(1 + (rng.random() < 0.45) + (rng.random() < 0.25)):
-                turn = 1 + int(rng.random() * (calls - 1))
+                turn = str(1 + int(rng.random() * (calls - 1)))
                 teams[turn] = rng.choices([team for _, team in self.teams], [share for share, _ in self.teams])[0]
                 humans.pop(turn, None)
         return Script(calls, humans, teams, completed=rng.random() < self.completed_share)
 
 
-_DATA = shipped("keepwarm.traces", "workloads.toml")
-
-
-def _kinds(told: dict[str, dict[str, Any]]) -> dict[str, Kind]:
-    """All kinds of agents by name; one may be ``like`` another before it."""
-    kinds: dict[str, Kind] = {}
-    for name, figures in told.items():
-        known = kinds[figures["like"]]._asdict() if "like" in figures else {}
-        given = {key: Spread(*value) if isinstance(value, list) else value for key, value in figures.items()}
-        kinds[name] = Kind(**{key: value for key, value in (known | given).items() if key != "like"})
-    return kinds
-
-
-def _script(told: dict[str, Any]) -> Script:
-    humans = {int(turn): float(seconds) for turn, seconds in told["humans"].items()}
-    teams = {int(turn): tuple(team) for turn, team in told.get("teams", {}).items()}
-    return Script(told["calls"], humans, teams, frozenset(told.get("compactions", ())), told.get("completed", True))
+def _figures(told: dict[str, Any]) -> dict[str, Any]:
+    """Figures as the file has them, four numbers as a spread."""
+    numbers = {name: value for name, value in told.items() if isinstance(value, list) and type(value[0]) is not list}
+    return told | {name: Spread(*value) for name, value in numbers.items()}
 
 
 def _workload(told: dict[str, Any]) -> Workload:
-    return Workload(
-        sessions=told["sessions"],
-        projects=told["projects"],
-        kinds={name: KINDS[kind] for name, kind in told["kinds"].items()},
-        tool_time=Spread(*told["tool_time"]),
-        pause=Spread(*told["pause"]),
-        scripts=tuple(map(_script, told.get("scripts", ()))),
-        teams=tuple((share, tuple(team)) for share, team in told.get("teams", ())),
-    )
+    kinds = {name: KINDS[kind] for name, kind in told["kinds"].items()}
+    scripts = [Script(**script) for script in told.pop("scripts", ())]
+    return Workload(**_figures(told) | {"kinds": kinds, "scripts": scripts})
 
 
-KINDS = _kinds(_DATA["kind"])
+_DATA = shipped("keepwarm.traces", "workloads.toml")
+KINDS: dict[str, Kind] = {}
+for _name, _told in _DATA["kind"].items():
+    _like = KINDS[_told.pop("like")]._asdict() if "like" in _told else {}
+    KINDS[_name] = Kind(**_like | _figures(_told))
 WORKLOADS = {name: _workload(told) for name, told in _DATA["workload"].items()}
