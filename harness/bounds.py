@@ -24,7 +24,6 @@ from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.journal import OUTCOMES
 from keepwarm.traces.store import read_outcome_table
 
-TIMES = ServiceTimes()
 AT_ONCE = 4096
 
 
@@ -33,23 +32,22 @@ def bound(path: Path, planned: Planned, server: dict[str, Any] | None, *, live: 
     from an endless cache that keeps prompts (``endless``); and what it reads from a cluster of the server's workers,
     block and capacity, where it tells them (``predicted``).
     """
-    tree, speed = PromptTree(), planned.speed
+    tree = PromptTree()
     endless = KeepBlocks(BlockCache(tree, block=1), answers=live, at_once=True)
-    times = ServiceTimes(TIMES.base_s / speed, TIMES.prefill_tps * speed, TIMES.decode_tps * speed)
     if server and server.get("block"):
         size = {"block": server["block"], "capacity": server.get("blocks")}
         every = [KeepBlocks(BlockCache(tree, **size), answers=live) for _ in range(server.get("workers") or 1)]
         router = Router(
             "kv_aware" if "router_cached_tokens" in server["counters"] else "round_robin", block=size["block"]
         )
-        name, cluster = "predicted", Cluster(tree, _workers(every, times), router, shadows={"endless": endless})
+        name, cluster = "predicted", Cluster(tree, _workers(every), router, shadows={"endless": endless})
     else:
-        name, cluster = "endless", Cluster(tree, _workers([endless], times), Router("round_robin", block=1))
+        name, cluster = "endless", Cluster(tree, _workers([endless]), Router("round_robin", block=1))
     write_bounds(path, _told(path, planned, cluster, name, live=live))
 
 
-def _workers(every: Sequence[KeepBlocks], times: ServiceTimes) -> list[Plain]:
-    return [Plain(keeping, times=times) for keeping in every]
+def _workers(every: Sequence[KeepBlocks]) -> list[Plain]:
+    return [Plain(keeping, times=ServiceTimes()) for keeping in every]
 
 
 def _told(path: Path, planned: Planned, cluster: Cluster, name: str, *, live: bool) -> Iterator[Bound]:
@@ -67,7 +65,12 @@ def _told(path: Path, planned: Planned, cluster: Cluster, name: str, *, live: bo
 
 def _sent(path: Path) -> pa.Table:
     """The calls that were sent, in that order; where a call was tried again, by its first try."""
-    table = read_outcome_table(str(path / OUTCOMES), ["session", "copy", "call", "sent_ns", "first_sent_ns"])
-    table = table.set_column(3, "sent_ns", pc.coalesce(table.column("first_sent_ns"), table.column("sent_ns")))
-    table = table.drop_columns("first_sent_ns").filter(pc.is_valid(table.column("sent_ns")))
+    names = ["session", "copy", "call", "sent_ns", "first_token_ns", "done_ns"]
+    table = read_outcome_table(str(path / OUTCOMES), [*names, "first_sent_ns"])
+    first, sent, token, done = (
+        table.column(name) for name in ("first_sent_ns", "sent_ns", "first_token_ns", "done_ns")
+    )
+    told = pc.coalesce(first, sent), pc.coalesce(token, done, sent), pc.coalesce(done, sent)
+    table = pa.table([*(table.column(name) for name in names[:3]), *told], names)
+    table = table.filter(pc.is_valid(table.column("sent_ns")))
     return table.sort_by([("sent_ns", "ascending"), ("copy", "ascending")])

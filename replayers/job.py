@@ -14,7 +14,8 @@ SECOND = 1_000_000_000
 
 class Job(NamedTuple):
     """``prompt`` is a place in the cluster's tree, ``output`` how many tokens to answer with, at least 1. ``answer``
-    are the pieces in which a later prompt will repeat the answer: what decoding leaves in the cache.
+    are the pieces in which a later prompt will repeat the answer: what decoding leaves in the cache. ``took`` are the
+    ns to its first token and to its end, where a worker that takes calls alone is not to say that.
     """
 
     prompt: Node
@@ -25,6 +26,7 @@ class Job(NamedTuple):
     flow: str | None = None
     session: str | None = None
     model: str | None = None
+    took: tuple[int, int] | None = None
 
     def keep_ns(self) -> int:
         """How long its hints want kept what it leaves in a cache."""

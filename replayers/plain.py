@@ -105,6 +105,8 @@ class Plain:
         running.read += running.loaded
         first_ns = now_ns + load_ns + self.times.first_token_ns(job.prompt.end - running.read)
         done_ns = first_ns + self.times.decode_ns(job.output)
+        if job.took is not None:
+            first_ns, done_ns = now_ns + job.took[0], now_ns + job.took[1]
         running.state = (lease, first_ns, done_ns)
         self.running += 1
         self._blocks += self._size(running)

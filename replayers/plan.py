@@ -22,7 +22,7 @@ class Planned(NamedTuple, Generic[P]):
     """A call that may be sent at ``due_ns``, with its prompt and the pieces in which later ones repeat its answer.
 
     ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None. ``phase`` is one of
-    PHASES where the schedule has a window.
+    PHASES where the schedule has a window. ``took`` are the ns to its first token and to its end where it is known.
     """
 
     due_ns: int
@@ -32,6 +32,7 @@ class Planned(NamedTuple, Generic[P]):
     output: int | None = None
     copy: int = 0
     phase: str | None = None
+    took: tuple[int, int] | None = None
 
     @property
     def session(self) -> tuple[str, int]:

@@ -12,12 +12,14 @@ from keepwarm.traces.model import Call
 
 
 class Row(NamedTuple):
-    """A call that was sent."""
+    """A call that was sent, and when it had its first token and was over."""
 
     session: str
     copy: int
     call: str
     sent_ns: int
+    first_token_ns: int
+    done_ns: int
 
 
 class Sent(Generic[P]):
@@ -63,7 +65,9 @@ class Sent(Generic[P]):
             del self._open[key]
         call = calls[row.call]
         output = call.output if call.output is not None else call.output_est
-        return Planned(row.sent_ns, call, prompts.prompt(call), prompts.answer(call), output, row.copy)
+        took = max(row.first_token_ns - row.sent_ns, 0), max(row.done_ns - row.sent_ns, 0)
+        prompt, answer = prompts.prompt(call), prompts.answer(call)
+        return Planned(row.sent_ns, call, prompt, answer, output, row.copy, took=took)
 
     def started(self, planned: Planned[P], now_ns: int) -> None:
         """Nothing depends on it."""

@@ -53,7 +53,7 @@ def job(planned: Planned[Node]) -> Job:
     call = planned.call
     output = planned.output or sum(part.tokens for part in planned.answer) or 1
     marks, hints = call.breakpoints, call.hints
-    return Job(planned.prompt, output, planned.answer, marks, hints, call.flow, call.session, call.model)
+    return Job(planned.prompt, output, planned.answer, marks, hints, call.flow, call.session, call.model, planned.took)
 
 
 def _ended(schedule: Schedule[Node] | Sent[Node], running: Running, planned: Planned[Node]) -> Iterator[Simulated]:
