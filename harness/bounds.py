@@ -55,7 +55,7 @@ def _told(path: Path, planned: Planned, cluster: Cluster, name: str, *, live: bo
     sessions = table.group_by(["session", "copy"]).aggregate([([], "count_all")])
     calls = {(one, copy): count for one, copy, count in zip(*(c.to_pylist() for c in sessions.columns), strict=True)}
     rows = (Row(*row) for part in table.to_batches(AT_ONCE) for row in zip(*(c.to_pylist() for c in part), strict=True))
-    sent = Sent(rows, calls, planned.arrivals(), in_tree(cluster.tree))
+    sent = Sent(rows, calls, planned.sessions_of_run(), in_tree(cluster.tree))
     with progress("predicting", table.num_rows) as tell:
         for done, (outcome, bounds) in enumerate(simulate(sent, cluster, live=live), 1):
             for which, read in (bounds | {name: outcome.cache_read or 0}).items():

@@ -92,9 +92,13 @@ class Planned:
         sessions = read_sessions(self.trace)
         return sessions if self._scale is None else scaled(sessions, self._scale)
 
+    def sessions_of_run(self) -> Iterator[Arrival]:
+        """All its sessions as they come, those that are over included."""
+        return arrivals(self._read, **self._come)
+
     def arrivals(self) -> Iterator[Arrival]:
-        """Its sessions as they come."""
-        every, first = arrivals(self._read, **self._come), None
+        """The sessions that are still to come, of its shard."""
+        every, first = self.sessions_of_run(), None
         for arrival in every if self.shard == (0, 1) else islice(every, self.shard[0], None, self.shard[1]):
             if (arrival.calls[0].session, arrival.copy) in self.over:
                 continue

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from keepwarm.harness.planned import Planned
-from keepwarm.replayers.run import ABOUT
+from keepwarm.replayers.run import ABOUT, BOUNDS
 from keepwarm.replayers.tokens import Costs
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import COMPLETED, JOURNAL, KEPT, OUTCOMES, written
@@ -67,7 +67,7 @@ def keep(run: Path, resumed: Resumed) -> None:
     whole = pa.array([True] * kept.num_rows, pa.bool_())
     kept = kept.set_column(COMPLETED, rows.schema.field(COMPLETED), whole)
     write_batches(str(run / KEPT), kept.to_batches(ROWS_PER_GROUP))
-    for name in (OUTCOMES, JOURNAL):
+    for name in (OUTCOMES, JOURNAL, BOUNDS, "latency.hlog"):
         (run / name).unlink(missing_ok=True)
     for shard in run.glob("shard-*"):
         rmtree(shard)

@@ -162,7 +162,7 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **options: An
         finish(path, output if again is None else path, came.words())
     if came.interrupted and not came.lost:
         raise SystemExit(130)
-    if came.lost or not came.answered:
+    if came.lost or not (came.answered or resumed):
         raise SystemExit(3)
 
 

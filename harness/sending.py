@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from time import time_ns
@@ -75,19 +76,27 @@ class Came(NamedTuple):
             errors[error or ""] += count
         parts = [f"{self.answered:,} calls answered"]
         parts += [f"{count:,} {error}" for error, count in errors.items() if error]
-        told = ", ".join(parts) + (f"; {self.lost} processes were lost" if self.lost else "")
+        told = ", ".join(parts) + (
+            f"; lost {self.lost} of {self.lost + len(self.clients)} processes" if self.lost else ""
+        )
         return told + ("; interrupted, its results so far are kept" if self.interrupted else "")
 
 
 def send_all(
-    path: Path, planned: Planned, asking: Asking, sending: Sending, *, at_ns: int | None = None, quiet: bool = False
+    path: Path,
+    planned: Planned,
+    asking: Asking,
+    sending: Sending,
+    *,
+    at_ns: int | None = None,
+    begun: Callable[[Replay], None] | None = None,
 ) -> Came:
-    """Send a plan's calls, their outcomes into a run's directory as they come. ``at_ns`` is the time of day that is the
-    run's zero, else now.
+    """Send a plan's calls, their outcomes into a run's directory as they come. For a shard ``at_ns`` is the time of day
+    that is the run's zero, and ``begun`` is told what can be stopped.
     """
     clock, counts = RunClock(), Counts()
     endpoint = asking.endpoint(clock=clock, **sending.endpoint)
-    shown = nullcontext(lambda done, of: None) if quiet else progress("replaying", planned.planned_calls)
+    shown = nullcontext(lambda done, of: None) if at_ns else progress("replaying", planned.planned_calls)
     schedule, watch = planned.schedule(), Watch()
     with closing(Journal(path, partial=schedule.partial)) as journal, shown as told:
 
@@ -107,6 +116,8 @@ def send_all(
             idle_cap_ns=sending.idle_cap_ns,
             until_ns=planned.window and planned.window[1],
         )
+        if begun is not None:
+            begun(replay)
         gc.collect()
         gc.freeze()
         before = gc.get_threshold()

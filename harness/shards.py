@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import copy
+from importlib import import_module
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,9 +25,10 @@ from keepwarm.harness.asking import Asking
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.sending import Came, Counts, Sending, send_all
 from keepwarm.replayers.address import trusting
+from keepwarm.replayers.replay import Replay
 from keepwarm.traces.columns import outcomes_to_batch
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.journal import OUTCOMES, written
+from keepwarm.traces.journal import KEPT, OUTCOMES, written
 from keepwarm.traces.model import NOT_ANSWERED, Outcome
 from keepwarm.traces.store import ROWS_PER_GROUP, read_outcome_table, write_batches
 
@@ -41,6 +43,7 @@ class Shard:
     def __init__(self, planned: Planned, asking: Asking, sending: Sending, ca: str | None) -> None:
         address = asking.address._replace(tls=trusting(ca))
         self._planned, self._asking, self._sending = planned, asking._replace(address=address), sending
+        self._replay: Replay | None = None
 
     def ready(self) -> bool:
         """It is."""
@@ -49,7 +52,15 @@ class Shard:
     def run(self, at_ns: int, path: Path) -> Came:
         """Send its calls from this time of day on, the outcomes into a directory."""
         path.mkdir(parents=True, exist_ok=True)
-        return send_all(path, self._planned, self._asking, self._sending, at_ns=at_ns, quiet=True)
+        return send_all(path, self._planned, self._asking, self._sending, at_ns=at_ns, begun=self._begun)
+
+    def stop(self) -> None:
+        """Interrupt it while it runs in another thread."""
+        if self._replay is not None:
+            self._replay.stop()
+
+    def _begun(self, replay: Replay) -> None:
+        self._replay = replay
 
     def run_away(self, at_ns: int) -> tuple[Came, bytes]:
         """The same where the directory would be another machine's: its outcomes as a file's bytes."""
@@ -119,11 +130,11 @@ def in_ray(
 ) -> list[Came | None]:
     """Send by so many Ray actors; what came of each, None of one that was lost."""
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ImportError as error:
         raise InputError("--ray needs the extra: pip install 'keepwarm[ray]'") from error
     ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="error")
-    made = ray.remote(num_cpus=1, max_restarts=0)(Shard)
+    made = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Shard)
     actors = [made.remote(*part, ca) for part in parts(planned, asking, sending, of)]
 
     def got(ref: Any) -> Any:
@@ -131,6 +142,10 @@ def in_ray(
             return ray.get(ref)
         except ray.exceptions.RayError:
             return None
+        except KeyboardInterrupt:
+            for actor in actors:
+                actor.stop.remote()
+            return got(ref)
 
     try:
         ready = [got(actor.ready.remote()) for actor in actors]
@@ -156,6 +171,8 @@ def gather(path: Path, planned: Planned, model: str, came: list[Came | None]) ->
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal whole
+        if (path / KEPT).exists():
+            yield from read_outcome_table(str(path / KEPT)).to_batches()
         for number, told in enumerate(came):
             shard = path / f"shard-{number}"
             if told is not None:
@@ -172,6 +189,7 @@ def gather(path: Path, planned: Planned, model: str, came: list[Came | None]) ->
             whole += Came(errors, True, [], lost=1)
 
     write_batches(str(path / OUTCOMES), batches())
+    (path / KEPT).unlink(missing_ok=True)
     for number in range(len(came)):
         rmtree(path / f"shard-{number}", ignore_errors=True)
     return whole

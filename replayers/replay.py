@@ -60,12 +60,18 @@ class Replay:
         self._failed: set[tuple[str, int]] = set()
         self._random = Random(0)
         self._alarm: Alarm | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._wake = asyncio.Event()
         self.skipped_ns = 0
 
+    def stop(self) -> None:
+        """Interrupt it, from another thread."""
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
     async def run(self) -> None:
         """Send all there is. When cancelled or broken off, what was not answered comes out as such first."""
-        self._alarm = Alarm(self._wake.set)
+        self._alarm, self._task = Alarm(self._wake.set), asyncio.current_task()
         try:
             await asyncio.sleep(max(-self._clock(), 0) / 1e9)  # the run's zero may be to come
             async with asyncio.TaskGroup() as group:
@@ -85,6 +91,7 @@ class Replay:
             for outcome in self._cut_off():
                 self._emit(outcome)
         finally:
+            self._task = None
             self._schedule.cut()
             self._alarm.close()
 
