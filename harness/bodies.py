@@ -47,8 +47,9 @@ Blocks = list[tuple[str, Any]]
 
 class Body(NamedTuple):
     """A request as its body tells it, ``model`` empty where it does not. ``inputs`` are what the client put in since
-    the last answer, with the number of the piece that each is; marks as in Wire. ``compacts`` where the request asks
-    for a summary of the conversation; the conversation comes after ``front`` pieces.
+    the last answer, with the number of the piece that each is; ``marks`` how many pieces each mark stands behind, and
+    its TTL in seconds. ``compacts`` where the request asks for a summary of the conversation; the conversation comes
+    after ``front`` pieces.
     """
 
     model: str = ""

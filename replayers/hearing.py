@@ -22,11 +22,6 @@ PASSING = (408, 409, 429)
 class Hearing:
     """One answer. ``streamed`` says whether it was asked for as a stream; an error is told whole all the same."""
 
-    __slots__ = (
-        *("_broken", "_chunks", "_events", "_streamed"),
-        *("first_byte_ns", "head_ns", "reader", "retry_after_s", "status", "told"),
-    )
-
     def __init__(self, reader: Reader, *, streamed: bool) -> None:
         self.reader = reader
         self.status: int | None = None

@@ -27,7 +27,7 @@ from keepwarm.replayers.hearing import Hearing
 from keepwarm.replayers.hints import nvext, session_headers
 from keepwarm.replayers.tokens import Costs
 from keepwarm.replayers.transport import Connection, head_of
-from keepwarm.replayers.writer import Writer, buffers
+from keepwarm.replayers.writer import Buffer, Shape, Writer, buffers
 from keepwarm.replayers.writer import body as joined
 
 IDLE_NS = 4_000_000_000
@@ -45,12 +45,12 @@ LATE = "late"
 """With this a call is cancelled whose time is over."""
 
 Agent = tuple[str, str, int]
-Buffer = bytes | memoryview
 
 
-class Dialect(Protocol):
-    """What a dialect's module gives: where to post, the environment variable its vendor's key is in, the name of the
-    output's limit, the tool_choice that has no tool called (None where there are no tools).
+class Dialect(Shape, Protocol):
+    """What a dialect's module gives, besides how it writes a prompt: where to post, the environment variable its
+    vendor's key is in, the name of the output's limit, the tool_choice that has no tool called (None where there are no
+    tools).
     """
 
     PATH: str
@@ -65,18 +65,6 @@ class Dialect(Protocol):
 
     def headers(self, key: str | None) -> dict[str, str]:
         """What the API wants in every request."""
-        ...
-
-    def fragment(self, before: str, block: Block) -> bytes:
-        """A block of a prompt, behind one of the role ``before``."""
-        ...
-
-    def mark(self, ttl_s: int) -> bytes:
-        """What marks a block."""
-        ...
-
-    def end(self, before: str) -> bytes:
-        """What closes the last block, and the body."""
         ...
 
 

@@ -18,8 +18,8 @@ class Rules(NamedTuple):
     """One API's rules. ``entries``: a mark keeps the whole prompt up to it, found ``look_back`` positions further on
     at most; otherwise all tokens up to the last mark are kept, in multiples of ``unit``. ``minimum`` are the fewest
     tokens that are kept, by model, the first pattern that fits. ``ttl_s`` is that of a prompt without marks, which is
-    then marked whole; None where an unmarked prompt is not cached. ``most`` marks of a request count. ``dialect`` names
-    the usage fields; ``priced`` whether writes are told.
+    then marked whole; None where an unmarked prompt is not cached. ``most`` marks of a request count; ``priced`` says
+    whether writes are told.
     """
 
     dated: str

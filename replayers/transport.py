@@ -53,7 +53,7 @@ class Connection(httpx.AsyncBaseTransport):
     def __init__(self, url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> None:
         self._host, self._port = url.host, url.port or (443 if url.scheme == "https" else 80)
         self._tls, self._clock = tls if url.scheme == "https" else None, clock
-        self._wire: _Socket | _Stream | None = None
+        self._wire: _Wire | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and read its whole answer. httpx's errors where that fails."""
@@ -86,22 +86,24 @@ class Connection(httpx.AsyncBaseTransport):
         wire = self._wire
         self._close()
         if isinstance(wire, _Stream):
-            await wire.lost.wait()
+            await wire.over.wait()
 
     def _close(self) -> None:
         if self._wire is not None:
             self._wire.close()
             self._wire = None
 
-    async def _connect(self) -> _Socket | _Stream:
-        loop = asyncio.get_running_loop()
+    async def _connect(self) -> _Wire:
+        connect = asyncio.get_running_loop().create_connection
         try:
             async with asyncio.timeout(CONNECT_S):
                 if self._tls is not None:
-                    where = partial(_Stream, self._clock), self._host, self._port
-                    _, self._wire = await loop.create_connection(*where, ssl=self._tls)
+                    made = partial(_Stream, self._clock)
+                    _, self._wire = await connect(made, self._host, self._port, ssl=self._tls)
                 else:
-                    self._wire = await _Socket.connect(self._host, self._port, self._clock)
+                    transport, _ = await connect(asyncio.Protocol, self._host, self._port)
+                    self._wire = _Socket(self._clock, transport.get_extra_info("socket").dup())
+                    transport.abort()
         except TimeoutError as error:
             raise httpx.ConnectTimeout("no connection") from error
         except OSError as error:
@@ -171,39 +173,13 @@ class _Reading:
             self.headers.clear()
 
 
-class _Socket:
-    """A plain connection, read by recvmsg for the kernel's stamps, written in pieces without joining them."""
+class _Wire:
+    """What both kinds of connection are: asked, answered, and at an end some time."""
 
-    def __init__(self, sock: socket.socket, clock: Callable[[], int]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._sock, self._clock = sock, clock
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
         self.reading: _Reading | None = None
-        self._unsent: list[Buffer] = []
-        self._waits = False
         self._lost: OSError | None = None
-        self._loop.add_reader(sock.fileno(), self._readable)
-
-    @classmethod
-    async def connect(cls, host: str, port: int, clock: Callable[[], int]) -> _Socket:
-        """Connect to the first of a host's addresses that takes it."""
-        loop = asyncio.get_running_loop()
-        error: OSError = ConnectionError("no address")
-        for family, kind, proto, _, place in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            sock = socket.socket(family, kind, proto)
-            sock.setblocking(False)
-            try:
-                await loop.sock_connect(sock, place)
-            except BaseException as failed:
-                sock.close()
-                if not isinstance(failed, OSError):
-                    raise
-                error = failed
-                continue
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, STAMPED, 1)
-            return cls(sock, clock)
-        raise error
 
     def ask(self, buffers: Sequence[Buffer], listener: Listener) -> _Reading:
         """Send a request; its answer as it will be read."""
@@ -211,9 +187,38 @@ class _Socket:
         if self._lost is not None:
             self.reading.fail(self._lost)
         else:
-            self._unsent = list(buffers)
-            self._writable()
+            self.send(buffers)
         return self.reading
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send."""
+
+    def close(self) -> None:
+        """Close it."""
+
+    def end(self, error: OSError | None) -> None:
+        """The other side has closed it, or it broke."""
+        self._lost = error or ConnectionResetError("closed")
+        if self.reading is not None:
+            self.reading.fail(error)
+
+
+class _Socket(_Wire):
+    """A plain connection, read by recvmsg for the kernel's stamps, written in pieces without joining them."""
+
+    def __init__(self, clock: Callable[[], int], sock: socket.socket) -> None:
+        super().__init__(clock)
+        self._loop, self._sock = asyncio.get_running_loop(), sock
+        self._unsent: list[Buffer] = []
+        self._waits = False
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, STAMPED, 1)
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send what the kernel takes, and the rest when it takes more."""
+        self._unsent = list(buffers)
+        self._writable()
 
     def close(self) -> None:
         """Close it."""
@@ -247,10 +252,10 @@ class _Socket:
         except BlockingIOError:
             return
         except OSError as error:
-            self._end(error)
+            self.end(error)
             return
         if not data or self.reading is None:
-            self._end(None)
+            self.end(None)
             return
         at_ns = self._clock()
         if told:
@@ -258,30 +263,23 @@ class _Socket:
             at_ns -= max(time_ns() - (seconds * 1_000_000_000 + rest), 0)
         self.reading.feed(data, at_ns)
 
-    def _end(self, error: OSError | None) -> None:
+    def end(self, error: OSError | None) -> None:
+        """Nothing more comes."""
         self._loop.remove_reader(self._sock.fileno())
-        self._lost = error or ConnectionResetError("closed")
-        if self.reading is not None:
-            self.reading.fail(error)
+        super().end(error)
 
 
-class _Stream(asyncio.Protocol):
+class _Stream(_Wire, asyncio.Protocol):
     """A connection over TLS, by asyncio; its times are those at which the program read."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
-        self.reading: _Reading | None = None
+        super().__init__(clock)
         self._transport: Any = None
-        self.lost = asyncio.Event()
+        self.over = asyncio.Event()
 
-    def ask(self, buffers: Sequence[Buffer], listener: Listener) -> _Reading:
-        """Send a request; its answer as it will be read."""
-        self.reading = _Reading(listener)
-        if self.lost.is_set():
-            self.reading.fail(ConnectionResetError("closed"))
-        else:
-            self._transport.writelines(buffers)
-        return self.reading
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send."""
+        self._transport.writelines(buffers)
 
     def close(self) -> None:
         """Close it."""
@@ -295,6 +293,5 @@ class _Stream(asyncio.Protocol):
             self.reading.feed(data, self._clock())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
-        if self.reading is not None:
-            self.reading.fail(exc if isinstance(exc, OSError) else None)
+        self.over.set()
+        self.end(exc if isinstance(exc, OSError) else None)

@@ -81,10 +81,10 @@ class Written:
         self.then, self.roles = self.account.copy(), []
 
     def cut(self) -> None:
-        """Take back what is to be written anew."""
+        """Take back what is to be written anew, which are its fragments."""
         _, blocks, ends = self.again
-        del self.blocks[max(blocks - len(self.cuts), 0) :], self.ends[ends:]
-        del self.fragments[max(blocks - (len(self.cuts) - len(self.fragments)), 0) :], self.cuts[blocks:]
+        self.fragments.clear()
+        del self.cuts[blocks:], self.ends[ends:]
         self.account, self.roles = self.then.copy(), []
 
     def shape(self, shape: Shape) -> str:
@@ -112,15 +112,6 @@ class Writer:
         self._costs = costs
         self._text = PromptText(salt=salt, words=costs.words, ids=ids)
         self._least = self._text.fragment(0, 1)
-
-    def blocks(
-        self, prompt: Sequence[Piece], marks: Sequence[Breakpoint] = (), said: Mapping[str, Said] | None = None
-    ) -> list[Block]:
-        """A prompt's blocks. ``said`` are answers, by their calls, that take the place of the recorded ones."""
-        written = self.write(prompt, said)
-        for index, ttl_s in _marked(written.ends, marks).items():
-            written.blocks[index] = written.blocks[index]._replace(ttl_s=ttl_s)
-        return written.blocks
 
     def write(
         self, prompt: Sequence[Piece], said: Mapping[str, Said] | None = None, known: Written | None = None
@@ -184,7 +175,7 @@ class Writer:
 def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpoint] = ()) -> list[Buffer]:
     """A body in some pieces: the parameters in ``head``, a JSON object, then the prompt as a dialect shapes it."""
     before, at = written.shape(shape), 0
-    ttls = sorted(_marked(written.ends, marks).items(), reverse=True)
+    ttls = sorted(marked(written.ends, marks).items(), reverse=True)
     places = [(written.cuts[index][0], shape.mark(ttl_s)) for index, ttl_s in ttls]
     out: list[Buffer] = [head[:-1]]
     for chunk in (*written.chunks, b"".join(written.fragments)):
@@ -209,7 +200,7 @@ def body(shape: Shape, head: bytes, blocks: Sequence[Block]) -> bytes:
     return b"".join((*out, shape.end(before)))
 
 
-def _marked(ends: Sequence[tuple[int, int]], marks: Sequence[Breakpoint]) -> dict[int, int]:
+def marked(ends: Sequence[tuple[int, int]], marks: Sequence[Breakpoint]) -> dict[int, int]:
     """The TTL of each marked block: that in which a mark's last token lies, or else the last; the last four count."""
     ttls: dict[int, int] = {}
     for mark in sorted(marks) if ends else ():

@@ -18,7 +18,7 @@ from keepwarm.replayers.endpoint import Answer, Piece, Request, Said
 from keepwarm.replayers.http import DIALECTS, HttpEndpoint, reach
 from keepwarm.replayers.prompts import cut
 from keepwarm.replayers.tokens import Costs
-from keepwarm.replayers.writer import Writer, body
+from keepwarm.replayers.writer import Writer, body, marked
 from keepwarm.traces.model import Breakpoint, Call
 
 REACHED = ("key_env", "key_file", "header", "ca")
@@ -66,9 +66,12 @@ def blocks_of(
     costs: Costs | None = None,
     marks: Sequence[Breakpoint] = (),
     said: dict[str, Said] | None = None,
+    **options: Any,
 ) -> list[Block]:
     """A prompt's blocks, without salt."""
-    return Writer(Costs() if costs is None else costs).blocks(prompt, marks, said)
+    written = Writer(Costs() if costs is None else costs, **options).write(prompt, said)
+    ttls = marked(written.ends, marks)
+    return [block._replace(ttl_s=ttls.get(index)) for index, block in enumerate(written.blocks)]
 
 
 def body_of(dialect: str, blocks: Sequence[Block], **head: Any) -> bytes:

@@ -279,6 +279,15 @@ def test_counts_that_cannot_be_are_unknown(dialect: str, number: Any, tmp_path: 
     assert call.hints is None
 
 
+@pytest.mark.parametrize("block", [{"type": "tool_use", "id": "u1", "name": "Bash"}, {"type": "text"}, 7])
+def test_an_answer_that_makes_no_sense_still_costs(block: Any, tmp_path: Path) -> None:
+    """A block without what its type must have: what was said is unknown, and the account is told."""
+    body = whole("messages", Said(("Hm.",), Tokens(100, 9, 60, 0))) | {"content": [block]}
+    call = one(tmp_path, "messages", Reply([json.dumps(body).encode()]))
+    assert (call.status, call.error, call.prompt, call.cache_read, call.output) == (200, "other", 100, 60, 9)
+    assert call.tools == ()
+
+
 def test_cache_marks_are_told_in_tokens(tmp_path: Path) -> None:
     """Marks on a tool, a system block and the last message: tokens up to and with each, five minutes or an hour.
     None lies past what the API counted as cacheable.

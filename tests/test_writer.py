@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from asking import prompts, steps
+from asking import blocks_of, prompts, steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,12 +36,15 @@ def test_written_on_is_written_anew(dialect: str, made: Any, costs: Costs, marks
     """Whatever a prompt keeps of the one before, cut anywhere, its body has the bytes that it has without that one."""
     said = {"c": Said(b"what it said\\n", 9)} if live and dialect != "completions" else None
     known = None
-    on, anew = (Writer(costs, ids=dialect == "completions") for _ in range(2))
+    ids = dialect == "completions"
+    on = Writer(costs, ids=ids)
     for prompt in prompts(made):
         prompt = tuple(piece._replace(answer_of="c" if piece.ident % 3 == 0 else None) for piece in prompt)
         known = on.write(prompt, said, known)
         pieces = buffers(DIALECTS[dialect], b'{"model":"m"}', known, marks)
-        assert b"".join(pieces) == body(DIALECTS[dialect], b'{"model":"m"}', anew.blocks(prompt, marks, said))
+        assert b"".join(pieces) == body(
+            DIALECTS[dialect], b'{"model":"m"}', blocks_of(prompt, costs, marks, said, ids=ids)
+        )
         orjson.loads(b"".join(pieces))
 
 

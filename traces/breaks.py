@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from keepwarm.traces.shipped import shipped
 from keepwarm.traces.steps import Piece
 
 CLEARED = 0.5
 """A tool's result of less than this share of its old length was cleared."""
+
+TOLD = shipped("keepwarm.traces", "breaks.toml")
 
 
 def common(old: Sequence[Piece], new: Sequence[Piece]) -> int:
@@ -52,15 +55,5 @@ def _same_rest(old: Sequence[Piece], new: Sequence[Piece], at: int) -> bool:
 
 def words(kind: str, first: int, last: int, how: str) -> str:
     """A difference in words, at one position or in a range of them."""
-    told = {
-        "reordered": "the same ones in another order",
-        "added": "a new one, the rest is as it was",
-        "removed": "gone, the rest is as it was",
-        "numbers": "only digits differ: a date, a counter or an id",
-        "cleared": "a tool's result was cleared",
-        "changed": "changed, the rest is as it was",
-        "rewritten": "all is different from there on",
-        "cut": "the prompt ends there: cut back, or asked anew",
-    }
     where = f"position {first}" if first == last else f"positions {first} to {last}"
-    return f"{kind} at {where}: {told[how]}"
+    return f"{kind} at {where}: {TOLD[how]}"

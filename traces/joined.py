@@ -51,9 +51,8 @@ def _timed(call: Call, log: Call, tool: ToolUse, told: ToolUse) -> ToolUse:
 def _edges(call: Call, log: Call) -> tuple[After, ...]:
     """The edges with the tools' own times; the one that was satisfied last has the wait that was observed."""
     told = {edge.call: edge.gap_ns for edge in log.after}
-    if len(call.after) < 2 or call.gap_ns is None:
-        return call.after
-    last = next(at for at, edge in enumerate(call.after) if edge.gap_ns == call.gap_ns and edge.kind == call.gap_kind)
+    seen = call.gap_ns, call.gap_kind
+    last = next((at for at, edge in enumerate(call.after) if (edge.gap_ns, edge.kind) == seen), None)
     return tuple(
         edge if at == last else edge._replace(gap_ns=min(told.get(edge.call, edge.gap_ns), edge.gap_ns))
         for at, edge in enumerate(call.after)

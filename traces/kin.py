@@ -21,7 +21,7 @@ class Kin:
 
     ``results`` are tool results by tool use; ``spawned`` the agent that a tool use started, ``spawns`` the message and
     the tool use in it that started an agent; ``sent`` the messages that sent a finished agent on, as (message that
-    asked for it, when); ``forks`` the copied history that an agent begins with.
+    asked for it, when); ``forks`` the copied history that an agent begins with; ``types`` what agents' own lines tell.
     """
 
     def __init__(self, streams: Sequence[Stream], owned: Sequence[tuple[Stream, Step]]) -> None:
@@ -37,12 +37,7 @@ class Kin:
         self.forks = {stream.agent: fork for stream in streams if (fork := _fork(stream, tellers))}
         self.spawned = self._spawned(streams, spawning)
         self.spawns = {agent: spawning[use] for use, agent in self.spawned.items() if use in spawning}
-        self._types = {stream.agent: stream.agent_type for stream in streams}
-
-    def type_of(self, agent: str) -> str | None:
-        """A sub-agent's type: as its own lines tell it, else as it was asked for."""
-        spawn = self.spawns.get(agent)
-        return self._types.get(agent) or (spawn[1].agent_type if spawn else None)
+        self.types = {stream.agent: stream.agent_type for stream in streams if stream.agent_type}
 
     def _spawned(self, streams: Sequence[Stream], spawning: Mapping[str, tuple[str, Asked]]) -> dict[str, str]:
         """The agent that each tool use started: told beside the agent's lines, by the result, or by the prompt."""

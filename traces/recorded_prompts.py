@@ -75,10 +75,8 @@ class RecordedPrompt:
         blocks = [self._block(step.model, piece) for piece in new]
         size = step.usage.prompt if step.usage else sum(kept) + sum(round(block.weight) for block in blocks)
         keep = min(sum(kept), size)
-        left = [
-            max(0, min(tokens, keep - before))
-            for tokens, before in zip(kept, accumulate(kept, initial=0), strict=False)
-        ]
+        starts = accumulate(kept, initial=0)
+        left = [max(0, min(tokens, keep - start)) for tokens, start in zip(kept, starts, strict=False)]
         sizes = filled(size - keep, blocks)
         append = []
         for piece, block, tokens in zip(new, blocks, sizes, strict=True):

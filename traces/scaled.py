@@ -10,9 +10,9 @@ from keepwarm.traces.model import Breakpoint, Call
 Length = tuple[int, int]
 """A piece of a prompt: its tokens, and its tokens in the shorter trace."""
 
-ACCOUNT: dict[str, Any] = dict.fromkeys(
-    ("prompt", "uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other")
-)
+_TOKENS = ("prompt", "uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write_other")
+UNKNOWN: dict[str, Any] = dict.fromkeys(_TOKENS) | {"usage_source": "absent", "write_source": "absent"}
+"""The account of a call whose tokens nobody counted."""
 
 
 def scaled(sessions: Iterable[list[Call]], factor: float) -> Iterator[list[Call]]:
@@ -38,9 +38,7 @@ def _shorter(calls: Iterable[Call], factor: float) -> Iterator[Call]:
             breakpoints=tuple(
                 Breakpoint(sum(new for _, new in _cut(prompt, mark.at)), mark.ttl_s) for mark in call.breakpoints
             ),
-            **ACCOUNT,
-            usage_source="absent",
-            write_source="absent",
+            **UNKNOWN,
         )
 
 

@@ -90,7 +90,7 @@ class SessionBuilder:
         spawn = self._kin.spawns.get(name)
         if spawn is not None and spawn[0] in self._by_id:
             agent.parent, agent.spawned_by = self._by_id[spawn[0]][0].name, spawn[0]
-        agent.type = self._kin.type_of(name)
+        agent.type = self._kin.types.get(name) or (spawn[1].agent_type if spawn else None)
         return agent
 
     def _new_agent(self, stream: Stream, role: str, origin: _Agent | None = None, at: int = 0) -> _Agent:
@@ -213,18 +213,15 @@ class SessionBuilder:
 
     def _seen(self, wire: Wire) -> dict[str, Any]:
         """What the wire told of a call beyond what a log does, in trace columns."""
-        request, answer = wire.request, wire.answer
-        attempts = [
-            tried._replace(sent_ns=tried.sent_ns - self._zero_ns, done_ns=(tried.done_ns or 0) - self._zero_ns)
-            for tried in wire.attempts
-        ]
+        zero = self._zero_ns
+        times = {name: getattr(wire.answer, name) for name in ("first_byte_ns", "first_token_ns")}
+        tries = [one._replace(sent_ns=one.sent_ns - zero, done_ns=(one.done_ns or 0) - zero) for one in wire.attempts]
         return {
-            "first_byte_ns": None if answer.first_byte_ns is None else answer.first_byte_ns - self._zero_ns,
-            "first_token_ns": None if answer.first_token_ns is None else answer.first_token_ns - self._zero_ns,
-            **{name: getattr(request, name) for name in ("dialect", "stream", "hints")},
-            **{name: getattr(answer, name) for name in ("status", "error", "reasoning", "write_source")},
-            "retries": max(len(attempts) - 1, 0),
-            "attempts": tuple(attempts),
+            **{name: None if at_ns is None else at_ns - zero for name, at_ns in times.items()},
+            **{name: getattr(wire.request, name) for name in ("dialect", "stream", "hints")},
+            **{name: getattr(wire.answer, name) for name in ("status", "error", "reasoning", "write_source")},
+            "retries": max(len(tries) - 1, 0),
+            "attempts": tuple(tries),
         }
 
     def _tool(self, asked: Asked, agent: _Agent) -> ToolUse:

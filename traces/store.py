@@ -31,10 +31,6 @@ ROWS_AT_ONCE = 256
 """Rows that become calls together: a replay that reads its trace as it goes is not held up for long."""
 
 
-ROWS_AT_ONCE_UNREAD = 65536
-"""Rows that are only checked together: a thread to a column has enough to do."""
-
-
 class Meta(NamedTuple):
     """What a trace says of itself: format version, who made it, how its token counts came to be, content digest."""
 
@@ -188,14 +184,16 @@ def _check_rows(path: str, meta: dict[str, Any], rows: int) -> None:
         raise InputError(f"{path}: damaged: {meta['rows']} rows were written, {rows} are there")
 
 
-def _check_pages(path: str, seen: set[str]) -> None:
+def _check_pages(path: str, known: pq.ParquetFile, seen: set[str]) -> None:
     """Read what nobody asked for too, and drop it: a file damaged anywhere is believed nowhere."""
+    fields = [field for field in known.schema_arrow if field.name not in seen]
+    # Words that come again and again are not spelled out for nobody; calls' names never do.
+    words = [field.name for field in fields if field.type == pa.string() and field.name != "call"]
+    options = {"page_checksum_verification": True, "pre_buffer": False, "read_dictionary": words}
     fs, inner = locate(path)
     with fs.open_input_file(inner) as source:
-        columns = [field for field in pq.read_schema(source) if field.name not in seen]
-        words = [field.name for field in columns if field.type == pa.string() and field.name != "call"]
-        file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, read_dictionary=words)
-        for _ in file.iter_batches(ROWS_AT_ONCE_UNREAD, columns=[field.name for field in columns]):
+        file = pq.ParquetFile(source, metadata=known.metadata, **options)
+        for _ in file.iter_batches(ROWS_PER_GROUP, columns=[field.name for field in fields]):
             pass
 
 
@@ -287,7 +285,7 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
             version = int(meta["version"])
             known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
             table = file.read(columns=known)
-            _check_pages(name, set(table.column_names))
+            _check_pages(name, file, set(table.column_names))
             _check_rows(name, meta, table.num_rows)
             tables.append(_conform(name, table, version, wanted))
     return pa.concat_tables(tables)

@@ -16,27 +16,15 @@ from typing import NamedTuple
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import After, Breakpoint, Call, Segment, ToolUse
-from keepwarm.traces.workloads import HOUR, WORKLOADS, Kind, Script, Spread, Workload
+from keepwarm.traces.workloads import COMMON, HOUR, WORKLOADS, Kind, Script, Spread, Workload
 
 MILLISECOND, SECOND = 1_000_000, 1_000_000_000
-
-TOOLS = {"Bash": 38, "Read": 30, "Edit": 16, "Grep": 9, "Glob": 4, "Write": 3}
-FIRST_TOKEN = Spread(0.9, 2.2, 0.3, 30)
-"""Seconds to the first token, but for the time that new tokens take."""
-PREFILL_TPS = 10_000
-DECODE_TPS = Spread(62, 85, 25, 140)
-HANDOVER = Spread(0.06, 0.25, 0.005, 2)
-"""Seconds between an agent's end and its starter's next call, or between a call's end and the agent it starts."""
-SUMMARY = Spread(3_000, 6_000, 800, 9_000)
-REATTACHED = Spread(2_000, 8_000, 200, 15_000)
-"""Tokens of files shown again after a compaction."""
 
 
 class _Agent(NamedTuple):
     """An agent; ``like`` is what its calls have alike."""
 
     kind: Kind
-    lead: tuple[Segment, Segment]
     like: Call
 
 
@@ -95,13 +83,13 @@ class _Session:
         known = self.workload.kinds[kind]
         rest = round(known.rest.draw(Random(f"{self._name}/{kind}")))
         shared = self._segment(known.lead, "lead", self._project, kind, known.model)
-        lead = self.leads[like.agent] = shared, self._segment(rest, "system", self._name, kind)
-        return _Agent(known, lead, like._replace(model=known.model, flow=known.flow or like.flow))
+        self.leads[like.agent] = shared, self._segment(rest, "system", self._name, kind)
+        return _Agent(known, like._replace(model=known.model, flow=known.flow or like.flow))
 
     def _run(self, agent: _Agent, edges: tuple[After, ...], calls: int) -> Call:
         """Make up all calls of an agent, those of its sub-agents included; its last call."""
         task = self._segment(self._tokens(agent.kind.task), "user", agent.like.agent)
-        planned = agent.like._replace(after=edges, append=(*agent.lead, task))
+        planned = agent.like._replace(after=edges, append=(*self.leads[agent.like.agent], task))
         for turn in range(calls):
             call = self._call(agent.kind, planned._replace(turn=turn))
             tools: tuple[ToolUse, ...] = ()
@@ -118,12 +106,12 @@ class _Session:
         last = max(planned.after, key=self._due, default=None)
         start = 0 if last is None else self._due(last)
         prompt = planned.prompt_tokens
-        output = self._tokens(SUMMARY if planned.role == "compaction" else kind.output)
+        output = self._tokens(COMMON["summary"] if planned.role == "compaction" else kind.output)
         parent = planned.prompt_parent
         cold = parent is None or start - self._ends[parent] >= kind.ttl_s * SECOND
         new = prompt if cold else prompt - planned.keep
-        first = start + _nanoseconds(FIRST_TOKEN.draw(self._rng) + new / PREFILL_TPS)
-        self._ends[name] = first + _nanoseconds(output / DECODE_TPS.draw(self._rng))
+        first = start + _nanoseconds(COMMON["first_token"].draw(self._rng) + new / COMMON["prefill_tps"])
+        self._ends[name] = first + _nanoseconds(output / COMMON["decode_tps"].draw(self._rng))
         return planned._replace(
             call=name,
             gap_ns=last.gap_ns if last else None,
@@ -175,7 +163,7 @@ class _Session:
         longest = _nanoseconds(self.workload.tool_time.draw(rng))
         tools = []
         for i in range(1 + (rng.random() < 0.14) + (rng.random() < 0.03)):
-            name = rng.choices(list(TOOLS), list(TOOLS.values()))[0]
+            name = rng.choices(list(COMMON["tools"]), list(COMMON["tools"].values()))[0]
             took = longest if i == 0 else round(longest * rng.random() / MILLISECOND) * MILLISECOND
             tools.append(ToolUse(name, call.end_ns, took, self._tokens(agent.kind.result), rng.random() < 0.04))
         return tuple(tools), longest
@@ -189,9 +177,9 @@ class _Session:
                 agent=name, role="subagent", agent_type=kind, parent_agent=call.agent, spawned_by=call.call
             )
             child = self._agent(kind, like)
-            start = After(call.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "tool")
+            start = After(call.call, "end", _nanoseconds(COMMON["handover"].draw(self._rng)), "tool")
             last = self._run(child, (start,), self._tokens(child.kind.calls))
-            edges.append(After(last.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent"))
+            edges.append(After(last.call, "end", _nanoseconds(COMMON["handover"].draw(self._rng)), "subagent"))
             result = (last.output or 0) + 40
             tools.append(ToolUse("Task", call.end_ns, self._due(edges[-1]) - call.end_ns, result, False, name))
         return tuple(tools), tuple(edges)
@@ -200,17 +188,17 @@ class _Session:
         """Have the conversation summarised by a call of its own; the next call keeps the lead and takes the summary."""
         parent = planned.prompt_parent or ""
         name = self._id("agent", "compaction", parent)
-        self.leads[name] = agent.lead
+        lead = self.leads[name] = self.leads[planned.agent]
         append = (*planned.append, self._segment(900, "user", "compact"))
         writer = planned._replace(
             agent=name, role="compaction", agent_type=None, parent_agent=planned.agent, spawned_by=None, append=append
         )
         summary = self._call(agent.kind, writer)
         self.calls.append(summary._replace(stop_reason="end_turn"))
-        wait = After(summary.call, "end", _nanoseconds(HANDOVER.draw(self._rng)), "subagent")
+        wait = After(summary.call, "end", _nanoseconds(COMMON["handover"].draw(self._rng)), "subagent")
         told = self._segment(summary.output or 0, "answer", summary.call, answer_of=summary.call)
-        files = self._segment(self._tokens(REATTACHED), "user", "files", summary.call)
-        keep = sum(segment.tokens for segment in agent.lead)
+        files = self._segment(self._tokens(COMMON["reattached"]), "user", "files", summary.call)
+        keep = sum(segment.tokens for segment in lead)
         return planned._replace(after=(wait,), append=(told, files), keep=keep, prefix_change="compaction")
 
 

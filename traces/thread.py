@@ -77,7 +77,7 @@ def _scaled(tokens: int, weights: Sequence[float]) -> list[int]:
     return given
 
 
-def trimmed(held: Sequence[Held], tokens: int) -> list[Held]:
+def _trimmed(held: Sequence[Held], tokens: int) -> list[Held]:
     """What is held with no more than its first ``tokens`` tokens; what lies past them has none."""
     kept = []
     for one in held:
@@ -118,7 +118,7 @@ class Thread:
         then the new blocks.
         """
         keep = min(keep, self.tokens, prompt)
-        old = trimmed(rest, prompt - keep)
+        old = _trimmed(rest, prompt - keep)
         return self._grown(keep, old + self._spread(prompt - keep - sum(one.segment.tokens for one in old), blocks))
 
     def break_at(self, keep: int, prompt: int, blocks: Sequence[Block], leads: Sequence[Segment] = ()) -> Growth:
@@ -182,7 +182,7 @@ class Thread:
     def _grown(self, keep: int, append: Sequence[Held]) -> Growth:
         added = [held for held in append if held.segment.tokens]
         if keep < self.tokens:
-            self._held = [held for held in trimmed(self._held, keep) if held.segment.tokens]
+            self._held = [held for held in _trimmed(self._held, keep) if held.segment.tokens]
         self._held += added
         self.tokens = keep + sum(held.segment.tokens for held in added)
         self.lead = min(self.lead, self.tokens)

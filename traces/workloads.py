@@ -104,6 +104,7 @@ def _workload(told: dict[str, Any]) -> Workload:
 
 
 _DATA = shipped("keepwarm.traces", "workloads.toml")
+COMMON = _figures(_DATA["common"])
 KINDS: dict[str, Kind] = {}
 for _name, _told in _DATA["kind"].items():
     _like = KINDS[_told.pop("like")]._asdict() if "like" in _told else {}
