@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -138,8 +136,7 @@ class HttpEndpoint:
                 **address.headers,
             }
         )
-        self._ready = httpx.Request("POST", self._url, headers=self._headers)
-        self._head_bytes = head_of(self._ready)
+        self._head_bytes = head_of(httpx.Request("POST", self._url, headers=self._headers))
         self._secrets = address.headers
         self._fixed: dict[str, Any] = {"model": model, "stream": stream}
         if stream and dialect in ("chat", "completions"):
@@ -161,7 +158,7 @@ class HttpEndpoint:
         self._writes_told = writes_told
         stock = stock_transports(address.tls) if address.transport == "httpx" else None
         self._transport = transport or stock or transports(self._url, address.tls, clock)
-        self._idle: dict[Agent, _Kept] = {}
+        self._idle: dict[Agent, tuple[httpx.AsyncBaseTransport, int]] = {}
 
     async def send(self, request: Request) -> Answer:
         """Send one request and wait for the whole answer; what goes wrong stands in the answer."""
@@ -196,15 +193,15 @@ class HttpEndpoint:
         hearing = Hearing(self._dialect.Reader(), streamed=self._stream)
         if self._live:
             hearing.reader.heard.text = []
-        kept = await self._take(agent)
-        request = self._request(kept, body, headers, hearing)
+        transport = await self._take(agent)
+        request = self._request(transport, body, headers, hearing)
         error: str | None = "reset"
         task = asyncio.current_task()
         assert task is not None
         limit = asyncio.get_running_loop().call_later(self._timeout_s, task.cancel, LATE)
         sent_ns = self._clock()
         try:
-            await self._exchange(kept.transport, request, hearing)
+            await self._exchange(transport, request, hearing)
             error = hearing.end()
         except asyncio.CancelledError as cancelled:
             if cancelled.args != (LATE,) or task.uncancel() > 0:
@@ -217,23 +214,23 @@ class HttpEndpoint:
         finally:
             limit.cancel()
             done_ns = self._clock()
-            await self._give_back(agent, kept, whole=error is None)
+            await self._give_back(agent, transport, whole=error is None)
         return hearing.answer(self.name, sent_ns, done_ns, error, self._secrets, self._writes_told)
 
     def _request(
-        self, kept: _Kept, body: Sequence[Buffer], headers: Mapping[str, str], hearing: Hearing
+        self, transport: httpx.AsyncBaseTransport, body: Sequence[Buffer], headers: Mapping[str, str], hearing: Hearing
     ) -> httpx.Request:
         """A request ready to be sent. For the own transport it is its only one, with its head in bytes."""
-        if not isinstance(kept.transport, Connection):
+        if not isinstance(transport, Connection):
             return httpx.Request("POST", self._url, headers={**self._headers, **headers}, content=b"".join(body))
         more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()
-        kept.request.extensions = {"listener": hearing, "head": self._head_bytes + more, "buffers": body}
-        return kept.request
+        transport.request.extensions = {"listener": hearing, "head": self._head_bytes + more, "buffers": body}
+        return transport.request
 
     async def aclose(self) -> None:
         """Close the connections."""
         while self._idle:
-            await self._idle.popitem()[1].transport.aclose()
+            await self._idle.popitem()[1][0].aclose()
 
     def _head(self, output: int, fields: Mapping[str, Any]) -> bytes:
         """A body's parameters."""
@@ -258,28 +255,19 @@ class HttpEndpoint:
         finally:
             await response.aclose()
 
-    async def _take(self, agent: Agent) -> _Kept:
+    async def _take(self, agent: Agent) -> httpx.AsyncBaseTransport:
         """The agent's idle connection, or a new one; those that have been idle too long are closed."""
         stale = self._clock() - IDLE_NS
-        while self._idle and next(iter(self._idle.values())).since_ns < stale:
-            await self._idle.pop(next(iter(self._idle))).transport.aclose()
-        return self._idle.pop(agent, None) or _Kept(self._transport(), copy(self._ready))
+        while self._idle and next(iter(self._idle.values()))[1] < stale:
+            await self._idle.pop(next(iter(self._idle)))[0].aclose()
+        kept = self._idle.pop(agent, None)
+        return self._transport() if kept is None else kept[0]
 
-    async def _give_back(self, agent: Agent, kept: _Kept, *, whole: bool) -> None:
-        kept.request.extensions, kept.since_ns = {}, self._clock()
+    async def _give_back(self, agent: Agent, transport: httpx.AsyncBaseTransport, *, whole: bool) -> None:
         if whole and agent not in self._idle:
-            self._idle[agent] = kept
+            self._idle[agent] = transport, self._clock()
         else:
-            await kept.transport.aclose()
-
-
-@dataclass(slots=True)
-class _Kept:
-    """A connection, what is sent over it time and again, and since when it is idle."""
-
-    transport: httpx.AsyncBaseTransport
-    request: httpx.Request
-    since_ns: int = 0
+            await transport.aclose()
 
 
 def transports(url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> Callable[[], Connection]:
