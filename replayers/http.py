@@ -25,8 +25,7 @@ from keepwarm.replayers.hearing import Hearing
 from keepwarm.replayers.hints import nvext, session_headers
 from keepwarm.replayers.tokens import Costs
 from keepwarm.replayers.transport import Connection, head_of
-from keepwarm.replayers.writer import Buffer, Shape, Writer, buffers
-from keepwarm.replayers.writer import body as joined
+from keepwarm.replayers.writer import Buffer, Shape, Writer, body, buffers
 
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
@@ -171,9 +170,9 @@ class HttpEndpoint:
         agent = call.session, call.agent, request.copy
         kept = {} if request.kept is None else request.kept
         written = kept[agent] = self.writer.write(request.prompt, kept.get("said"), kept.get(agent))
-        body = buffers(self._dialect, self._head(request.output or 1, fields), written, call.breakpoints)
+        pieces = buffers(self._dialect, self._head(request.output or 1, fields), written, call.breakpoints)
         headers = session_headers(self.name, call, request.copy, self._salt)
-        answer = await self._post(body, headers, agent)
+        answer = await self._post(pieces, headers, agent)
         if answer.said is not None:
             kept.setdefault("said", {})[call.call] = answer.said
         return answer
@@ -187,7 +186,7 @@ class HttpEndpoint:
         agent: Agent = PROBE,
     ) -> Answer:
         """Ask for the answer to a prompt, with ``fields`` of its own, on an agent's connection."""
-        return await self._post([joined(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)
+        return await self._post([body(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)
 
     async def _post(self, body: Sequence[Buffer], headers: Mapping[str, str], agent: Agent) -> Answer:
         hearing = Hearing(self._dialect.Reader(), streamed=self._stream)
