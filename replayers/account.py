@@ -50,7 +50,7 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
     counts = tuple(path for path, value in fields.items() if path in NUMBERS and count(value) is not None)
     where = _where(counts, OWN.get(dialect, ("prompt_", "completion_")))
     if "input" not in where:
-        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, fields, {})}
+        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, {})}
     got: Counts = UNKNOWN | {number: fields[path] for number, path in where.items()}
     rest = where["input"] == ("inputTokens",) or (dialect == "messages" and where["input"] == ("input_tokens",))
     google = where["input"] == ("promptTokenCount",)
@@ -70,16 +70,15 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
         "reasoning": got["reasoning"],
         "usage_source": "reported",
         "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
-        "usage_extra": _extra(told, fields, got),
+        "usage_extra": _extra(told, got),
     }
 
 
 def _keyed(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same with Bedrock's list of writes as a mapping from TTL to tokens, where it is such a list."""
-    listed = told.get("cacheDetails") or ()
     with suppress(TypeError, KeyError):
-        rows = {row["ttl"]: row["inputTokens"] for row in listed}
-        return {**told, "cacheDetails": rows} if len(rows) == len(listed) > 0 else told
+        rows = {row["ttl"]: row["inputTokens"] for row in told.get("cacheDetails", ())}
+        return {**told, "cacheDetails": rows} if 0 < len(rows) == len(told["cacheDetails"]) else told
     return told
 
 
@@ -145,27 +144,24 @@ def _answer(got: Counts, prompt: int, google: bool) -> int | None:
     return output
 
 
-def _extra(told: Mapping[str, Any], fields: Mapping[Path, Any], got: Counts) -> str | None:
-    if all(_read(value, got, path) or (isinstance(value, dict) and len(path) < 3) for path, value in fields.items()):
-        return None
+def _extra(told: Mapping[str, Any], got: Counts) -> str | None:
     extra = _unread(told, got)
     with suppress(TypeError):  # nested deeper than JSON is written
-        for name in (None, *sorted(extra, key=lambda name: -len(orjson.dumps(extra[name])))):
+        for name in (None, *sorted(extra, key=lambda name: -len(orjson.dumps(extra[name])))) if extra else ():
             extra |= {name: None} if name else {}
             text = orjson.dumps(extra, option=orjson.OPT_SORT_KEYS).decode()
             if len(text) <= MOST_EXTRA:
-                return text if extra else None
+                return text
     return None
 
 
-def _read(value: Any, got: Counts, path: Path) -> bool:
-    """Whether a field is as it stands in the account."""
-    known = got.get(NUMBERS.get(path, ""))
-    return known is not None and count(value) == known
-
-
-def _unread(value: Any, got: Counts, path: Path = ()) -> Any:
-    if isinstance(value, Mapping) and len(path) < 3:
-        left = ((name, _unread(inner, got, (*path, name))) for name, inner in value.items())
-        return {name: inner for name, inner in left if inner not in (None, "", [], {})}
-    return None if _read(value, got, path) else value
+def _unread(told: Mapping[str, Any], got: Counts, path: Path = ()) -> dict[str, Any]:
+    """What is not understood, disagrees or cannot hold, but what is empty."""
+    found = {}
+    for name, value in told.items():
+        inner = (*path, name)
+        known = got.get(NUMBERS.get(inner, ""))
+        left = _unread(value, got, inner) if isinstance(value, dict) and len(path) < 2 else value
+        if left not in (None, "", [], {}) and (known is None or count(value) != known):
+            found[name] = left
+    return found

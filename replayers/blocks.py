@@ -7,7 +7,7 @@ blocks of what it grew from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import repeat
 from typing import NamedTuple
@@ -41,25 +41,10 @@ def _end(prompt: Sequence[Piece], at: int, *kinds: str) -> int:
 Role = tuple[str, Piece | None]
 
 
-def roles(prompt: Sequence[Piece], costs: Costs) -> Iterator[Role]:
-    """Who says each piece. An answer that tool results follow, with what is hidden behind it, ends in as many uses;
-    where it has too few pieces, uses without one follow. Where an endpoint takes no tools, or these pieces have fewer
-    tokens than what uses and results take, there are none, but text; where they have too few for an answer, a user
-    says it.
-
-    What an assistant would open or close, and a result of no use, a user says, and a word where else nothing follows
-    the system's: endpoints refuse it otherwise.
-    """
-    front, told = opening(prompt, costs)
-    yield from told
-    at = front
-    while at < len(prompt):
-        at, told, _ = run(prompt, at, front, costs)
-        yield from told
-
-
 def opening(prompt: Sequence[Piece], costs: Costs) -> tuple[int, list[Role]]:
-    """The pieces that a prompt starts with, before anyone speaks: how many, and who says them."""
+    """The pieces that a prompt starts with, before anyone speaks: how many, and who says them. A user says a word where
+    else nothing follows the system's.
+    """
     offered = _end(prompt, 0, "tools") if costs.tools else 0
     front = _end(prompt, offered, *SYSTEM)
     told: list[Role] = [("tool" if at < offered else "system", piece) for at, piece in enumerate(prompt[:front])]
@@ -69,6 +54,11 @@ def opening(prompt: Sequence[Piece], costs: Costs) -> tuple[int, list[Role]]:
 def run(prompt: Sequence[Piece], at: int, front: int, costs: Costs) -> tuple[int, list[Role], int]:
     """What is said together from ``at`` on, an answer with the results that follow it or a user's piece: where it ends,
     who says what, and the last piece whose kind that depends on.
+
+    An answer that tool results follow, with what is hidden behind it, ends in as many uses; where it has too few
+    pieces, uses without one follow. Where an endpoint takes no tools, or these pieces have fewer tokens than what uses
+    and results take, there are none, but text; where they have too few for an answer, a user says it. What an assistant
+    would open or close, and a result of no use, a user says: endpoints refuse it otherwise.
     """
     said = _end(prompt, at, "answer")
     if at in (front, said):

@@ -106,11 +106,10 @@ class Hearing:
 def _wait_s(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
     """How long a server wants to be left alone, where it says so in a number."""
     told = {name.lower(): value for name, value in headers}
-    for name, parts in (b"retry-after-ms", 1000), (b"retry-after", 1):
-        with suppress(KeyError, ValueError):
-            seconds = float(told[name]) / parts
-            if 0 <= seconds < math.inf:
-                return seconds
+    with suppress(ValueError):
+        milliseconds = told.get(b"retry-after-ms")
+        seconds = float(milliseconds) / 1000 if milliseconds else float(told.get(b"retry-after", b""))
+        return seconds if 0 <= seconds < math.inf else None
     return None
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -27,8 +25,7 @@ from keepwarm.replayers.hearing import Hearing
 from keepwarm.replayers.hints import nvext, session_headers
 from keepwarm.replayers.tokens import Costs
 from keepwarm.replayers.transport import Connection, head_of
-from keepwarm.replayers.writer import Buffer, Shape, Writer, buffers
-from keepwarm.replayers.writer import body as joined
+from keepwarm.replayers.writer import Buffer, Shape, Writer, body, buffers
 
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
@@ -138,8 +135,7 @@ class HttpEndpoint:
                 **address.headers,
             }
         )
-        self._ready = httpx.Request("POST", self._url, headers=self._headers)
-        self._head_bytes = head_of(self._ready)
+        self._head_bytes = head_of(httpx.Request("POST", self._url, headers=self._headers))
         self._secrets = address.headers
         self._fixed: dict[str, Any] = {"model": model, "stream": stream}
         if stream and dialect in ("chat", "completions"):
@@ -161,7 +157,7 @@ class HttpEndpoint:
         self._writes_told = writes_told
         stock = stock_transports(address.tls) if address.transport == "httpx" else None
         self._transport = transport or stock or transports(self._url, address.tls, clock)
-        self._idle: dict[Agent, _Kept] = {}
+        self._idle: dict[Agent, tuple[httpx.AsyncBaseTransport, int]] = {}
 
     async def send(self, request: Request) -> Answer:
         """Send one request and wait for the whole answer; what goes wrong stands in the answer."""
@@ -174,9 +170,9 @@ class HttpEndpoint:
         agent = call.session, call.agent, request.copy
         kept = {} if request.kept is None else request.kept
         written = kept[agent] = self.writer.write(request.prompt, kept.get("said"), kept.get(agent))
-        body = buffers(self._dialect, self._head(request.output or 1, fields), written, call.breakpoints)
+        pieces = buffers(self._dialect, self._head(request.output or 1, fields), written, call.breakpoints)
         headers = session_headers(self.name, call, request.copy, self._salt)
-        answer = await self._post(body, headers, agent)
+        answer = await self._post(pieces, headers, agent)
         if answer.said is not None:
             kept.setdefault("said", {})[call.call] = answer.said
         return answer
@@ -190,21 +186,21 @@ class HttpEndpoint:
         agent: Agent = PROBE,
     ) -> Answer:
         """Ask for the answer to a prompt, with ``fields`` of its own, on an agent's connection."""
-        return await self._post([joined(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)
+        return await self._post([body(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)
 
     async def _post(self, body: Sequence[Buffer], headers: Mapping[str, str], agent: Agent) -> Answer:
         hearing = Hearing(self._dialect.Reader(), streamed=self._stream)
         if self._live:
             hearing.reader.heard.text = []
-        kept = await self._take(agent)
-        request = self._request(kept, body, headers, hearing)
+        transport = await self._take(agent)
+        request = self._request(transport, body, headers, hearing)
         error: str | None = "reset"
         task = asyncio.current_task()
         assert task is not None
         limit = asyncio.get_running_loop().call_later(self._timeout_s, task.cancel, LATE)
         sent_ns = self._clock()
         try:
-            await self._exchange(kept.transport, request, hearing)
+            await self._exchange(transport, request, hearing)
             error = hearing.end()
         except asyncio.CancelledError as cancelled:
             if cancelled.args != (LATE,) or task.uncancel() > 0:
@@ -217,23 +213,23 @@ class HttpEndpoint:
         finally:
             limit.cancel()
             done_ns = self._clock()
-            await self._give_back(agent, kept, whole=error is None)
+            await self._give_back(agent, transport, whole=error is None)
         return hearing.answer(self.name, sent_ns, done_ns, error, self._secrets, self._writes_told)
 
     def _request(
-        self, kept: _Kept, body: Sequence[Buffer], headers: Mapping[str, str], hearing: Hearing
+        self, transport: httpx.AsyncBaseTransport, body: Sequence[Buffer], headers: Mapping[str, str], hearing: Hearing
     ) -> httpx.Request:
         """A request ready to be sent. For the own transport it is its only one, with its head in bytes."""
-        if not isinstance(kept.transport, Connection):
+        if not isinstance(transport, Connection):
             return httpx.Request("POST", self._url, headers={**self._headers, **headers}, content=b"".join(body))
         more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()
-        kept.request.extensions = {"listener": hearing, "head": self._head_bytes + more, "buffers": body}
-        return kept.request
+        transport.request.extensions = {"listener": hearing, "head": self._head_bytes + more, "buffers": body}
+        return transport.request
 
     async def aclose(self) -> None:
         """Close the connections."""
         while self._idle:
-            await self._idle.popitem()[1].transport.aclose()
+            await self._idle.popitem()[1][0].aclose()
 
     def _head(self, output: int, fields: Mapping[str, Any]) -> bytes:
         """A body's parameters."""
@@ -258,28 +254,19 @@ class HttpEndpoint:
         finally:
             await response.aclose()
 
-    async def _take(self, agent: Agent) -> _Kept:
+    async def _take(self, agent: Agent) -> httpx.AsyncBaseTransport:
         """The agent's idle connection, or a new one; those that have been idle too long are closed."""
         stale = self._clock() - IDLE_NS
-        while self._idle and next(iter(self._idle.values())).since_ns < stale:
-            await self._idle.pop(next(iter(self._idle))).transport.aclose()
-        return self._idle.pop(agent, None) or _Kept(self._transport(), copy(self._ready))
+        while self._idle and next(iter(self._idle.values()))[1] < stale:
+            await self._idle.pop(next(iter(self._idle)))[0].aclose()
+        kept = self._idle.pop(agent, None)
+        return self._transport() if kept is None else kept[0]
 
-    async def _give_back(self, agent: Agent, kept: _Kept, *, whole: bool) -> None:
-        kept.request.extensions, kept.since_ns = {}, self._clock()
+    async def _give_back(self, agent: Agent, transport: httpx.AsyncBaseTransport, *, whole: bool) -> None:
         if whole and agent not in self._idle:
-            self._idle[agent] = kept
+            self._idle[agent] = transport, self._clock()
         else:
-            await kept.transport.aclose()
-
-
-@dataclass(slots=True)
-class _Kept:
-    """A connection, what is sent over it time and again, and since when it is idle."""
-
-    transport: httpx.AsyncBaseTransport
-    request: httpx.Request
-    since_ns: int = 0
+            await transport.aclose()
 
 
 def transports(url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> Callable[[], Connection]:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import time_ns
-from typing import Any, Protocol
+from typing import Any
 
 import httptools
 import httpx
+
+from keepwarm.replayers.hearing import Hearing
 
 CONNECT_S = 30.0
 READ_BYTES = 1 << 18
@@ -28,36 +30,24 @@ TIMESPEC = struct.Struct("@ll")
 ROOM = socket.CMSG_SPACE(TIMESPEC.size)
 
 Buffer = bytes | memoryview
-Headers = list[tuple[bytes, bytes]]
-
-
-class Listener(Protocol):
-    """Who is told what comes in; times are ns on the clock that the connection was given."""
-
-    def begin(self, status: int, headers: Headers, at_ns: int) -> None:
-        """The answer's head is there."""
-        ...
-
-    def data(self, chunk: bytes, at_ns: int) -> None:
-        """A piece of its body is there."""
-        ...
 
 
 class Connection(httpx.AsyncBaseTransport):
     """A connection to one host, made when it is first needed, and made anew where the server has closed it meanwhile.
-    ``clock`` gives ns. It takes requests made ready: their extensions hold ``head``, as ``head_of`` makes it,
-    ``buffers``, the body in some pieces, and ``listener``, who is told the answer; when it is whole its status alone is
-    returned.
+    ``clock`` gives ns. It takes requests made ready: their extensions, which it takes out, hold ``head``, as
+    ``head_of`` makes it, ``buffers``, the body in some pieces, and ``listener``, who is told the answer; when it is
+    whole its status alone is returned. ``request`` is one that may be made ready time and again.
     """
 
     def __init__(self, url: httpx.URL, tls: ssl.SSLContext | None, clock: Callable[[], int]) -> None:
         self._host, self._port = url.host, url.port or (443 if url.scheme == "https" else 80)
         self._tls, self._clock = tls if url.scheme == "https" else None, clock
+        self.request = httpx.Request("POST", url)
         self._wire: _Wire | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and read its whole answer. httpx's errors where that fails."""
-        ready = request.extensions
+        ready, request.extensions = request.extensions, {}
         listener, body = ready["listener"], ready["buffers"]
         sent = [b"%bcontent-length: %d\r\n\r\n" % (ready["head"], sum(map(len, body))), *body]
         while True:
@@ -121,10 +111,10 @@ def head_of(request: httpx.Request) -> bytes:
 class _Reading:
     """An answer that is being read: a parser's callbacks."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Hearing) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.status, self.keep, self.begun = 0, True, False
-        self.headers: Headers = []
+        self.headers: list[tuple[bytes, bytes]] = []
         self.at_ns = 0
         self._listener = listener
         self._parser = httptools.HttpResponseParser(self)
@@ -181,7 +171,7 @@ class _Wire:
         self.reading: _Reading | None = None
         self._lost: OSError | None = None
 
-    def ask(self, buffers: Sequence[Buffer], listener: Listener) -> _Reading:
+    def ask(self, buffers: Sequence[Buffer], listener: Hearing) -> _Reading:
         """Send a request; its answer as it will be read."""
         self.reading = _Reading(listener)
         if self._lost is not None:

@@ -70,11 +70,6 @@ class Written:
     then: _Account = field(default_factory=_Account)
     roles: list[Role] = field(default_factory=list)
 
-    def add(self, block: Block) -> None:
-        """A block that holds planned tokens."""
-        self.ends.append((self.account.planned, len(self.cuts) + len(self.blocks)))
-        self.blocks.append(block)
-
     def mark(self, at: int) -> None:
         """From the piece ``at`` on it may be written anew."""
         self.again = at, len(self.cuts) + len(self.blocks), len(self.ends)
@@ -168,7 +163,8 @@ class Writer:
             if role in account.names:
                 name = label(account.names[role])
                 account.names[role] += 1
-            written.add(Block(role, text, name))
+            written.ends.append((account.planned, len(written.cuts) + len(written.blocks)))
+            written.blocks.append(Block(role, text, name))
             account.before = role
 
 

@@ -14,7 +14,7 @@ import polars as pl
 from hdrh.histogram import HdrHistogram
 
 from keepwarm.reports.frame import Loaded, Rows, collect
-from keepwarm.reports.metrics import CELL, ORDERED, VALUES
+from keepwarm.reports.metrics import CELL, GROUPS, ORDERED, VALUES
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.place import first_line, locate
 
@@ -84,7 +84,7 @@ def added(table: pl.DataFrame, cells: pl.DataFrame, group: str) -> pl.DataFrame:
 
 def counts_of(rows: Rows) -> Counts:
     """The times of some rows, counted."""
-    cells = collect(rows.lazy().group_by(cell=CELL).agg(value.first().alias(name) for name, value in VALUES.items()))
+    cells = collect(rows.lazy().group_by(cell=CELL).agg(pl.col(*GROUPS.values()).first())).select("cell", **VALUES)
     calls = collect(rows.lazy().filter(ENDED).select(cell=CELL, **TIMES)).lazy()
     values = {name: calls.select("cell", ns=name).drop_nulls("ns") for name in TIMES}
     values["itl"] = times(rows, "itl", cell=CELL)

@@ -108,11 +108,11 @@ def of(rows: Rows) -> dict[str, Any]:
 def grouped(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
     """The figures by each group and its values, most calls first, buckets in their own order; under ``all`` of all."""
     calls = alike(rows)
-    agents = collect(rows.lazy().select("role", "session_no", "agent_no", cell=CELL).unique())
+    agents = collect(rows.lazy().select("session_no", "agent_no", cell=CELL).unique())
     found = {}
     for group, value in VALUES.items():
         table = calls.group_by(value.alias("value")).agg(**FIGURES)
-        cells = calls.select("cell", value=value).unique()
+        cells = calls.select("cell", "role", value=value).unique()
         own = agents.join(cells, on="cell").group_by("value").agg(**AGENTS).join(table, on="value")
         rates = {row.pop("value"): row for row in own.sort("calls", "value", descending=[True, False]).to_dicts()}
         found[group] = {name: rates[name] for name in ORDERED.get(group, rates) if name in rates}

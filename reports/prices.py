@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded, Rows, collect
+from keepwarm.reports.frame import Loaded, Rows, collect, first_of
 from keepwarm.traces.errors import InputError
 
 WRITES = ("write_5m", "write_1h", "write_other")
@@ -99,8 +99,8 @@ def _money(tokens: pl.Expr, kind: str, rows: dict[str | None, dict[str, Any]]) -
     """Tokens at their price, by the tier of the call's prompt; no tokens cost nothing, whatever their price."""
 
     def listed(field: str, tier: str | None = None) -> pl.Expr:
-        of_model = {m: (row.get(tier) or {} if tier else row).get(field) for m, row in rows.items()}
-        return pl.col("model").replace_strict(of_model, default=None, return_dtype=pl.Float64)
+        of_model = ((m, (row.get(tier) or {} if tier else row).get(field)) for m, row in rows.items() if row)
+        return first_of(((pl.col("model") == m, price) for m, price in of_model), pl.lit(None, pl.Float64))
 
     long = (pl.col("prompt") > listed("prompt", "above")).fill_null(False)
     price = pl.when(long).then(listed(kind, "above")).otherwise(listed(kind))

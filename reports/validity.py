@@ -93,17 +93,24 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     """The checks of a run. Where the same bytes were sent to all endpoints, tokens are told and not judged. The lag's
     limit is 50 ms, or a tenth of the median latency where that is more."""
     rows, planned = loaded.scan, loaded.about.get("planned_calls")
-    answered = rows.filter(ANSWERED)
-    counted = rows.select(pl.len(), answered=ANSWERED.sum(), failed=FAILED_CALL.sum())
-    height, covered, failed = collect(counted).row(0)
-    covered = covered if planned is None or height <= planned else height
+    told = collect(
+        rows.select(
+            calls=pl.len(),
+            answered=ANSWERED.sum(),
+            reported=REPORTED.filter(ANSWERED).mean(),
+            failed=FAILED_CALL.sum(),
+            skipped=SKIPPED.fill_null(False).mean(),
+            cut_off=CUT_OFF.fill_null(False).mean(),
+        )
+    ).row(0, named=True)
+    covered = told["answered"] if planned is None or told["calls"] <= planned else told["calls"]
     off, output = fidelity(rows, "prompt"), fidelity(rows, "output")
     same_bytes = loaded.told("fidelity").get("match") == "bytes"
     token_p95 = _check("token_fidelity.p95", off["p95"], TOKENS_OFF, least=False)
     interrupted = loaded.about.get("interrupted")
     return [
         _coverage(covered / planned if planned else None),
-        _check("cached_tokens_reported", _share(answered, REPORTED), COVERAGE, least=True),
+        _check("cached_tokens_reported", told["reported"], COVERAGE, least=True),
         _note("token_fidelity.p95", off["p95"]) if same_bytes else token_p95,
         _note("token_fidelity.p50", off["p50"]),
         _note("token_fidelity.max", off["max"]),
@@ -111,9 +118,9 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
         _note("output_fidelity.p50", output["p50"]),
         _note("output_fidelity.p95", output["p95"]),
         _lag_check(rows),
-        _check("failed_calls", failed / planned if planned else None, FAILED, least=False),
-        _check("skipped_calls", _share(rows, SKIPPED), FAILED, least=False),
-        _note("interrupted_calls", _share(rows, CUT_OFF)),
+        _check("failed_calls", told["failed"] / planned if planned else None, FAILED, least=False),
+        _check("skipped_calls", told["skipped"], FAILED, least=False),
+        _note("interrupted_calls", told["cut_off"]),
         _note("drain_tail", drain_tail(rows)),
         _check("uninterrupted", None if interrupted is None else float(not interrupted), 1.0, least=True),
     ]

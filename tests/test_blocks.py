@@ -12,7 +12,7 @@ from asking import blocks_of, body_of, prompts, steps
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from keepwarm.replayers.blocks import Block, label, roles
+from keepwarm.replayers.blocks import Block, label
 from keepwarm.replayers.endpoint import Piece, Said
 from keepwarm.replayers.prompts import cut
 from keepwarm.replayers.tokens import Costs
@@ -37,6 +37,12 @@ AGENTS = steps("answer", "answer", "tool_result", "tool_result", "hidden", "user
 def pieces(kinds: str, tokens: int = 5) -> list[Piece]:
     """A piece of so many tokens for each kind."""
     return [Piece(ident, tokens, kind) for ident, kind in enumerate(kinds.split())]
+
+
+def roles(prompt: list[Piece], costs: Costs) -> str:
+    """Who says a prompt's blocks, but for the tool that prompts without one start with where endpoints take any."""
+    told = [block.role for block in blocks_of(prompt, costs)]
+    return " ".join(told[1:] if costs.tools and prompt and prompt[0].kind != "tools" else told)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,7 @@ def pieces(kinds: str, tokens: int = 5) -> list[Piece]:
 )
 def test_roles_follow_kinds(kinds: str, expected: str) -> None:
     """Tools and system text stand at the start, results have their uses, and the user opens and closes."""
-    assert " ".join(role for role, _ in roles(pieces(kinds), Costs())) == expected
+    assert roles(pieces(kinds), Costs()) == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +85,7 @@ def test_roles_follow_kinds(kinds: str, expected: str) -> None:
 )
 def test_without_tools_all_is_text(kinds: str, expected: str) -> None:
     """Where an endpoint takes no tools, what was an agent's use is an answer, and what was a result is the user's."""
-    assert " ".join(role for role, _ in roles(pieces(kinds), Costs(tools=False))) == expected
+    assert roles(pieces(kinds), Costs(tools=False)) == expected
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,7 @@ def test_a_step_of_fewer_tokens_than_its_use_takes_is_text(tokens: int, expected
     known = {("user", "use"): 3, ("use", "use"): 1, ("use", "result"): 4, ("result", "result"): 2}
     costs = Costs(overheads=known | {("user", "answer"): 2, ("answer", "user"): 2})
     prompt = [Piece(1, 5, "user"), Piece(2, tokens - 2, "answer"), *(Piece(n, 1, "tool_result") for n in (3, 4))]
-    assert " ".join(role for role, _ in roles(prompt, costs)) == expected
+    assert roles(prompt, costs) == expected
 
 
 def test_names_take_as_many_characters_whatever_they_are() -> None:

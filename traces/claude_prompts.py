@@ -27,21 +27,14 @@ class AgentPrompt(Thread):
     def __init__(
         self, identity: Identity, leads: Mapping[LeadKey, int], informed: bool, noticed: Counter[str], stream: Stream
     ) -> None:
-        super().__init__(self._unlike, noticed)
-        self._identity = identity
+        super().__init__(identity, stream.agent, noticed)
         self._leads = leads
         self._informed = informed
         self._stream = stream
-        self._made = 0
         self._last: Turn | None = None
         self._ttl_s = TTL_5M
         self._resets = 0
         self._seen: dict[str, tuple[str, int, int]] = {}
-
-    def _unlike(self) -> int:
-        """An identity that nothing else has."""
-        self._made += 1
-        return self._identity.hash(f"fresh\0{self._stream.agent}\0{self._made}".encode())
 
     def _lead(self, step: Step) -> list[Segment]:
         """The lead that the agent shares with others of the step's model, and its own."""

@@ -32,6 +32,7 @@ class Identity:
 
     def __init__(self, salt: bytes) -> None:
         self._keyed = blake2b(key=salt, digest_size=8)
+        self._models: dict[str, str] = {}
 
     def _digest(self, data: bytes) -> bytes:
         state = self._keyed.copy()
@@ -56,6 +57,11 @@ class Identity:
         """A model's bare id, without the cloud's address, region, vendor and revision around it; a pseudonym where what
         is left could tell whose it is.
         """
+        if name not in self._models:
+            self._models[name] = self._bare_model(name)
+        return self._models[name]
+
+    def _bare_model(self, name: str) -> str:
         last = name.rsplit("/", 1)[-1].replace("@", "-")
         bare = _MODEL_AFFIXES.sub("", last)
         known = not {"/", "@"} & set(name) or "claude" in last

@@ -7,9 +7,10 @@ over the visible blocks by weight, a surplus is one ``hidden`` segment, an overr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Segment
 
 CHARACTER_TOKENS = {"answer": 0.31, "tool_result": 0.347, "user": 0.33}
@@ -88,19 +89,26 @@ def _trimmed(held: Sequence[Held], tokens: int) -> list[Held]:
 
 
 class Thread:
-    """An agent's latest prompt. ``fresh`` makes an identity that no other content has.
+    """The latest prompt of the agent of that name.
 
     ``given`` is how many tokens each tool's result got; ``noticed`` counts tokens that no visible block explains
     (``hidden``), and that visible blocks had too many (``scaled``).
     """
 
-    def __init__(self, fresh: Callable[[], int], noticed: Counter[str]) -> None:
-        self._fresh = fresh
+    def __init__(self, identity: Identity, agent: str, noticed: Counter[str]) -> None:
+        self._identity = identity
+        self._agent = agent
+        self._made = 0
         self._held: list[Held] = []
         self.tokens = 0
         self.lead = 0
         self.given: dict[str, int] = {}
         self.noticed = noticed
+
+    def _fresh(self) -> int:
+        """An identity that no other content has."""
+        self._made += 1
+        return self._identity.hash(f"fresh\0{self._agent}\0{self._made}".encode())
 
     def begin(self, prompt: int, leads: Sequence[Segment], blocks: Sequence[Block]) -> Growth:
         """The first prompt: the shared lead, then the session's own, which is what the visible blocks leave."""
