@@ -21,6 +21,9 @@ from keepwarm.traces.model import Call
 from keepwarm.traces.scaled import scaled
 from keepwarm.traces.store import read_meta, read_sessions, read_trace_table
 
+AT_ONCE = 64
+"""Rows of a trace that are made calls together: what is due meanwhile is late."""
+
 
 class Planned:
     """A trace about to be replayed under a load: what it is, and fresh schedules of it. Times are seconds.
@@ -89,7 +92,7 @@ class Planned:
         self._come |= {"time": time, "shared": _shared(self.trace)}
 
     def _read(self) -> Iterable[list[Call]]:
-        sessions = read_sessions(self.trace)
+        sessions = read_sessions(self.trace, at_once=AT_ONCE)
         return sessions if self._scale is None else scaled(sessions, self._scale)
 
     def sessions_of_run(self) -> Iterator[Arrival]:

@@ -28,7 +28,8 @@ from keepwarm.traces.sink import ParquetSink, leaves
 
 ROWS_PER_GROUP = 8192
 ROWS_AT_ONCE = 256
-"""Rows that become calls together: a replay that reads its trace as it goes is not held up for long."""
+"""Rows that become calls together."""
+BATCHES = ROWS_PER_GROUP // ROWS_AT_ONCE
 
 
 class Meta(NamedTuple):
@@ -248,21 +249,23 @@ def read_calls(path: str) -> Iterator[Call]:
         yield from _file_calls(name)
 
 
-def _file_calls(name: str) -> Iterator[Call]:
+def _file_calls(name: str, at_once: int = ROWS_AT_ONCE) -> Iterator[Call]:
     with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
         rows = 0
-        for batch in file.iter_batches(ROWS_PER_GROUP):
+        for batch in file.iter_batches(at_once * BATCHES):
             table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE, rows)
             rows += batch.num_rows
             for part in table.to_batches():
-                for at in range(0, part.num_rows, ROWS_AT_ONCE):
-                    yield from batch_to_calls(part.slice(at, ROWS_AT_ONCE))
+                for at in range(0, part.num_rows, at_once):
+                    yield from batch_to_calls(part.slice(at, at_once))
         _check_rows(name, meta, rows)
 
 
-def read_sessions(path: str) -> Iterator[list[Call]]:
-    """The sessions of a trace, each the list of its calls, in the order of their start over all its files."""
-    by_session = (groupby(_file_calls(name), key=attrgetter("session")) for name in trace_files(path))
+def read_sessions(path: str, *, at_once: int = ROWS_AT_ONCE) -> Iterator[list[Call]]:
+    """The sessions of a trace, each the list of its calls, in the order of their start over all its files. The fewer
+    rows become calls ``at_once``, the shorter it holds up who reads as it goes.
+    """
+    by_session = (groupby(_file_calls(name, at_once), key=attrgetter("session")) for name in trace_files(path))
     files = [(list(calls) for _, calls in sessions) for sessions in by_session]
     return merge(*files, key=lambda calls: (calls[0].session_start_ns or 0, calls[0].session))
 
