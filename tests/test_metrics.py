@@ -287,14 +287,7 @@ def test_docs_name_every_figure_check_and_cause(tmp_path: Path) -> None:
     loaded = run(tmp_path / "r", TWO_AGENTS)
     links = losses.links_of(loaded)
     checks = [*checks_of_run(loaded, links), *checks_of_recording(loaded.rows)]
-    names = {
-        *metrics.AGENTS,
-        *metrics.FIGURES,
-        *whole(loaded),
-        *(check["check"] for check in checks),
-        *losses.CAUSES,
-        *KINDS,
-    }
+    names = {*metrics.AGENTS, *metrics.FIGURES, *whole(loaded), *(check["check"] for check in checks), *losses.CAUSES, *KINDS}
     names |= {*cost(loaded, load_prices())} - {"prices_date", "prices_source"}
     told = set(re.findall(r"`([^`]+)`", DOCS.read_text()))
     assert names - told == set()
