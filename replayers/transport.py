@@ -23,7 +23,8 @@ import httpx
 from keepwarm.replayers.hearing import Hearing
 
 CONNECT_S = 30.0
-READ_BYTES = 1 << 18
+READ_BYTES = 1 << 16
+"""What is read at once: memory for more than 128 KB would come from the kernel, page by page, for each read."""
 STAMPED = 35
 """Linux' SO_TIMESTAMPNS and SCM_TIMESTAMPNS, which the socket module does not name."""
 TIMESPEC = struct.Struct("@ll")
