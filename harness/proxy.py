@@ -107,6 +107,7 @@ class Client(asyncio.BufferedProtocol):
         """What comes after an upgrade; what comes when all is over is let go."""
         if data and self.exchanges:
             self._pass(self.exchanges[-1], data)
+            self.go_on()
 
     def _malformed(self) -> None:
         """What comes is no HTTP, or is none any more: then its upstream waits in vain, if it is at it already."""
@@ -180,7 +181,7 @@ class Client(asyncio.BufferedProtocol):
         if exchange.refused is None:
             self.go_on()
         if exchange.passing is not None:
-            exchange.passing.asked()
+            self.proxy.recorder.soon(exchange.passing.asked)
         if exchange.refused is not None:
             exchange.ended("reset")
         elif exchange.answered:
@@ -196,17 +197,12 @@ class Client(asyncio.BufferedProtocol):
         return upstream
 
     def _pass(self, exchange: Exchange, data: bytes) -> None:
-        """Send a part of a request on; it waits while another exchange is under way, or nothing is connected."""
-        upstream = exchange.upstream
-        if exchange.refused is not None:
-            return
-        if upstream is not None and upstream.ready and not exchange.waiting:
-            upstream.write(data)
-            return
-        exchange.waiting.append(data)
-        self._held += len(data)
-        if self._held > WAITING_BYTES:
-            self.transport.pause_reading()
+        """A part of a request waits for its turn, which may be at once; of one that is refused nothing is wanted."""
+        if exchange.refused is None:
+            exchange.waiting.append(data)
+            self._held += len(data)
+            if self._held > WAITING_BYTES:
+                self.transport.pause_reading()
 
     def go_on(self) -> None:
         """Do what can be done for the first exchange: refuse it, or write what has waited."""

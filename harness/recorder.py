@@ -7,13 +7,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import orjson
 
 from keepwarm.harness.answers import Answer, decoded
 from keepwarm.harness.bodies import Body, Pieces, Recent
-from keepwarm.harness.who import Client, Headers, client, flow, who
+from keepwarm.harness.who import Headers, client, flow, who
 from keepwarm.replayers.sse import string
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.records import AnswerRecord, RecordJournal, RequestRecord
@@ -22,6 +23,9 @@ from keepwarm.traces.threads import Placed, Threads
 
 INLINE_BYTES = 1 << 18
 """Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
+GATHER_S, GATHERED = 0.05, 16
+"""What comes within this time, up to this number, is done together: each alone finds nothing in the processor's caches.
+"""
 MOST_BYTES = 64 << 20
 MOST_STORED = 1024
 RECENT = 128
@@ -53,11 +57,10 @@ class Recorder:
         self.keep_text = keep_text
         self.flow = flow
         self.found = len(self.journal.found)
-        requests = [record for record in self.journal.found if isinstance(record, RequestRecord)]
         self.threads = Threads(self.identity.name)
         self.threads.recall(self.journal.found)
+        self.next = 1 + max((record.number for record in self.journal.found), default=-1)
         self.journal.found.clear()
-        self.next = 1 + max((record.number for record in requests), default=-1)
         self.recent: Recent = deque(maxlen=RECENT)
         self.stored: OrderedDict[str, Sequence[Piece]] = OrderedDict()
         self.beside = ThreadPoolExecutor(1, "keepwarm record")
@@ -65,10 +68,24 @@ class Recorder:
         self.why_lost = ""
         self.read = self.prompt = 0
         self.broke: str | None = None
+        self._waiting: deque[Callable[[], None]] = deque()
 
     def passing(self, dialect: str, headers: Headers) -> Passing:
         """A call that begins to pass by."""
         return Passing(self, dialect, headers, now())
+
+    def soon(self, what: Callable[[], None]) -> None:
+        """Do something in its turn, a moment later and together with what else comes until then."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(GATHER_S, self.catch_up)
+        self._waiting.append(what)
+        if len(self._waiting) >= GATHERED:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Do now what waits."""
+        while self._waiting:
+            self._waiting.popleft()()
 
     def write(self, record: RequestRecord | AnswerRecord) -> bool:
         """Append to the journal. Where the disk refuses, the traffic goes on and the call is counted as lost."""
@@ -98,10 +115,9 @@ class Passing:
         self._at_ns = at_ns
         self._body: list[bytes] = []
         self._size = 0
-        self._client = Client()
+        self._client = client(headers, {})
         self._placed: Placed | None = None
         self._pieces: Sequence[Piece] = ()
-        self._warm = self._over = False
         self._number = -1
         self._taking: Future[Body | None] | None = None
         self._answer: Answer | None = None
@@ -126,6 +142,8 @@ class Passing:
 
     def ready(self, then: Callable[[], None]) -> bool:
         """Whether the request has been taken apart; if not, ``then`` is called in this event loop once it has."""
+        if self._placed is None:
+            self._recorder.catch_up()
         if self._taking is None:
             return True
         taking, loop = self._taking, asyncio.get_running_loop()
@@ -139,7 +157,6 @@ class Passing:
     def _take(self, body: bytes) -> Body | None:
         """The request's body taken apart; None where it is no request of its dialect."""
         try:
-            self._client = client(self._headers, {})
             told = orjson.loads(decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES))
             self._client = client(self._headers, told)
             recorder = self._recorder
@@ -157,7 +174,6 @@ class Passing:
         told = who(self._client, recorder.identity, compacts=body.compacts)
         placed = self._placed = threads.place(told, body.pieces)
         self._number, recorder.next = recorder.next, recorder.next + 1
-        self._warm = placed.origin == placed.thread
         recorder.broke = placed.broke or recorder.broke
         given = [one for piece, one in body.inputs if piece >= placed.keep]
         if any(one.tool_use for one in given):
@@ -198,9 +214,9 @@ class Passing:
 
     def ended(self, error: str | None = None) -> None:
         """The exchange is over; ``error`` where that was not by the answer's end."""
-        if not self.ready(lambda: self.ended(error)) or self._placed is None or self._over:
-            return  # the client left before its request was whole
-        self._over = True
+        if not self.ready(lambda: self.ended(error)) or self._placed is None:
+            return  # the client left before its request was whole, or it was over already
+        placed, self._placed = self._placed, None
         recorder, end_ns = self._recorder, now()
         self.read()
         if error == "cancelled" and self._answer is not None and self._answer.reader.heard.finished:
@@ -214,11 +230,11 @@ class Passing:
                 recorder.stored[self._answer.reader.ident] = (*self._pieces, *record.said)
                 if len(recorder.stored) > MOST_STORED:
                     recorder.stored.popitem(last=False)
-        recorder.threads.answered(self._placed.thread, record)
+        recorder.soon(partial(recorder.threads.answered, placed.thread, record))
         if self._number < 0 or not recorder.write(record):
             return
         recorder.calls += 1
         recorder.failed += record.error is not None
-        if self._warm and record.usage is not None and record.usage.read_told:
+        if placed.origin == placed.thread and record.usage is not None and record.usage.read_told:
             recorder.read += record.usage.cache_read
             recorder.prompt += record.usage.prompt

@@ -5,6 +5,7 @@ Twenty kills, or as many as KEEPWARM_KILLS says, at moments drawn with the seed 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ from random import Random
 import orjson
 import pytest
 from recorders import answering, asked, closed, command, recording
-from wire import CALL, LAST, STREAM, chunk, events, post
+from wire import CALL, LAST, PATIENCE_S, STREAM, Stage, asking, chunk, events, post, staged
 
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.records import AnswerRecord, read_records
@@ -171,3 +172,16 @@ def test_an_empty_journal_is_closed_and_gone_on_with(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert list(read_calls(str(out))) == []
     assert not journal.exists()
+
+
+def test_a_request_is_on_disk_while_its_answer_is_awaited(tmp_path: Path) -> None:
+    """A recorder that is killed then still knows that it was asked."""
+
+    async def play(stage: Stage) -> None:
+        line = await stage.line()
+        await line.ask(asking())
+        while not stage.records():
+            await asyncio.sleep(0.01)
+
+    with staged(tmp_path) as stage:
+        stage.run(asyncio.wait_for(play(stage), PATIENCE_S))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from dialects import DIALECTS, Said, Tokens, Turn, assistant, request, user
 from recording import Asked, Reply, Talk, recording, says
+from wire import PATIENCE_S, Stage, asking, staged, streamed
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -63,3 +65,23 @@ def test_a_window_that_slides_is_one_conversation_whose_prefix_breaks(dialect: s
             talk.ask(made, said[max(0, 2 * at - 4) : 2 * at + 1], f"It is {at}.")
     assert {call.agent for call in made.calls} == {made.calls[0].agent}
     assert [call.prefix_break is None for call in made.calls] == [True, True, True, False, False]
+
+
+def test_a_request_that_came_before_an_answer_does_not_go_on_from_it(tmp_path: Path) -> None:
+    """Of two conversations that begin alike, the longer is asked while the shorter one's answer is still to come."""
+    longer = [{"role": "user", "content": "hi"}, {"role": "user", "content": "there"}]
+
+    async def play(stage: Stage) -> None:
+        first, second = await stage.line(), await stage.line()
+        await first.ask(asking())
+        while not stage.records():
+            await asyncio.sleep(0.01)
+        await second.ask(asking(messages=longer))
+        await second.got()
+        for line in (first, second):
+            await line.tell(streamed())
+            await line.heard(len(streamed()))
+
+    with staged(tmp_path) as stage:
+        stage.run(asyncio.wait_for(play(stage), PATIENCE_S))
+        assert [asked.thread for asked, _ in stage.records()] == [0, 1]
