@@ -102,23 +102,13 @@ def _counted(values: pl.LazyFrame, cells: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([rest, exact])
 
 
-def of(rows: Rows) -> dict[str, Any]:
-    """For each time: p50 p90 p99 p99.9 max in seconds and how many values; None where it was not measured."""
-    return whole(counts_of(rows))
-
-
-def by(rows: Rows, group: str) -> dict[str, dict[str, Any]]:
-    """The same as ``of``, by the values of a group."""
-    return grouped(counts_of(rows), group)
-
-
 def whole(counts: Counts) -> dict[str, Any]:
-    """The statistics of each time over all calls."""
+    """For each time: p50 p90 p99 p99.9 max in seconds and how many values; None where it was not measured."""
     return grouped(counts, "all").get("all", dict.fromkeys(NAMES))
 
 
 def grouped(counts: Counts, group: str) -> dict[str, dict[str, Any]]:
-    """The statistics of each time by the values of a group."""
+    """The same by the values of a group."""
     found: dict[str, dict[str, Any]] = {}
     for name in NAMES:
         for row in counts.by(name, group).group_by("value").agg(**STATISTICS).sort("value").to_dicts():

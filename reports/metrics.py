@@ -119,11 +119,6 @@ def grouped(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def by(rows: Rows, group: str) -> dict[str, dict[str, Any]]:
-    """The figures by the values of one group."""
-    return grouped(rows)[group]
-
-
 RowsKind = TypeVar("RowsKind", pl.DataFrame, pl.LazyFrame)
 
 
@@ -160,17 +155,10 @@ class Links(NamedTuple):
 
 
 def spread(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
-    """Nearest-rank percentiles of values, by name, divided by ``unit``; None where there are none."""
+    """Nearest-rank percentiles of values, by name, divided by ``unit``; None where there are none. 100 is ``max``."""
     values = values.sort()
-    found = {f"p{p:g}": values.quantile(p / 100, "equiprobable") for p in percents}
+    found = {"max" if p == 100 else f"p{p:g}": values.quantile(p / 100, "equiprobable") for p in percents}
     return {name: None if value is None else value / unit for name, value in found.items()}
-
-
-def spread_to_max(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
-    """The same, and the largest value as ``max``."""
-    found = spread(values, *percents, 100, unit=unit)
-    most = found.pop("p100")
-    return {**found, "max": most}
 
 
 def warm_hit_range(rows: Rows) -> dict[str, Any]:
@@ -233,8 +221,8 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
     stretch = tasks.filter(pl.col("recorded") > 0).select(s=pl.col("wall") * scale / pl.col("recorded"))["s"]
     known = same_plan and loaded.kind == "run" and len(stretch) > 0
     return {
-        "task_time": spread_to_max(tasks["wall"], 50, 90, unit=SECOND),
-        "stretch": spread_to_max(stretch, 50, 90) if known else None,
+        "task_time": spread(tasks["wall"], 50, 90, 100, unit=SECOND),
+        "stretch": spread(stretch, 50, 90, 100) if known else None,
     }
 
 
@@ -251,7 +239,7 @@ def turn_drift(rows: Rows) -> float | None:
 def schedule_lag(rows: Rows) -> dict[str, Any]:
     """How late calls were sent after they were due, in seconds."""
     lag = collect(rows.lazy().select(pl.col("sent_ns") - pl.col("due_ns")).drop_nulls()).to_series()
-    return spread_to_max(lag, 50, 99, unit=SECOND)
+    return spread(lag, 50, 99, 100, unit=SECOND)
 
 
 def whole(loaded: Loaded, links: Links) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def gaps(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
     found, total = {}, int(known["gap_ns"].sum())
     for kind in kinds:
         values = known.filter(pl.col("kind") == kind)["gap_ns"]
-        percentiles = metrics.spread_to_max(values, 50, 90, 99, unit=metrics.SECOND)
+        percentiles = metrics.spread(values, 50, 90, 99, 100, unit=metrics.SECOND)
         share = int(values.sum()) / total if total else None
         found[kind] = {"count": len(values), **percentiles, "share_of_time": share}
     return found
@@ -67,7 +67,7 @@ def growth(linked: pl.DataFrame) -> dict[str, Any]:
     first = linked.filter((pl.col("turn") == 0) & pl.col("prompt").is_not_null()).group_by("role")
     medians = first.agg(p50=pl.col("prompt").quantile(0.5, "equiprobable")).sort("role")
     return {
-        "added_a_call": metrics.spread_to_max(added, 50, 90, 99),
+        "added_a_call": metrics.spread(added, 50, 90, 99, 100),
         "shrinking_calls": int((added < 0).sum()),
         "first_prompt_p50": {role: int(p50) for role, p50 in medians.iter_rows()},
         "longest_prompt": linked["prompt"].max(),
@@ -83,7 +83,7 @@ def fan_out(rows: pl.DataFrame) -> dict[str, Any]:
     peak_counts = peaks.group_by("peak").len().sort("peak")
     counts = sessions.group_by("subagents").len().sort("subagents")
     return {
-        "calls_a_session": metrics.spread_to_max(sessions["calls"], 50, 90, 99),
+        "calls_a_session": metrics.spread(sessions["calls"], 50, 90, 99, 100),
         "sessions_by_subagents": {str(number): count for number, count in counts.iter_rows()},
         "sessions_by_peak_at_once": {str(peak): count for peak, count in peak_counts.iter_rows()},
         "most_at_once": peaks["peak"].max(),

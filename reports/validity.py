@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports.frame import PARTS, Loaded, Rows, collect
-from keepwarm.reports.metrics import REPORTED, SECOND, Links, schedule_lag, spread, spread_to_max
+from keepwarm.reports.metrics import REPORTED, SECOND, Links, schedule_lag, spread
 
 COVERAGE = 0.99
 FAILED = 0.01
@@ -63,7 +63,7 @@ def fidelity(rows: Rows, name: str) -> dict[str, float | None]:
     planned = pl.col(f"planned_{name}")
     off = (pl.col(name) - planned).abs() / planned
     shares = rows.lazy().filter(ANSWERED & (planned > 0)).select(off).drop_nulls()
-    return spread_to_max(collect(shares).to_series(), 50, 95)
+    return spread(collect(shares).to_series(), 50, 95, 100)
 
 
 def _share(rows: Rows, good: pl.Expr) -> float | None:

@@ -96,7 +96,7 @@ def test_rates_are_token_sums_over_token_sums(tmp_path: Path) -> None:
 
 def test_figures_of_a_group_are_those_of_its_calls(tmp_path: Path) -> None:
     """By role, the sub-agent's 599 of 1,500 stand apart from the main agent's 2,998 of 6,000."""
-    by_role = metrics.by(run(tmp_path, TWO_AGENTS).rows, "role")
+    by_role = metrics.grouped(run(tmp_path, TWO_AGENTS).rows)["role"]
     assert by_role["subagent"]["hit_rate"] == 599 / 1500
     assert by_role["subagent"]["warm_hit_rate"] == 499 / 1000
     assert by_role["main"]["hit_rate"] == 2998 / 6000
@@ -202,9 +202,9 @@ def test_turn_and_gap_buckets(tmp_path: Path) -> None:
         for turn, gap in zip(turns, gaps, strict=True)
     ]
     rows = run(tmp_path, calls).rows
-    by_turn = {name: row["calls"] for name, row in metrics.by(rows, "turn").items()}
+    by_turn = {name: row["calls"] for name, row in metrics.grouped(rows)["turn"].items()}
     assert list(by_turn.items()) == [("0", 1), ("1", 1), ("2-5", 2), ("6-19", 1), ("20-49", 2), ("50+", 1)]
-    by_gap = {name: row["calls"] for name, row in metrics.by(rows, "gap").items()}
+    by_gap = {name: row["calls"] for name, row in metrics.grouped(rows)["gap"].items()}
     assert list(by_gap.items()) == [
         *[("<1s", 1), ("1-10s", 1), ("10-60s", 1), ("1-5m", 1), ("5-60m", 1), (">1h", 2), ("none", 1)]
     ]
@@ -240,7 +240,7 @@ def test_rates_agree_with_plain_sums(tmp_path_factory: pytest.TempPathFactory, c
             outcome(role, turn, prompt, read, role=role)._replace(cache_write_5m=written, uncached=rest),
         )
     rows = run(tmp_path_factory.mktemp("run"), outcomes).rows
-    by_role = metrics.by(rows, "role")
+    by_role = metrics.grouped(rows)["role"]
     for name, found in (("all", metrics.of(rows)), *by_role.items()):
         told = [(turn, usage) for role, turn, usage in calls if usage and name in ("all", role)]
         warm = [usage for turn, usage in told if turn > 0]
@@ -273,7 +273,7 @@ def test_real_sessions_have_the_rates_two_other_programs_found(tmp_path: Path) -
         main(["import", "claude-code", str(DATA), "-o", str(tmp_path / "t.parquet")])
     assert not stop.value.code
     rows = load(str(tmp_path / "t.parquet")).rows
-    found = {"all": metrics.of(rows), **metrics.by(rows, "role")}
+    found = {"all": metrics.of(rows), **metrics.grouped(rows)["role"]}
     assert (found["all"]["sessions"], found["all"]["calls"], found["all"]["subagents"]) == (63, 3760, 28)
     expected = {"all": (96.19, 96.70, 25.4), "main": (96.52, 96.92, 27.9), "subagent": (91.58, 93.56, 11.0)}
     for name, (hit, warm, ratio) in expected.items():
@@ -287,7 +287,14 @@ def test_docs_name_every_figure_check_and_cause(tmp_path: Path) -> None:
     loaded = run(tmp_path / "r", TWO_AGENTS)
     links = losses.links_of(loaded)
     checks = [*checks_of_run(loaded, links), *checks_of_recording(loaded.rows)]
-    names = {*metrics.AGENTS, *metrics.FIGURES, *whole(loaded), *(check["check"] for check in checks), *losses.CAUSES, *KINDS}
+    names = {
+        *metrics.AGENTS,
+        *metrics.FIGURES,
+        *whole(loaded),
+        *(check["check"] for check in checks),
+        *losses.CAUSES,
+        *KINDS,
+    }
     names |= {*cost(loaded, load_prices())} - {"prices_date", "prices_source"}
     told = set(re.findall(r"`([^`]+)`", DOCS.read_text()))
     assert names - told == set()

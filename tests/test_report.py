@@ -72,6 +72,11 @@ def keepwarm(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return int(stop.value.code or 0), said.out, said.err
 
 
+def told(loaded: Loaded) -> dict[str, Any]:
+    """The statistics of each time."""
+    return latency.whole(latency.counts_of(loaded.scan))
+
+
 def checked(loaded: Loaded) -> dict[str, Any]:
     """validity of a run, with its checks by name."""
     found = validity(loaded, links_of(loaded))
@@ -91,7 +96,7 @@ def test_percentiles_are_nearest_rank(values: list[int]) -> None:
 
 def test_latency_counts_from_due_and_service_time_from_sent(tmp_path: Path) -> None:
     """A call sent 40 ms late and answered in 100 ms took 140 ms; its service time is 100 ms."""
-    found = latency.of(run(tmp_path, [outcome(0, lag_ms=40)]).rows)
+    found = told(run(tmp_path, [outcome(0, lag_ms=40)]))
     assert (found["latency"]["p50"], found["service_time"]["p50"]) == (0.14, 0.1)
     assert (found["ttft"]["p50"], found["service_ttft"]["p50"]) == (0.09, 0.05)
 
@@ -99,22 +104,22 @@ def test_latency_counts_from_due_and_service_time_from_sent(tmp_path: Path) -> N
 def test_time_between_tokens_is_measured_where_token_times_were_kept(tmp_path: Path) -> None:
     """Tokens at 0, 10, 40 ms and a call without token times: two intervals, 10 and 30 ms."""
     kept = outcome(0, token_ns=(0, 10 * MS, 40 * MS))
-    found = latency.of(run(tmp_path, [kept, outcome(1)]).rows)
+    found = told(run(tmp_path, [kept, outcome(1)]))
     assert (found["itl"]["calls"], found["itl"]["p50"], found["itl"]["max"]) == (2, 0.01, 0.03)
-    assert latency.of(run(tmp_path, [outcome(0)]).rows)["itl"] is None
+    assert told(run(tmp_path, [outcome(0)]))["itl"] is None
 
 
 def test_failed_calls_have_no_latency(tmp_path: Path) -> None:
     """A refusal in one millisecond does not make the endpoint quick."""
     refused = outcome(1, service_ms=1, error="overloaded", status=529)
-    found = latency.of(run(tmp_path, [outcome(0), refused]).rows)
+    found = told(run(tmp_path, [outcome(0), refused]))
     assert (found["latency"]["calls"], found["latency"]["p50"]) == (1, 0.1)
 
 
 def test_latencies_by_group(tmp_path: Path) -> None:
     """Calls of the background flow are slow, those of the interactive one are not."""
     calls = [outcome(0), outcome(1, service_ms=900, call={"flow": "background"})]
-    by_flow = latency.by(run(tmp_path, calls).rows, "flow")
+    by_flow = latency.grouped(latency.counts_of(run(tmp_path, calls).scan), "flow")
     assert {flow: row["latency"]["p99"] for flow, row in by_flow.items()} == {"background": 0.9, "interactive": 0.1}
 
 
