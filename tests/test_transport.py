@@ -31,7 +31,9 @@ def asked(serves: Serves, *requests: Request, limit: int = 1 << 16) -> list[Answ
     async def all_of_them() -> list[Answer]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=limit)
         address = reach(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "messages")
-        endpoint = HttpEndpoint(address, dialect="messages", model="sim", clock=time.monotonic_ns, costs=NO_TOOLS)
+        endpoint = HttpEndpoint(
+            address, dialect="messages", model="sim", clock=time.monotonic_ns, costs=NO_TOOLS, timeout_s=30.0
+        )
         answers = [await endpoint.send(one) for one in requests]
         await endpoint.aclose()
         server.close()
