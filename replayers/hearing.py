@@ -98,6 +98,7 @@ class Hearing:
             worker=heard.worker,
             said=_said(heard.text, usage),
             head_ns=self.head_ns,
+            retry_after_s=self.retry_after_s,
             told=hushed(" ".join(heard.fault or self.told), secrets) or None,
             **usage,
         )

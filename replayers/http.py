@@ -30,11 +30,6 @@ from keepwarm.replayers.writer import Buffer, Shape, Writer, body, buffers
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
 
-ACCEPTS = ("tools", "no_tool_call", "exact_output", "cache_key")
-"""What an endpoint may take or refuse: tools at all; that none is called; an answer's exact length (``min_tokens``,
-``ignore_eos``); a ``prompt_cache_key``. And ``max_completion_tokens`` where it refuses ``max_tokens``.
-"""
-
 PROBE = ("", "", -1)
 """The agent whose connection a request has that is no call of a trace."""
 
@@ -98,11 +93,12 @@ class HttpEndpoint:
     """An endpoint at an address. ``clock`` gives the ns that answers are timed in; ``timeout_s`` bounds a whole call;
     ``extra`` are fields of every body.
 
-    Prompts are written as ``costs`` tell. ``accepts`` is what it takes: ``tools``, ``no_tool_call``,
-    ``exact_output``, ``cache_key``, and ``max_completion_tokens`` for the limit's name; without
-    ``writes_told`` what it says of cache writes is not taken for true; ``hints`` is ``off``,
-    ``recorded`` or ``derived``. ``salt`` makes all texts and sessions others; ``cache_salt`` is the server's own way to
-    that. With ``live`` answers are kept for later prompts. ``transport`` makes a connection's transport.
+    Prompts are written as ``costs`` tell. ``accepts`` is what it takes and does not refuse: ``tools`` at all;
+    ``no_tool_call``, that none is called; ``exact_output``, an answer's exact length (``min_tokens``, ``ignore_eos``);
+    ``cache_key``, a ``prompt_cache_key``; and ``max_completion_tokens`` where it refuses ``max_tokens``. Without
+    ``writes_told`` what it says of cache writes is not taken for true; ``hints`` is ``off``, ``recorded`` or
+    ``derived``. ``salt`` makes all texts and sessions others; ``cache_salt`` is the server's own way to that. With
+    ``live`` answers are kept for later prompts. ``transport`` makes a connection's transport.
     """
 
     def __init__(
