@@ -53,7 +53,7 @@ def calls_of(path: str) -> pl.DataFrame:
     ):
         if not answered[name].count():
             raise InputError(f"{path}: {why}")
-    scale = time_scale(Loaded("run", path, path, rows.lazy(), about)) / 1e9
+    scale = time_scale(Loaded("run", path, path, rows.lazy(), about, None, rows.lazy())) / 1e9
     calls = answered.select(
         pl.col("worker").fill_null(""),
         sent=pl.col("sent_ns") * scale,

@@ -24,9 +24,9 @@ PARTS = ("uncached", "cache_read", "cache_write_5m", "cache_write_1h", "cache_wr
 USAGE = ("prompt", *PARTS, "output")
 SOURCES = ("usage_source", "write_source", "error", "status", "completed")
 RECORDED = ("start_ns", "first_token_ns", "end_ns", *USAGE, "output_est", "miss_reason", *SOURCES)
-TIMES = ("due_ns", "sent_ns", "first_token_ns", "done_ns", "token_ns")
+TIMES = ("due_ns", "sent_ns", "first_token_ns", "done_ns", "token_ns", "first_sent_ns")
 RUN_COLUMNS = [
-    *(*DESCRIPTIVE, "copy", *TIMES, *USAGE, "write_ttl_s", "worker", *SOURCES),
+    *(*DESCRIPTIVE, "copy", *TIMES, *USAGE, "write_ttl_s", "worker", *SOURCES, "phase"),
     *(f"planned_{name}" for name in ("prompt", "keep", "output")),
     *(f"rec_{name}" for name in RECORDED),
 ]
@@ -46,7 +46,8 @@ GAP_NAMES = (*(name for _, name in GAPS), ">1h", "none")
 class Loaded(NamedTuple):
     """A run or a recording: its rows, and what it says of itself (``run.json``, or the trace's own metadata).
 
-    ``scan`` is read anew by every query, only the columns that it needs: a run's rows may be more than memory holds.
+    ``scan`` is read anew by every query, only the columns that it needs: a run's rows may be more than memory holds. Of
+    a run of bounded duration it has what was measured, ``every`` the rest too.
     """
 
     kind: str
@@ -54,7 +55,8 @@ class Loaded(NamedTuple):
     path: str
     scan: pl.LazyFrame
     about: dict[str, Any]
-    bounds: pl.LazyFrame | None = None
+    bounds: pl.LazyFrame | None
+    every: pl.LazyFrame
 
     @property
     def rows(self) -> pl.DataFrame:
@@ -94,7 +96,19 @@ def load(path: str) -> Loaded:
     else:
         return load_recording(path)
     about = read_about(f"{path}/run.json")
-    return Loaded("run", str(about.get("name") or path), path, arranged(rows), about, _read_bounds(path))
+    every = arranged(rows)
+    bounded = (about.get("options") or {}).get("duration_s") is not None
+    scan = _measured(every) if bounded else every
+    return Loaded("run", str(about.get("name") or path), path, scan, about, _read_bounds(path), every)
+
+
+def _measured(every: pl.LazyFrame) -> pl.LazyFrame:
+    """The calls that were due in the time that was measured; a session that has others too was not all measured."""
+    others = pl.col("phase") != "measured"
+    outside = every.filter(others).select("session_no", outside=True).unique()
+    completed = pl.when(pl.col("outside").is_null()).then("completed")
+    measured = every.filter(~others).join(outside, on="session_no", how="left")
+    return measured.with_columns(completed.alias("completed")).drop("outside")
 
 
 def _scan(path: str) -> pl.LazyFrame:
@@ -122,11 +136,13 @@ def load_recording(path: str) -> Loaded:
     rows = arranged(rows.with_columns(pl.lit(0, pl.Int32).alias("copy"))).with_columns(
         *(pl.col(name).alias(f"rec_{name}") for name in RECORDED),
         pl.lit(None, pl.List(pl.Int64)).alias("token_ns"),
+        pl.lit(None, pl.Int64).alias("first_sent_ns"),
         pl.col("prompt").alias("planned_prompt"),
     )
     last_try = pl.col("session_start_ns").fill_null(0) + pl.col("attempts").list.last().struct.field("sent_ns")
     rows = recorded_side(rows).with_columns(pl.coalesce(last_try, "sent_ns").alias("sent_ns")).drop("attempts")
-    return Loaded("recording", path.rsplit("/", 1)[-1], path, collect(rows).lazy(), meta._asdict())
+    scan = collect(rows).lazy()
+    return Loaded("recording", path.rsplit("/", 1)[-1], path, scan, meta._asdict(), None, scan)
 
 
 def recorded_side(rows: pl.LazyFrame) -> pl.LazyFrame:

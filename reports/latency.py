@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -127,17 +128,22 @@ def histogram_of(table: pl.DataFrame) -> HdrHistogram:
 def hlog_lines(loaded: Loaded, counts: Counts) -> Iterator[str]:
     """The lines of an HdrHistogram V2 log: one interval, the whole run; one tag a flow and time; microseconds.
 
-    Interval_Max is in milliseconds, as other tools print it.
+    In a run of bounded duration what came before and after has tags too, with its phase. Interval_Max is in
+    milliseconds, as other tools print it.
     """
     span = collect(loaded.scan.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 1e9)).item() or 0.0
     start = _started(loaded)
     yield "#[Histogram log format version 1.2]"
     yield f"#[StartTime: {start.timestamp():.3f} (seconds since epoch), {start.isoformat()}]"
     yield '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"'
-    for name in NAMES:
-        for (flow,), table in sorted(counts.by(name, "flow").partition_by("value", as_dict=True).items()):
+    parts = {"": counts}
+    if loaded.told("options").get("duration_s") is not None:
+        others = {phase: loaded.every.filter(pl.col("phase") == phase) for phase in ("warmup", "drain")}
+        parts |= {f"{phase}.": counts_of(rows) for phase, rows in others.items()}
+    for phase, name in product(parts, NAMES):
+        for (flow,), table in sorted(parts[phase].by(name, "flow").partition_by("value", as_dict=True).items()):
             longest, histogram = table["ns"].max() / 1e6, histogram_of(table)  # type: ignore[operator]
-            yield f"Tag={flow}.{name},0.000,{span:.3f},{longest:.3f},{histogram.encode().decode()}"
+            yield f"Tag={flow}.{phase}{name},0.000,{span:.3f},{longest:.3f},{histogram.encode().decode()}"
 
 
 def _started(loaded: Loaded) -> datetime:

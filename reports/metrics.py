@@ -237,8 +237,9 @@ def turn_drift(rows: Rows) -> float | None:
 
 
 def schedule_lag(rows: Rows) -> dict[str, Any]:
-    """How late calls were sent after they were due, in seconds."""
-    lag = collect(rows.lazy().select(pl.col("sent_ns") - pl.col("due_ns")).drop_nulls()).to_series()
+    """How late calls were sent, for the first time, after they were due, in seconds."""
+    sent = pl.coalesce("first_sent_ns", "sent_ns")
+    lag = collect(rows.lazy().select(sent - pl.col("due_ns")).drop_nulls()).to_series()
     return spread(lag, 50, 99, 100, unit=SECOND)
 
 

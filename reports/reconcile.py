@@ -30,7 +30,7 @@ def reconcile(loaded: Loaded, figures: dict[str, Any]) -> dict[str, Any] | None:
     first, last = before.get("counters") or {}, after.get("counters") or {}
     server = {name: last[name] - first[name] for name in first if name in last}
     sums = {name: pl.when(pl.col(column).count() > 0).then(pl.col(column).sum()) for name, column in COLUMNS.items()}
-    client = collect(loaded.scan.filter(ANSWERED).select(requests=pl.len(), **sums)).row(0, named=True)
+    client = collect(loaded.every.filter(ANSWERED).select(requests=pl.len(), **sums)).row(0, named=True)
     rows = [_row(name, value, server.get(name)) for name, value in client.items()]
     predicted = figures.get("predicted_hit_rate")
     return {

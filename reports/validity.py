@@ -5,6 +5,7 @@ A missing figure is never zero and never a pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -17,6 +18,9 @@ FAILED = 0.01
 TOKENS_OFF = 0.01
 LAG_S = 0.05
 LAG_OF_LATENCY = 0.1
+SATURATED = 0.95
+"""Of a core, in a run of at least ``LEAST_S``."""
+LEAST_S = 1.0
 SKIPPED = pl.col("error") == "skipped"
 CUT_OFF = pl.col("error") == "interrupted"
 ANSWERED = (
@@ -32,9 +36,24 @@ COMPRESSED = "time compressed: TTL effects not measured"
 UNASKED = "no preflight: prompts were not calibrated to this endpoint, nor was it asked what it takes"
 
 
-def _unasked(loaded: Loaded) -> bool:
-    """Whether a replay was sent without asking first."""
-    return loaded.told("endpoint").get("preflight", {}) is None
+CAPS = ("max_rate", "max_input_tokens_per_minute", "max_concurrency")
+
+
+def _notes(loaded: Loaded) -> Iterator[str]:
+    """What a reader must know of how the run was made."""
+    if compression(loaded) == "unsound":
+        yield COMPRESSED
+    if loaded.told("endpoint").get("preflight", {}) is None:
+        yield UNASKED
+    duration_s, skipped_s = loaded.told("options").get("duration_s"), loaded.told("clock").get("skipped_s")
+    if skipped_s:
+        yield f"{skipped_s:,.1f} s were skipped in which nothing ran"
+    if duration_s is not None:
+        phases = dict(collect(loaded.every.group_by("phase").len()).iter_rows())
+        left_out = " and ".join(f"{phases.get(name, 0):,} calls of {name}" for name in ("warmup", "drain"))
+        yield f"measured from {loaded.told('options').get('warm_up_s'):g} to {duration_s:g} s: {left_out} are left out"
+    if resumed := loaded.about.get("resumed"):
+        yield f"gone on with {len(resumed)} times: what was cached may have been lost between"
 
 
 def _check(name: str, value: float | None, limit: float, *, least: bool, unit: str = "%") -> dict[str, Any]:
@@ -43,15 +62,15 @@ def _check(name: str, value: float | None, limit: float, *, least: bool, unit: s
     return {"check": name, "value": value, "limit": limit, "least": least, "unit": unit, "good": good}
 
 
-def _note(name: str, value: Any) -> dict[str, Any]:
+def _note(name: str, value: Any, unit: str = "%") -> dict[str, Any]:
     """A figure that is told and judged by nobody."""
-    return {"check": name, "value": value, "limit": None, "least": None, "unit": "%", "good": None}
+    return {"check": name, "value": value, "limit": None, "least": None, "unit": unit, "good": None}
 
 
 def compression(loaded: Loaded) -> str | None:
     """``sound`` or ``unsound`` where the run's time was scaled or cut; None where it was not, or for a recording."""
     options, endpoint = loaded.told("options"), loaded.told("endpoint")
-    cut = options.get("gap_cap_s") is not None
+    cut = options.get("gap_cap_s") is not None or bool(loaded.told("clock").get("skipped_s"))
     if loaded.kind != "run" or not (cut or (options.get("speed") or 1.0) != 1.0):
         return None
     sound = endpoint.get("has_ttl") is False or (bool(endpoint.get("clock_driven")) and not cut)
@@ -77,11 +96,21 @@ def drain_tail(rows: Rows) -> float | None:
     return None if last_start is None else _share(due, pl.col("due_ns") > last_start)
 
 
-def _lag_check(rows: Rows) -> dict[str, Any]:
-    lag = schedule_lag(rows)["p99"]
-    latency = collect(rows.lazy().filter(ANSWERED).select(pl.col("done_ns") - pl.col("due_ns"))).to_series()
+def _client_checks(loaded: Loaded) -> list[dict[str, Any]]:
+    """How late calls were sent, where no cap made them wait, and whether the client itself was at its limits."""
+    lag, clients = schedule_lag(loaded.scan)["p99"], loaded.about.get("client") or ()
+    latency = collect(loaded.scan.filter(ANSWERED).select(pl.col("done_ns") - pl.col("due_ns"))).to_series()
     limit = max(LAG_S, LAG_OF_LATENCY * (spread(latency, 50, unit=SECOND)["p50"] or 0.0))
-    return _check("schedule_lag.p99", lag, limit, least=False, unit="s")
+    capped = any(loaded.told("options").get(name) for name in CAPS)
+    checks = [_note("schedule_lag.p99", lag, "s") if capped else _late("schedule_lag.p99", lag, limit)]
+    loops = [client["loop_lag_p99_s"] for client in clients if client["loop_lag_p99_s"] is not None]
+    cores = [client["cpu_s"] / client["wall_s"] for client in clients if client["wall_s"] >= LEAST_S]
+    checks += [_late("loop_lag.p99", max(loops), limit)] if loops else []
+    return checks + ([_check("client_cpu", max(cores), SATURATED, least=False)] if cores else [])
+
+
+def _late(name: str, value: float | None, limit: float) -> dict[str, Any]:
+    return _check(name, value, limit, least=False, unit="s")
 
 
 def _coverage(value: float | None) -> dict[str, Any]:
@@ -117,7 +146,7 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
         _note("prefix_fidelity", links.extending),
         _note("output_fidelity.p50", output["p50"]),
         _note("output_fidelity.p95", output["p95"]),
-        _lag_check(rows),
+        *_client_checks(loaded),
         _check("failed_calls", told["failed"] / planned if planned else None, FAILED, least=False),
         _check("skipped_calls", told["skipped"], FAILED, least=False),
         _note("interrupted_calls", told["cut_off"]),
@@ -147,13 +176,12 @@ def validity(loaded: Loaded, links: Links) -> dict[str, Any]:
     """``valid``, why not (a list of lines), every check, and how time was compressed."""
     checks = checks_of_run(loaded, links) if loaded.kind == "run" else checks_of_recording(loaded.scan)
     reasons = [reason(check) for check in checks if check["good"] is False]
-    squeezed = compression(loaded)
     return {
         "valid": not reasons,
         "because": reasons,
         "checks": checks,
-        "time_compression": squeezed,
-        "notes": [COMPRESSED] * (squeezed == "unsound") + [UNASKED] * _unasked(loaded),
+        "time_compression": compression(loaded),
+        "notes": list(_notes(loaded)),
     }
 
 
