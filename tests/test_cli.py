@@ -80,7 +80,7 @@ def test_an_empty_path_is_not_the_current_folder() -> None:
     [
         ("simulate --wrokers 2 t", "--wrokers"),
         ("simulate t --router nearest", "nearest"),
-        ("simulate t --base-s 1 --hardware h100", "--hardware"),
+        ("serve --base-s 1 --hardware h100", "--hardware"),
         ("simulate", "TRACE"),
         ("import", "claude-code"),
         ("simulat t", "simulat"),
