@@ -91,9 +91,12 @@ def _run(argv: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as bare:
+        bare.show()
+        return bare.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "keepwarm"
+        return _told(f"{' '.join(error.format_message().split())} (see {where} --help)")
     except BrokenPipeError:
         return BROKEN_PIPE
     except SystemExit as end:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial, wraps
 from importlib.resources import as_file, files
@@ -11,6 +10,7 @@ from typing import Any
 import click
 import orjson
 
+from keepwarm.harness.duration import Number
 from keepwarm.reports.frame import load
 from keepwarm.reports.gate import check
 from keepwarm.reports.latency import counts_of, write_hlog
@@ -24,26 +24,11 @@ from keepwarm.reports.summary import summarise
 from keepwarm.traces.errors import InputError
 
 
-class Usd(click.ParamType[float]):
-    """An amount of money; InputError, and so one line, where there is none."""
-
-    name = "usd"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            amount = float(value)
-        except ValueError:
-            amount = math.nan
-        if not 0 <= amount < math.inf:
-            raise InputError(f"{param.opts[0] if param else self.name} {value!r}: expected a number of USD, 0 or more")
-        return amount
-
-
 def priced(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what things cost; the command gets them as ``prices``, a price table."""
 
     @click.option("--prices", metavar="FILE", help="Price table (TOML) whose models go over the shipped ones.")
-    @click.option("--gpu-hour-price", type=Usd(), metavar="USD", help="Price of one GPU-hour.")
+    @click.option("--gpu-hour-price", type=Number(min=0), metavar="USD", help="Price of one GPU-hour.")
     @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="GPUs the endpoint ran on (default 1).")
     @wraps(command)
     def with_prices(prices: str | None, gpu_hour_price: float | None, gpus: int | None, **options: Any) -> None:

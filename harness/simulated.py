@@ -20,29 +20,19 @@ from keepwarm.replayers.rules import AS_RECORDED, RULES
 from keepwarm.replayers.times import SECOND, ServiceTimes, StepTimes, read_times
 from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.shipped import shipped
 
 ENGINE, ENGINE_BLOCK = "engine", 16
 MOST = 1 << 40
 LEAST_TPS, MOST_TPS, MOST_S = 0.1, 1e12, 86400
 TIMES = ServiceTimes()
 COUNT = click.IntRange(1, MOST)
-TPS = Number(LEAST_TPS, MOST_TPS)
-SHARE = Number(0, 1e6)
 
-SERVICE = ("base_s", "prefill_tps", "decode_tps")
-STEPS = ("hardware", "times", "max_seqs", "max_batched_tokens", "queue", "eviction", "decode_workers", "host_capacity")
-"""Options that need the batching engine."""
-BLOCKS = ("capacity", *STEPS, "workers", "router", "peer_tps", "background_workers")
-"""Options that managed rules do not know."""
-NEEDS = {
-    **dict.fromkeys(
-        ("router_temperature", "overlap_weight", "router_view"), ("router", "--router kv_aware or kv_classic")
-    ),
-    "no_refresh": ("rules", "rules other than engine"),
-    "transfer_tps": ("decode_workers", "--decode-workers"),
-    "host_tps": ("host_capacity", "--host-capacity"),
-}
-"""Options that need another, and how that is said."""
+OPTIONS = shipped("keepwarm.harness", "simulated.toml")
+"""By name, in their order."""
+SERVICE, STEPS = ([name for name, told in OPTIONS.items() if told.get("for") == kind] for kind in ("service", "steps"))
+BLOCKS = [name for name, told in OPTIONS.items() if told.get("for") in ("blocks", "steps")]
+NEEDS = {name: told["needs"] for name, told in OPTIONS.items() if "needs" in told}
 
 
 class Times(click.ParamType[Any]):
@@ -56,64 +46,34 @@ class Times(click.ParamType[Any]):
         return value if isinstance(value, StepTimes) else read_times(value)
 
 
-def _option(name: str, kind: Any, text: str, *, metavar: str | None = None) -> Callable[..., Any]:
-    return click.option(f"--{name}", type=kind, metavar=metavar, help=text)
-
-
-_OPTIONS = (
-    _option(
-        "rules",
-        click.Choice([ENGINE, *RULES]),
-        "What is cached. engine: full blocks, answers too. managed: up to the call's last cache mark, as logs show; or "
-        "what a vendor's documentation says. The default is engine, or managed with --cache-ttl as-recorded.",
-    ),
-    _option(
-        "cache-ttl",
-        Ttl(),
-        "How long a prefix lives after the end of the last answer that used it: none, a duration, or as-recorded (each "
-        "call's own cache marks). The default is none for engine rules, and the marks' own for the others.",
-        metavar="TTL",
-    ),
-    _option("block", COUNT, f"Tokens a block; {ENGINE_BLOCK} for engine rules, the API's own for others."),
-    _option("capacity", click.IntRange(0, MOST), "Blocks a worker holds; else endless.", metavar="BLOCKS"),
-    click.option("--no-refresh", is_flag=True, help="A read does not renew the TTL of what it read."),
-    _option("base-s", Number(0, MOST_S), f"Seconds to any answer, without --hardware or --times. [{TIMES.base_s}]"),
-    _option("prefill-tps", TPS, f"Uncached prompt tokens a second, likewise. [{TIMES.prefill_tps:g}]"),
-    _option("decode-tps", TPS, f"Answer tokens a second, likewise. [{TIMES.decode_tps:g}]"),
-    _option(
-        "hardware",
-        click.Choice(list(HARDWARE)),
-        "Workers that batch, with this machine's step times and capacity. Many of them are claims: docs/hardware.md.",
-    ),
-    _option("times", Times(), "Step times, as `calibrate` writes them.", metavar="FILE"),
-    _option("max-seqs", COUNT, f"Calls in a batch. [{MAX_SEQS}]"),
-    _option("max-batched-tokens", COUNT, f"Tokens of a step. [{MAX_BATCHED}]"),
-    _option("queue", click.Choice(list(QUEUES)), "Who waits least: flow puts interactive calls first. [fcfs]"),
-    _option("eviction", click.Choice(["lru", "priority"]), "priority keeps longer what important calls left. [lru]"),
-    _option("workers", click.IntRange(1, 1024), "Workers behind the router. [1]"),
-    _option("router", click.Choice(ROUTERS), "How a worker is chosen. [round_robin]"),
-    _option("router-temperature", SHARE, "Above 0 a kv-aware router draws by softmax. [0]"),
-    _option("overlap-weight", SHARE, "A cached block's credit in the router's cost. [1]"),
-    _option("router-view", Duration(), "The router guesses caches: what it sent lives this long. Else it knows them."),
-    _option("background-workers", COUNT, "The last N workers are for background calls alone."),
-    _option("decode-workers", click.IntRange(1, 1024), "Workers that only generate; --workers then compute prompts."),
-    _option("transfer-tps", TPS, "KV tokens a second from prompt workers to those that generate. [1e6]"),
-    _option("peer-tps", TPS, "Move prefixes between workers at so many tokens a second, where that is faster."),
-    _option("host-capacity", COUNT, "Blocks of a host tier below each worker's cache.", metavar="BLOCKS"),
-    _option("host-tps", TPS, "Tokens a second from the host tier. [5e5]"),
-    click.option("--seed", type=click.IntRange(0, MOST), default=0, show_default=True, help="Of random routing."),
-)
+_TYPES: dict[str, click.ParamType[Any]] = {
+    "rules": click.Choice([ENGINE, *RULES]),
+    "hardware": click.Choice(list(HARDWARE)),
+    "queue": click.Choice(list(QUEUES)),
+    "eviction": click.Choice(["lru", "priority"]),
+    "router": click.Choice(ROUTERS),
+    "times": Times(),
+    "ttl": Ttl(),
+    "duration": Duration(),
+    "seconds": Number(0, MOST_S),
+    "tps": Number(LEAST_TPS, MOST_TPS),
+    "share": Number(0, 1e6),
+    "count": COUNT,
+    "blocks": click.IntRange(0, MOST),
+    "workers": click.IntRange(1, 1024),
+    "seed": click.IntRange(0, MOST),
+}
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a simulated cluster."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    own = {"block": ENGINE_BLOCK, "max_seqs": MAX_SEQS, "max_batched_tokens": MAX_BATCHED, **TIMES._asdict()}
+    for name, told in reversed(OPTIONS.items()):
+        more = {key: told[key] for key in ("metavar", "default") if key in told}
+        more |= {"type": _TYPES[told["type"]]} if "type" in told else {"is_flag": True}
+        help_, shown = told["help"].format_map(own), "default" in told
+        command = click.option(f"--{name.replace('_', '-')}", help=help_, show_default=shown, **more)(command)
     return command
-
-
-NAMES = [str(option.name) for option in click.command()(cluster_options(lambda **_: None)).params]
-"""What these options are called, in their order."""
 
 
 def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
@@ -175,7 +135,7 @@ def about_cache(options: dict[str, Any]) -> dict[str, Any]:
 def about_cluster(options: dict[str, Any]) -> dict[str, Any]:
     """What run.json tells of the cluster: the options that were given, and where its times come from."""
     given = _given(options)
-    told = {name: given[name]._asdict() if name == "times" else given[name] for name in NAMES if name in given}
+    told = {name: given[name]._asdict() if name == "times" else given[name] for name in OPTIONS if name in given}
     machine = _hardware(options)
     if machine is None:
         return told

@@ -73,3 +73,30 @@ def test_an_empty_path_is_not_the_current_folder() -> None:
     done = keepwarm("import", "claude-code", "", "-o", "t.parquet")
     assert done.returncode == 2
     assert one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "named"),
+    [
+        ("simulate --wrokers 2 t", "--wrokers"),
+        ("simulate t --router nearest", "nearest"),
+        ("serve --base-s 1 --hardware h100", "--hardware"),
+        ("simulate", "TRACE"),
+        ("import", "claude-code"),
+        ("simulat t", "simulat"),
+    ],
+)
+def test_a_mistyped_command_is_one_line(mistyped: str, named: str) -> None:
+    """Wrong usage is told in one line that names what is wrong and where help is, exit code 2."""
+    done = keepwarm(*mistyped.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert one_line(done.stderr)
+    assert named in done.stderr
+    assert "--help)" in done.stderr
+
+
+def test_no_command_at_all_is_the_help() -> None:
+    """A bare name is a question: it is answered with the commands, as the usage error that it is."""
+    done = keepwarm()
+    assert done.returncode == 2
+    assert "Commands:" in done.stderr

@@ -152,14 +152,22 @@ def test_gpu_hours_stand_beside_the_api_price(tmp_path: Path) -> None:
     assert costs(tmp_path, outcome("a"))["gpu_cost_per_completed_task"] is None
 
 
-@pytest.mark.parametrize("price", ["nan", "inf", "-1", "2,50"])
-def test_a_gpu_hour_price_is_a_number_of_usd(price: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("price", "why"),
+    [
+        ("nan", "'nan': expected a number"),
+        ("inf", "'inf': expected a number"),
+        ("-1", "-1.0 is not in the range x>=0."),
+        ("2,50", "'2,50' is not a valid float range."),
+    ],
+)
+def test_a_gpu_hour_price_is_a_number_of_usd(price: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no finite amount is refused in one line, whatever the run."""
     with pytest.raises(SystemExit) as stop:
         main(["report", "none", "--gpu-hour-price", price])
     said = capsys.readouterr()
     assert (stop.value.code, said.out) == (2, "")
-    assert said.err == f"keepwarm: --gpu-hour-price {price!r}: expected a number of USD, 0 or more\n"
+    assert said.err == f"keepwarm: Invalid value for '--gpu-hour-price': {why} (see keepwarm report --help)\n"
 
 
 @pytest.mark.parametrize(
