@@ -107,13 +107,11 @@ class Client:
         return Ran(process.returncode, said, began, wall, cpu, used.ru_maxrss / 1024, tree, samples)
 
     def replay(self, trace: str, *options: str, recorded: bool = False, **more: Any) -> tuple[Ran, Path]:
-        """Our own: the command, or with ``recorded`` its like that begins sessions when they were recorded."""
+        """Our own; with ``recorded`` sessions begin when they were recorded to."""
         self._runs += 1
         run = self.machine.scratch / f"run{self._runs}"
-        if recorded:
-            command = [sys.executable, str(HERE / "replay_recorded.py"), trace, self.server.url, str(run)]
-        else:
-            command = [*KEEPWARM, "replay", trace, "--endpoint", self.server.url, "-o", str(run), *options]
+        options += ("--arrivals", "recorded") if recorded else ()
+        command = [*KEEPWARM, "replay", trace, "--endpoint", self.server.url, "-o", str(run), *options]
         ran = self.watch(command, **more)
         if ran.code not in (0, 130):
             raise RuntimeError(f"{' '.join(command)}: exit {ran.code}: {ran.said[-2000:]}")

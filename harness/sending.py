@@ -121,7 +121,7 @@ def send_all(
         gc.collect()
         gc.freeze()
         before = gc.get_threshold()
-        gc.set_threshold(before[0], before[1], 1 << 30)  # a full collection would hold up calls for 0.1 s
+        gc.set_threshold(10_000, before[1], 1 << 30)  # a full collection would hold up calls for 0.1 s
         clock.start((0 if at_ns is None else at_ns - time_ns()) - sending.from_ns)
         try:
             whole = asyncio.run(run_replay(replay, endpoint, watch))

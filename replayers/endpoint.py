@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from keepwarm.traces.model import Attempt, Call
+from keepwarm.traces.model import Call
 
 
 class Piece(NamedTuple):
@@ -70,7 +70,6 @@ class Answer(NamedTuple):
     error: str | None = None
     stop_reason: str | None = None
     worker: str | None = None
-    attempts: tuple[Attempt, ...] = ()
     said: Said | None = None
     told: str | None = None
     head_ns: int | None = None

@@ -143,9 +143,9 @@ class Schedule(Generic[P]):
         prompts = session.prompts
         return Planned(due_ns, call, prompts.prompt(call), prompts.answer(call), output, session.copy, phase)
 
-    def started(self, planned: Planned[P], now_ns: int) -> None:
-        """A call was sent."""
-        self._closed(self._running[planned.session], planned.call, "start", now_ns)
+    def started(self, planned: Planned[P], now_ns: int) -> bool:
+        """A call was sent; whether that let others go."""
+        return self._closed(self._running[planned.session], planned.call, "start", now_ns)
 
     def ended(self, planned: Planned[P], now_ns: int) -> None:
         """A call was answered whole."""
@@ -233,8 +233,9 @@ class Schedule(Generic[P]):
         self._count += 1
         heappush(self._due, (due_ns, self._count, session, waiting.call))
 
-    def _closed(self, session: _Session[P], call: Call, trigger: str, now_ns: int) -> None:
-        for name, edge in session.next.get((call.call, trigger), ()):
+    def _closed(self, session: _Session[P], call: Call, trigger: str, now_ns: int) -> bool:
+        edges = session.next.get((call.call, trigger), ())
+        for name, edge in edges:
             waiting = session.waiting.get(name)
             if waiting is None:
                 continue
@@ -242,6 +243,7 @@ class Schedule(Generic[P]):
             waiting.due_ns = max(waiting.due_ns, now_ns + self._gap(edge.gap_ns))
             if not waiting.open:
                 self._push(session, session.waiting.pop(name), waiting.due_ns)
+        return bool(edges)
 
     def _gap(self, gap_ns: int) -> int:
         if self._gap_cap_ns is not None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -20,6 +21,10 @@ from keepwarm.traces.model import NOT_ANSWERED, Attempt, Call, Outcome
 
 NOT_SENT, CUT_OFF = NOT_ANSWERED
 Prompt = tuple[Piece, ...]
+
+
+_told = attrgetter(*Outcome._fields[Outcome._fields.index("sent_ns") : Outcome._fields.index("completed")])
+"""What an answer has of an outcome."""
 
 
 class Replay:
@@ -61,7 +66,7 @@ class Replay:
         self._random = Random(0)
         self._alarm: Alarm | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._wake = asyncio.Event()
+        self._alarm_ns: int | None = None
         self.skipped_ns = 0
 
     def stop(self) -> None:
@@ -71,14 +76,13 @@ class Replay:
 
     async def run(self) -> None:
         """Send all there is. When cancelled or broken off, what was not answered comes out as such first."""
-        self._alarm, self._task = Alarm(self._wake.set), asyncio.current_task()
+        self._alarm, self._task = Alarm(self._rang), asyncio.current_task()
+        self._ended = asyncio.get_running_loop().create_future()
         try:
             await asyncio.sleep(max(-self._clock(), 0) / 1e9)  # the run's zero may be to come
-            async with asyncio.TaskGroup() as group:
-                while await self._until_due():
-                    planned = self._schedule.pop()
-                    task = group.create_task(self._send(planned))
-                    self._running[planned.call.call, planned.copy] = planned, task
+            async with asyncio.TaskGroup() as self._group:
+                self._go()
+                await self._ended
                 for _, task in self._running.values():
                     task.cancel()
         except BaseException as error:
@@ -95,24 +99,31 @@ class Replay:
             self._schedule.cut()
             self._alarm.close()
 
-    async def _until_due(self) -> bool:
-        """Wait until a call is due; False when nothing is and nothing runs, or what was to be measured is over."""
-        assert self._alarm is not None
-        while True:
+    def _rang(self) -> None:
+        self._alarm_ns = None
+        try:
+            self._go()
+        except Exception as error:  # a loop's callback has nobody to raise it to
+            self._ended.set_exception(error)
+
+    def _go(self) -> None:
+        """Send what is due by now and set the alarm for what comes next; or end, when nothing is due and nothing runs,
+        or what was to be measured is over.
+        """
+        schedule = self._schedule
+        while not self._ended.done():
             now_ns = self._clock()
-            due_ns = self._schedule.next_due(now_ns)
-            if self._over(now_ns) or (due_ns is None and not self._running):
-                return False
-            if due_ns is not None:
-                if due_ns <= now_ns:
-                    return True
-                if self._idle_cap_ns is not None and not self._running and due_ns - now_ns > self._idle_cap_ns:
-                    self._skip(due_ns - now_ns - self._idle_cap_ns)
-                    continue
-                until_ns = self._until_ns
-                self._alarm.set((due_ns if until_ns is None or until_ns <= now_ns else min(due_ns, until_ns)) - now_ns)
-            self._wake.clear()
-            await self._wake.wait()
+            due_ns = schedule.next_due(now_ns)
+            if (due_ns is None and not self._running) or self._over(now_ns):
+                self._ended.set_result(None)
+            elif due_ns is None or due_ns > now_ns:
+                if due_ns is None or not self._skip(due_ns - now_ns):
+                    self._wait(due_ns, now_ns)
+                    return
+            else:
+                planned = schedule.pop()
+                task = self._group.create_task(self._send(planned))
+                self._running[planned.call.call, planned.copy] = planned, task
 
     def _over(self, now_ns: int) -> bool:
         """Whether the time is over, and every call that was due in it."""
@@ -120,9 +131,21 @@ class Replay:
             return False
         return all(planned.due_ns >= self._until_ns for planned, _ in self._running.values())
 
-    def _skip(self, ns: int) -> None:
-        self._clock.skip(ns)
-        self.skipped_ns += ns
+    def _skip(self, ns: int) -> bool:
+        """Skip what of a time is above the idle cap, where nothing runs."""
+        if self._idle_cap_ns is None or self._running or ns <= self._idle_cap_ns:
+            return False
+        self._clock.skip(ns - self._idle_cap_ns)
+        self.skipped_ns += ns - self._idle_cap_ns
+        return True
+
+    def _wait(self, due_ns: int | None, now_ns: int) -> None:
+        """Set the alarm for what is due next, or for the end of the time."""
+        times = [at_ns for at_ns in (due_ns, self._until_ns) if at_ns is not None and at_ns > now_ns]
+        if times and min(times) != self._alarm_ns:
+            assert self._alarm is not None
+            self._alarm_ns = min(times)
+            self._alarm.set(self._alarm_ns - now_ns)
 
     async def _send(self, planned: Planned[Prompt]) -> None:
         call, session = planned.call, planned.session
@@ -146,14 +169,14 @@ class Replay:
         if not self._schedule.runs(session):
             self._kept.pop(session, None)
             self._failed.discard(session)
-        self._wake.set()
+        self._go()
 
     async def _asked(self, planned: Planned[Prompt]) -> Outcome:
         """What came of a call that is sent now, tried again where that may help."""
         key = planned.call.call, planned.copy
         sent_ns = self._sent[key] = self._clock()
-        self._schedule.started(planned, sent_ns)
-        self._wake.set()
+        if self._schedule.started(planned, sent_ns):
+            self._go()
         kept = self._kept[planned.session]
         request = Request(planned.call, planned.prompt, planned.output, planned.answer, planned.copy, kept)
         tries: list[Attempt] = []
@@ -167,11 +190,10 @@ class Replay:
             await asyncio.sleep(again_s)
 
     def _answered(self, planned: Planned[Prompt], answer: Answer, tries: list[Attempt]) -> Outcome:
-        told = answer._asdict()
-        del told["said"], told["told"], told["head_ns"], told["retry_after_s"]
-        told |= {"attempts": tuple(tries), "first_sent_ns": tries[0].sent_ns if len(tries) > 1 else None}
-        told |= {"due_ns": planned.due_ns, "endpoint": self._name, "planned_output": planned.output}
-        return Outcome(planned.call, copy=planned.copy, phase=planned.phase, **told)
+        first_ns = tries[0].sent_ns if len(tries) > 1 else None
+        head = planned.call, planned.copy, planned.due_ns
+        tail = self._name, answer.worker, tuple(tries), planned.output, first_ns, planned.phase
+        return Outcome._make((*head, *_told(answer), None, *tail))
 
     def _cut_off(self) -> Iterator[Outcome]:
         """The calls that run."""

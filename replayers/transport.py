@@ -13,7 +13,7 @@ import ssl
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from time import time_ns
 from typing import Any
 
@@ -70,7 +70,7 @@ class Connection(httpx.AsyncBaseTransport):
                 reading.forget()
         if not reading.keep:
             self._close()
-        return httpx.Response(reading.status, stream=httpx.ByteStream(b""))
+        return _heard(reading.status)
 
     async def aclose(self) -> None:
         """Close it."""
@@ -100,6 +100,12 @@ class Connection(httpx.AsyncBaseTransport):
         except OSError as error:
             raise httpx.ConnectError(str(error)) from error
         return self._wire
+
+
+@cache
+def _heard(status: int) -> httpx.Response:
+    """A response of which a listener was told all: one a status, because to make it costs as much as to send."""
+    return httpx.Response(status, stream=httpx.ByteStream(b""))
 
 
 def head_of(request: httpx.Request) -> bytes:
