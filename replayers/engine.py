@@ -8,6 +8,7 @@ preempted: it lets go of its blocks and waits at the front. Steps in which nothi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from keepwarm.replayers.cache import BlockCache
@@ -20,34 +21,30 @@ from keepwarm.replayers.times import SECOND, StepTimes
 MAX_SEQS, MAX_BATCHED = 256, 8192
 
 
+@dataclass(slots=True, eq=False)
 class _Work:
     """A job here: ``computed`` of its ``target`` tokens (the prompt, and after a preemption what it had generated) are
     in the cache; it decodes since the count ``base``, at which it had ``generated`` tokens out.
     """
 
-    __slots__ = ("base", "computed", "fresh", "generated", "lease", "load_upto", "running", "target")
-
-    def __init__(self, running: Running, load_upto: int, generated: int) -> None:
-        self.running = running
-        self.target = running.job.prompt.end
-        self.load_upto = load_upto
-        self.generated = generated
-        self.computed = self.base = 0
-        self.lease: Lease | None = None
-        self.fresh = not generated
+    running: Running
+    load_upto: int
+    generated: int
+    target: int
+    computed: int = 0
+    base: int = 0
+    lease: Lease | None = None
 
 
+@dataclass(slots=True, eq=False)
 class _Step:
     """A step under way, or ``steps`` of decoding alone; ``chunks`` are the prompt tokens it computes."""
 
-    __slots__ = ("begun_ns", "chunks", "end_ns", "kv", "steps")
-
-    def __init__(self, begun_ns: int, end_ns: int, steps: int, kv: int, chunks: list[tuple[_Work, int]]) -> None:
-        self.begun_ns = begun_ns
-        self.end_ns = end_ns
-        self.steps = steps
-        self.kv = kv
-        self.chunks = chunks
+    begun_ns: int
+    end_ns: int
+    steps: int
+    kv: int
+    chunks: list[tuple[_Work, int]]
 
 
 class Engine:
@@ -111,7 +108,7 @@ class Engine:
         """A job arrives; it can be scheduled once its prompt up to ``load_upto`` is loaded from elsewhere, which takes
         ``load_ns``. Of its answer so many tokens were ``generated`` elsewhere.
         """
-        work = running.state = _Work(running, load_upto, generated)
+        work = running.state = _Work(running, load_upto, generated, running.job.prompt.end)
         self._count += 1
         ready_ns = now_ns + load_ns + round(self.times.call_s * SECOND)
         heappush(self._arriving, (ready_ns, self._count, work))
@@ -234,8 +231,7 @@ class Engine:
             heappop(self._waiting)
             work.lease, work.computed = lease, computed
             self._admitted[work] = None
-            if work.fresh:
-                work.fresh = False
+            if work.running.scheduled_ns is None:
                 work.running.scheduled_ns = now_ns
                 work.running.read, work.running.loaded = computed, computed - hit
             if chunk:

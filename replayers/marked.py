@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from keepwarm.replayers.cache import NEVER
 from keepwarm.replayers.rules import Rules
@@ -18,32 +19,28 @@ from keepwarm.replayers.tree import Node, PromptTree
 from keepwarm.traces.model import Breakpoint
 
 
+@dataclass(slots=True, eq=False)
 class _Kept:
     """What is kept of a node under runs, or of the prompt that ends at it under entries: for ``ttl_ns`` from its last
     use. Running calls that use it are counted; ``writer`` is the one that wrote it, while it runs.
     """
 
-    __slots__ = ("expires", "ttl_ns", "users", "writer")
-
-    def __init__(self, ttl_ns: int, writer: MarkedLease | None) -> None:
-        self.ttl_ns = ttl_ns
-        self.expires = NEVER
-        self.users = 0
-        self.writer = writer
+    ttl_ns: int
+    writer: MarkedLease | None
+    expires: int = NEVER
+    users: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class MarkedLease:
     """A running call: its marks as places in the tree, first to last, each with its TTL in ns, and what it reads. Under
     runs it uses all that is kept down to ``deepest``, under entries those of ``nodes``.
     """
 
-    __slots__ = ("deepest", "marks", "nodes", "read")
-
-    def __init__(self, marks: list[tuple[Node, int]], root: Node) -> None:
-        self.marks = marks
-        self.deepest = root
-        self.nodes: list[Node] = []
-        self.read = 0
+    marks: list[tuple[Node, int]]
+    deepest: Node
+    nodes: list[Node] = field(default_factory=list)
+    read: int = 0
 
 
 class MarkedCache:
@@ -78,10 +75,11 @@ class MarkedCache:
         tokens: dict[int | None, int] = {}
         for mark, ttl_ns in lease.marks:
             node = mark if mark.linked else self.tree.extend(mark, ())
-            if self.rules.entries:
-                self._keep_entry(lease, node, ttl_ns, now_ns)
-            else:
-                self._keep_run(lease, node, ttl_ns, now_ns)
+            for part in [node] if self.rules.entries else _below(lease.deepest, node):
+                if not self._alive(part, now_ns):
+                    kept = part.held[self._slot] = _Kept(ttl_ns, lease)
+                    self._all.append((part, kept))
+                self._use(lease, part)
             upto = node.end // unit * unit
             if upto > read:
                 ttl = None if ttl_ns >= NEVER else round(ttl_ns / SECOND)
@@ -110,8 +108,7 @@ class MarkedCache:
         """A node was cut in two: both halves are kept under runs, the end alone under entries."""
         kept: _Kept = lower.held[self._slot]
         if not self.rules.entries:
-            above = upper.held[self._slot] = _Kept(kept.ttl_ns, kept.writer)
-            above.expires, above.users = kept.expires, kept.users
+            above = upper.held[self._slot] = replace(kept)
             self._all.append((upper, above))
 
     def _ttl(self, ttl_s: int) -> int:
@@ -135,8 +132,7 @@ class MarkedCache:
         for node in _below(lease.deepest, lease.marks[-1][0]):
             if not self._alive(node, now_ns):
                 break
-            node.held[self._slot].users += 1
-            lease.deepest = node
+            self._use(lease, node)
         lease.read = lease.deepest.end // self.rules.unit * self.rules.unit
 
     def _find_entry(self, lease: MarkedLease, now_ns: int) -> None:
@@ -161,23 +157,10 @@ class MarkedCache:
 
     def _use(self, lease: MarkedLease, node: Node) -> None:
         node.held[self._slot].users += 1
-        lease.nodes.append(node)
-
-    def _keep_run(self, lease: MarkedLease, mark: Node, ttl_ns: int, now_ns: int) -> None:
-        for node in _below(lease.deepest, mark):
-            if not self._alive(node, now_ns):
-                self._put(lease, node, ttl_ns)
-            node.held[self._slot].users += 1
+        if self.rules.entries:
+            lease.nodes.append(node)
+        else:
             lease.deepest = node
-
-    def _keep_entry(self, lease: MarkedLease, mark: Node, ttl_ns: int, now_ns: int) -> None:
-        if not self._alive(mark, now_ns):
-            self._put(lease, mark, ttl_ns)
-        self._use(lease, mark)
-
-    def _put(self, lease: MarkedLease, node: Node, ttl_ns: int) -> None:
-        kept = node.held[self._slot] = _Kept(ttl_ns, lease)
-        self._all.append((node, kept))
 
     def _sweep(self, now_ns: int) -> None:
         """Look at two kept things a call, so that what nobody asks for again is forgotten in the end."""

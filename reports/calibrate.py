@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from keepwarm.traces.store import read_outcome_table
 PARTS = ("fixed_s", "prefill_s", "decode_s", "kv_s", "call_s")
 COLUMNS = ["worker", "sent_ns", "first_token_ns", "last_token_ns", "done_ns", "prompt", "cache_read", "output", "error"]
 FORMAT, LEAST, EVERY, ROUNDS = 1, 20, 5, 5
-HUBER, COLLINEAR, RIDGE, TINY = 1.5, 1e6, 1e-12, 1e-30
+HUBER, COLLINEAR, RIDGE, TINY, FLOOR = 1.5, 1e6, 1e-12, 1e-30, 1e-3
 MISSING = {
     "fixed_s": "steps take no time of their own that could be told from the rest",
     "prefill_s": "prompt tokens took no time that could be told from the rest",
@@ -151,7 +150,7 @@ def fit(rows: pl.DataFrame) -> Parts:
         weak = [name for name in parts if values[name] <= 2 * errors[name]]
         if not weak or len(parts) == 1:
             return {name: values.get(name) for name in PARTS}
-        parts.remove(max(weak, key=lambda name: (errors[name] / (values[name] or TINY), PARTS.index(name))))
+        parts.remove(min(reversed(weak), key=lambda name: values[name] / errors[name]))
 
 
 def _robust(rows: pl.DataFrame, parts: list[str]) -> tuple[dict[str, float], dict[str, float]]:
@@ -168,7 +167,7 @@ def _robust(rows: pl.DataFrame, parts: list[str]) -> tuple[dict[str, float], dic
         sums = rows.select(**{f"{a} {b}": (pl.col(a) * pl.col(b) * each).sum() for a, b in products}).row(0)
         values, inverse = _least(parts, [list(sums[i : i + len(columns)]) for i in range(0, len(sums), len(columns))])
         told = pl.sum_horizontal(pl.col(name) * values[name] for name in parts)
-        weight = steps / told.clip(TINY)
+        weight = steps / pl.max_horizontal(told, pl.col("took") * FLOOR)
         off = (weight * (pl.col("took") - told)).abs()
         spread = rows.select(off.median()).item() * 1.4826
         trust = (HUBER * spread / off.clip(TINY)).clip(TINY, 1.0)
@@ -176,37 +175,27 @@ def _robust(rows: pl.DataFrame, parts: list[str]) -> tuple[dict[str, float], dic
 
 
 def _least(parts: list[str], sums: list[list[float]]) -> tuple[dict[str, float], list[float]]:
-    """The non-negative values that leave least, of all choices of which are above 0, from the sums of products (the
-    last row and column are of what is explained); and the root of the inverse's diagonal.
+    """The values that leave least, from the sums of products (the last row and column are of what is explained); and
+    the root of the inverse's diagonal.
     """
     scale = [row[i] ** 0.5 for i, row in enumerate(sums)]
-    unit = [
-        [each / (scale[i] * scale[j]) + RIDGE * (i == j) for j, each in enumerate(row)] for i, row in enumerate(sums)
-    ]
-    goal, best, least = [row[-1] for row in unit], [0.0] * len(parts), 1.0
-    for size in range(1, len(parts) + 1):
-        for chosen in combinations(range(len(parts)), size):
-            found = _solved([[unit[i][j] for j in chosen] for i in chosen], [goal[i] for i in chosen])
-            left = 1.0 - sum(value * goal[i] for i, value in zip(chosen, found, strict=True))
-            if min(found) >= 0 and left < least:
-                best, least = [0.0] * len(parts), left
-                for i, value in zip(chosen, found, strict=True):
-                    best[i] = value
-    inner = [row[:-1] for row in unit[:-1]]
-    inverse = [_solved(inner, [float(i == j) for j in range(len(parts))])[i] for i in range(len(parts))]
-    errors = [each**0.5 / scale[i] if 0 < each < COLLINEAR else math.inf for i, each in enumerate(inverse)]
+    unit = [[each / (scale[i] * scale[j]) for j, each in enumerate(row)] for i, row in enumerate(sums[:-1])]
+    inverse = _inverse([[each + RIDGE * (i == j) for j, each in enumerate(row[:-1])] for i, row in enumerate(unit)])
+    best = [sum(each * row[-1] for each, row in zip(inner, unit, strict=True)) for inner in inverse]
+    spread = [row[i] for i, row in enumerate(inverse)]
+    errors = [each**0.5 / scale[i] if 0 < each < COLLINEAR else math.inf for i, each in enumerate(spread)]
     return {name: best[i] * scale[-1] / scale[i] for i, name in enumerate(parts)}, errors
 
 
-def _solved(matrix: list[list[float]], goal: list[float]) -> list[float]:
-    """The solution of a small positive definite system, by elimination."""
-    rows = [[*row, each] for row, each in zip(matrix, goal, strict=True)]
+def _inverse(matrix: list[list[float]]) -> list[list[float]]:
+    """The inverse of a small positive definite matrix, by elimination."""
+    rows = [[*row, *(float(i == j) for j in range(len(matrix)))] for i, row in enumerate(matrix)]
     for i, pivot in enumerate(rows):
+        pivot[:] = [each / pivot[i] for each in pivot]
         for other in rows:
             if other is not pivot:
-                share = other[i] / pivot[i]
-                other[:] = [a - share * b for a, b in zip(other, pivot, strict=True)]
-    return [row[-1] / row[i] for i, row in enumerate(rows)]
+                other[:] = [a - other[i] * b for a, b in zip(other, pivot, strict=True)]
+    return [row[len(matrix) :] for row in rows]
 
 
 def calibrate(path: str, batched: int, told: Told = lambda done, total: None) -> dict[str, Any]:
