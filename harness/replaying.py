@@ -84,8 +84,8 @@ def replay_to(
     about |= {"client": came.clients, "interrupted": came.interrupted or came.lost > 0}
     if planned.window:
         about["planned_calls"] = came.measured()
-    bound(path, planned, before or about["counters"]["after"], live=assistant == "live")
     runs.write_about(path, planned.about("replay", started, ended=runs.now(), **about))
+    bound(path, planned, before or about["counters"]["after"], live=assistant == "live")
     return came
 
 

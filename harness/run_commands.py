@@ -135,10 +135,10 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **options: An
     from keepwarm.harness.replaying import CAPS, replay_to
     from keepwarm.harness.resumed import resume
 
-    _check_load(options, output is not None or force)
-    take = options.pop
     if options["sessions"] is None and options["arrivals"] is None:
         options["sessions"] = SESSIONS
+    _check_load(options, output is not None or force)
+    take = options.pop
     names = ("speed", "gap_cap", "repeat", "duration", "warm_up", "seed")
     load = {name: take(name) for name in names}
     planned = Planned(trace, at_once=take("sessions"), scale=take("scale_tokens"), law=take("arrivals"), **load)

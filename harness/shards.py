@@ -15,9 +15,11 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from shutil import rmtree
+from socket import create_connection
 from tempfile import TemporaryDirectory
 from time import time_ns
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -30,8 +32,10 @@ from keepwarm.traces.columns import outcomes_to_batch
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import KEPT, OUTCOMES, written
 from keepwarm.traces.model import NOT_ANSWERED, Outcome
+from keepwarm.traces.place import first_line
 from keepwarm.traces.store import ROWS_PER_GROUP, read_outcome_table, write_batches
 
+RAY_S = 5.0
 LEAD_NS = 200_000_000
 """All begin so long after the last is ready."""
 LOST = NOT_ANSWERED[1]
@@ -133,7 +137,13 @@ def in_ray(
         ray: Any = import_module("ray")
     except ImportError as error:
         raise InputError("--ray needs the extra: pip install 'keepwarm[ray]'") from error
-    ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="error")
+    where = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        if where.port is not None:
+            create_connection((where.hostname, where.port), RAY_S).close()  # Ray itself tries for minutes
+        ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--ray {address}: no Ray cluster answers there: {first_line(error)}") from error
     made = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Shard)
     actors = [made.remote(*part, ca) for part in parts(planned, asking, sending, of)]
 
