@@ -196,12 +196,14 @@ class _Face:
 
     async def _speak(self, call: Call, said: Said, speech: Speech, send: Send, *, stream: bool) -> None:
         """One call from its first token to its last."""
-        await call.begun()
+        while call.running.first_token_ns is None and not call.done:
+            await call.news()
         if call.running.error:
             raise HTTPException(400, f"{call.running.error}: no worker's cache can hold the prompt and its answer")
         told = account(call.running)
         if not stream:
-            await call.ended()
+            while not call.done:
+                await call.news()
             self._metrics.over(call.running, said.stop)
             await send(_start(b"application/json"))
             await send(_chunk(speech.whole(told), more=False))
@@ -209,9 +211,10 @@ class _Face:
         await send(_start(b"text/event-stream"))
         data, out = speech.opening(told), 0
         while not call.done or out < said.tokens:
-            before, out = out, await call.beyond(out)
-            text = said.text[said.upto(before) : said.upto(out)]
-            data += speech.delta(text)
+            while call.out <= out:
+                await call.news()
+            before, out = out, call.out
+            data += speech.delta(said.text[said.upto(before) : said.upto(out)])
             if out < said.tokens:
                 await send(_chunk(data, more=True))
                 data = b""
