@@ -8,11 +8,11 @@ one chosen where that is faster than computing it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.engine import Engine
-from keepwarm.replayers.job import DONE, FIRST_TOKEN, SECOND, Event, Job, Running
+from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, SECOND, Event, Job, Running
 from keepwarm.replayers.plain import Keeping, Plain
 from keepwarm.replayers.router import Router, View
 from keepwarm.replayers.tree import Node, PromptTree
@@ -107,30 +107,21 @@ class Cluster:
         self._among = {"background": everyone[split:] if background else everyone}
         self._others = everyone[:split]
         self._shadows = dict(shadows or {})
-        self._seen: dict[Running, dict[str, tuple[Running, Any]]] = {}
-        self._where: dict[Running, tuple[_Worker, Running]] = {}
-        self._outer: dict[Running, Running] = {}
 
     def submit(self, job: Job, now_ns: int) -> Running:
         """Take a job on."""
         running = Running(job, now_ns)
-        if self._shadows:
-            self._seen[running] = seen = {}
-            for name, shadow in self._shadows.items():
-                copy = Running(job, now_ns)
-                seen[name] = (copy, shadow.begin(copy, now_ns))
-                running.bounds[name] = copy.read
+        for name, shadow in self._shadows.items():
+            copy = Running(job, now_ns)
+            running.seen.append((shadow, copy, shadow.begin(copy, now_ns)))
+            running.bounds[name] = copy.read
         self._start(running, now_ns)
         return running
 
     def next_ns(self) -> int | None:
         """When ``advance`` has something to do next, if nothing more is submitted."""
-        soonest = None
-        for each in self._all:
-            at_ns = each.worker.next_ns()
-            if at_ns is not None and (soonest is None or at_ns < soonest):
-                soonest = at_ns
-        return soonest
+        every = [at_ns for each in self._all if (at_ns := each.worker.next_ns()) is not None]
+        return min(every, default=None)
 
     def advance(self, now_ns: int) -> list[Event]:
         """All that happens up to now, in the order of time."""
@@ -145,18 +136,14 @@ class Cluster:
         """Tokens of a job's answer that are out by now."""
         if running.done_ns is not None:
             return running.job.output
-        where, inner = self._where[running]
-        return where.worker.produced(inner, now_ns) if inner is running else 0
+        return 0 if running.inner is not None else running.where.worker.produced(running, now_ns)
 
     def cancel(self, running: Running, now_ns: int) -> None:
         """The client left: a job that is not done ends as it is."""
-        if running not in self._where:
-            return
-        where, inner = self._where.pop(running)
-        where.worker.cancel(inner, now_ns)
-        self._outer.pop(inner, None)
-        running.error, running.done_ns = inner.error, now_ns
-        self._unseen(running, now_ns)
+        if running.done_ns is None:
+            running.where.worker.cancel(running.inner or running, now_ns)
+            running.error, running.done_ns = CANCELLED, now_ns
+            self._unseen(running, now_ns)
 
     def reset_cache(self) -> None:
         """Forget all that no running call uses."""
@@ -185,14 +172,13 @@ class Cluster:
         """Give a job to a worker, with what of its prefix is moved there."""
         job, inner = running.job, running
         if self._decoders:
-            inner = Running(job._replace(output=1, answer=()), now_ns, silent=True)
-            self._outer[inner] = running
+            inner = running.inner = Running(job._replace(output=1, answer=()), now_ns, silent=True, outer=running)
         upto, took_ns = self._moved(chosen, job.prompt)
         running.worker = inner.worker = str(chosen.index)
         inner.overlap = upto or (chosen.cached(job.prompt) if isinstance(chosen.worker, Engine) else 0)
         if chosen.guess is not None:
             chosen.guess.remember(job.prompt, job.prompt.end, now_ns)
-        self._where[running] = (chosen, inner)
+        running.where = chosen
         chosen.worker.submit(inner, now_ns, load_upto=upto, load_ns=took_ns)
 
     def _moved(self, chosen: _Worker, node: Node) -> tuple[int, int]:
@@ -214,9 +200,8 @@ class Cluster:
     def _happened(self, where: _Worker, event: Event, told: list[Event]) -> None:
         """Pass a worker's event on, as that of the job the cluster was given."""
         running = event.running
-        outer = self._outer.get(running)
-        if outer is not None:
-            self._handed(where, event, running, outer, told)
+        if running.outer is not None:
+            self._handed(where, event, running, running.outer, told)
             return
         happened = self._first if event.kind == FIRST_TOKEN else self._done
         happened(where, running, event.at_ns)
@@ -227,11 +212,10 @@ class Cluster:
         if not self._decoders:
             where.prompt_tokens += running.job.prompt.end
             where.cached_tokens += running.read
-        for name, (copy, lease) in self._seen.get(running, {}).items():
-            self._shadows[name].first_token(copy, lease, now_ns)
+        for shadow, copy, lease in running.seen:
+            shadow.first_token(copy, lease, now_ns)
 
     def _done(self, where: _Worker, running: Running, now_ns: int) -> None:
-        self._where.pop(running, None)
         self._unseen(running, now_ns)
         if running.error is not None:
             return
@@ -249,8 +233,7 @@ class Cluster:
             where.prompt_tokens += inner.job.prompt.end
             where.cached_tokens += inner.read
             return
-        del self._outer[inner]
-        job = outer.job
+        job, outer.inner = outer.job, None
         if inner.error is not None:
             outer.error, outer.done_ns = inner.error, event.at_ns
             self._done(where, outer, event.at_ns)
@@ -261,11 +244,12 @@ class Cluster:
         views = [each.view(job.prompt) for each in self._decoders]
         chosen = self._decoders[self._decode_router.choose(job, views, range(len(self._decoders)))]
         missing = job.prompt.end - chosen.cached(job.prompt)
-        self._where[outer] = (chosen, outer)
+        outer.where = chosen
         moving_ns = self._handover.moving_ns(missing)
         chosen.worker.submit(outer, event.at_ns, load_upto=job.prompt.end, load_ns=moving_ns, generated=1)
 
     def _unseen(self, running: Running, now_ns: int) -> None:
-        for name, (copy, lease) in self._seen.pop(running, {}).items():
-            self._shadows[name].end(copy, lease, now_ns)
+        for shadow, copy, lease in running.seen:
+            shadow.end(copy, lease, now_ns)
+        running.seen.clear()
         self.tree.prune(running.job.prompt)
