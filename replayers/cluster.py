@@ -113,15 +113,19 @@ class Cluster:
         running = Running(job, now_ns)
         for name, shadow in self._shadows.items():
             copy = Running(job, now_ns)
-            running.seen.append((shadow, copy, shadow.begin(copy, now_ns)))
+            running.seen += ((shadow, copy, shadow.begin(copy, now_ns)),)
             running.bounds[name] = copy.read
         self._start(running, now_ns)
         return running
 
     def next_ns(self) -> int | None:
         """When ``advance`` has something to do next, if nothing more is submitted."""
-        every = [at_ns for each in self._all if (at_ns := each.worker.next_ns()) is not None]
-        return min(every, default=None)
+        soonest = None
+        for each in self._all:
+            at_ns = each.worker.next_ns()
+            if at_ns is not None and (soonest is None or at_ns < soonest):
+                soonest = at_ns
+        return soonest
 
     def advance(self, now_ns: int) -> list[Event]:
         """All that happens up to now, in the order of time."""
@@ -251,5 +255,5 @@ class Cluster:
     def _unseen(self, running: Running, now_ns: int) -> None:
         for shadow, copy, lease in running.seen:
             shadow.end(copy, lease, now_ns)
-        running.seen.clear()
+        running.seen = ()
         self.tree.prune(running.job.prompt)

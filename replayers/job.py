@@ -60,7 +60,7 @@ class Running:
     state: Any = None
     bounds: dict[str, int] = field(default_factory=dict)
     where: Any = None
-    seen: list[Any] = field(default_factory=list)
+    seen: tuple[Any, ...] = ()
     inner: Running | None = None
     outer: Running | None = None
 
