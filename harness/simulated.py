@@ -235,9 +235,9 @@ def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> KeepBlocks | Ke
         )
     if found["rules"]:
         return KeepMarked(_marked(tree, {"rules": found["rules"]}))
-    ttl, capacity = (size and int(size) for size in found.group("ttl", "capacity"))
+    ttl, capacity = (int(size) if size else None for size in found.group("ttl", "capacity"))
     if rules_of(told) == ENGINE:
-        ttl_ns = ttl and ttl * SECOND
+        ttl_ns = None if ttl is None else ttl * SECOND
         cache = BlockCache(tree, block=_block(told), capacity=capacity, ttl_ns=ttl_ns)
         return KeepBlocks(cache, at_once=_batches(told))
     if capacity is not None:

@@ -14,7 +14,7 @@ from hashlib import shake_128
 
 from keepwarm.traces.shipped import shipped
 
-WORDS = shipped("keepwarm.replayers", "text.toml")["words"].encode().split()
+WORDS: list[bytes] = shipped("keepwarm.replayers", "text.toml")["words"].encode().split()
 """The most common first. Every text begins with the very first, so that what it costs to begin one does not depend on
 the text.
 """
