@@ -114,12 +114,8 @@ class _Face:
         said = self._script.answer(asked)
         told = who.client(request.headers, body)
         session = told.agent or told.session or body.get("prompt_cache_key")
-        job = self._job(asked, said)._replace(
-            hints=hints,
-            flow=who.flow(request.headers),
-            session=session if isinstance(session, str) else None,
-            model=asked.model,
-        )
+        flow, session = who.flow(request.headers), session if isinstance(session, str) else None
+        job = self._job(asked, said)._replace(hints=hints, flow=flow, session=session, model=asked.model)
         model = asked.model or self._model
         speech = Speech(dialect, said, model, tell_usage=asked.tell_usage, writes=self._writes)
 
