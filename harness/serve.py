@@ -104,7 +104,7 @@ class _Face:
         self._blocks = known is not None and known.entries
         self._writes = "cache_write_tokens" if rules.startswith("openai") else "created_cache_tokens"
         self._index = PieceIndex()
-        self._metrics = Metrics(model, speed, cluster.gauges)
+        self._metrics = Metrics(model, speed, cluster.members)
 
     async def answer(self, dialect: str, request: Request) -> ASGIApp:
         """The answer to a request, as an application that speaks it until it is done or the client leaves."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from operator import attrgetter
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from keepwarm.replayers.cluster import Gauge
+from keepwarm.replayers.cluster import Member
 from keepwarm.replayers.job import Running
 from keepwarm.traces.shipped import shipped
 
@@ -32,13 +33,13 @@ def _bounds(name: str) -> Sequence[float]:
 
 class Metrics(Collector):
     """What is told of one served model; times are the wall clock's, ``speed`` times as short as the cluster's. The
-    workers' state is as ``gauges`` tells it.
+    workers are the cluster's ``members``.
     """
 
-    def __init__(self, model: str, speed: float, gauges: Callable[[], Sequence[Gauge]]) -> None:
+    def __init__(self, model: str, speed: float, members: Sequence[Member]) -> None:
         self._model = model
         self._second = SECOND * speed
-        self._gauges = gauges
+        self._members = members
         self._counts: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
         self._sums: dict[tuple[str, str], float] = defaultdict(float)
         self._ended: Counter[tuple[str, ...]] = Counter()
@@ -71,12 +72,12 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The workers' state now, then what calls have added up to."""
-        workers = self._gauges()
+        workers = [(str(one.index), one) for one in self._members]
         for kind, states in ((kind, NAMES[kind]) for kind in STATES):
-            for name, (field, text) in states.items():
-                yield self._family(kind, name, text, {(one.worker,): getattr(one, field) for one in workers})
-        sources: dict[tuple[str, ...], int] = {(one.worker, "local_cache_hit"): one.cached_tokens for one in workers}
-        sources |= {(one.worker, "local_compute"): one.prompt_tokens - one.cached_tokens for one in workers}
+            for figure, (field, text) in states.items():
+                yield self._family(kind, figure, text, {(name,): attrgetter(field)(one) for name, one in workers})
+        sources: dict[tuple[str, ...], int] = {(name, "local_cache_hit"): one.cached_tokens for name, one in workers}
+        sources |= {(name, "local_compute"): one.prompt_tokens - one.cached_tokens for name, one in workers}
         yield self._family("counters", "prompt_tokens_by_source", "Prompt tokens.", sources, "source")
         yield self._family("counters", "request_success", "Requests ended.", self._ended, "finished_reason")
         for name, text in HISTOGRAMS.items():

@@ -31,21 +31,10 @@ class Link(NamedTuple):
         return round((self.latency_s + tokens / self.tokens_per_s) * SECOND)
 
 
-class Gauge(NamedTuple):
-    """A worker now, and its totals in tokens since it started; ``kv_used`` is None without a capacity."""
-
-    worker: str
-    running: int
-    waiting: int
-    kv_used: float | None
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    preemptions: int
-
-
-class _Worker:
-    """A worker with its place and totals; ``guess`` is what the router thinks it has cached, where it cannot know."""
+class Member:
+    """A worker in a cluster, its place, and its totals in tokens since it started; ``guess`` is what the router thinks
+    it has cached, where it cannot know.
+    """
 
     def __init__(self, worker: Worker, index: int, guess: BlockCache | None) -> None:
         self.worker = worker
@@ -96,9 +85,9 @@ class Cluster:
         if not 0 <= background < max(len(workers), 1) or (decoders and (decode_router is None or handover is None)):
             raise ValueError("background workers must be fewer than workers, and decoders need a router and a link")
         self.tree = tree
-        self._pool = [_Worker(worker, i, guesses[i] if guesses else None) for i, worker in enumerate(workers)]
-        self._decoders = [_Worker(worker, len(workers) + i, None) for i, worker in enumerate(decoders)]
-        self._all = self._pool + self._decoders
+        self._pool = [Member(worker, i, guesses[i] if guesses else None) for i, worker in enumerate(workers)]
+        self._decoders = [Member(worker, len(workers) + i, None) for i, worker in enumerate(decoders)]
+        self.members = self._pool + self._decoders
         self._router = router
         self._decode_router = decode_router
         self._peers, self._tier, self._handover = peers, tier, handover
@@ -121,7 +110,7 @@ class Cluster:
     def next_ns(self) -> int | None:
         """When ``advance`` has something to do next, if nothing more is submitted."""
         soonest = None
-        for each in self._all:
+        for each in self.members:
             at_ns = each.worker.next_ns()
             if at_ns is not None and (soonest is None or at_ns < soonest):
                 soonest = at_ns
@@ -131,7 +120,7 @@ class Cluster:
         """All that happens up to now, in the order of time."""
         told: list[Event] = []
         while (at_ns := self.next_ns()) is not None and at_ns <= now_ns:
-            for each in self._all:
+            for each in self.members:
                 for event in each.worker.advance(at_ns):
                     self._happened(each, event, told)
         return told
@@ -151,18 +140,8 @@ class Cluster:
 
     def reset_cache(self) -> None:
         """Forget all that no running call uses."""
-        for each in self._all:
+        for each in self.members:
             each.worker.cache.clear()
-
-    def gauges(self) -> list[Gauge]:
-        """How each worker is doing."""
-        told = []
-        for each in self._all:
-            worker = each.worker
-            used = worker.kv_used() if isinstance(worker, Engine) else None
-            totals = (each.prompt_tokens, each.cached_tokens, each.generated_tokens)
-            told.append(Gauge(str(each.index), worker.running, worker.waiting, used, *totals, worker.preemptions))
-        return told
 
     def _start(self, running: Running, now_ns: int) -> None:
         """Choose a worker for a job, or for its prompt alone."""
@@ -172,7 +151,7 @@ class Cluster:
         chosen = self._pool[self._router.choose(job, views, among) if len(among) > 1 else among[0]]
         self._send(chosen, running, now_ns)
 
-    def _send(self, chosen: _Worker, running: Running, now_ns: int) -> None:
+    def _send(self, chosen: Member, running: Running, now_ns: int) -> None:
         """Give a job to a worker, with what of its prefix is moved there."""
         job, inner = running.job, running
         if self._decoders:
@@ -185,7 +164,7 @@ class Cluster:
         running.where = chosen
         chosen.worker.submit(inner, now_ns, load_upto=upto, load_ns=took_ns)
 
-    def _moved(self, chosen: _Worker, node: Node) -> tuple[int, int]:
+    def _moved(self, chosen: Member, node: Node) -> tuple[int, int]:
         """Up to which token a prompt's prefix is best fetched from elsewhere, and what that takes; 0 for not at all."""
         best, upto, took_ns = 0, 0, 0
         if self._peers is None and self._tier is None:
@@ -201,7 +180,7 @@ class Cluster:
                     best, upto, took_ns = saved, has, moving_ns
         return upto, took_ns
 
-    def _happened(self, where: _Worker, event: Event, told: list[Event]) -> None:
+    def _happened(self, where: Member, event: Event, told: list[Event]) -> None:
         """Pass a worker's event on, as that of the job the cluster was given."""
         running = event.running
         if running.outer is not None:
@@ -212,14 +191,14 @@ class Cluster:
         if not running.silent:
             told.append(event)
 
-    def _first(self, where: _Worker, running: Running, now_ns: int) -> None:
+    def _first(self, where: Member, running: Running, now_ns: int) -> None:
         if not self._decoders:
             where.prompt_tokens += running.job.prompt.end
             where.cached_tokens += running.read
         for shadow, copy, lease in running.seen:
             shadow.first_token(copy, lease, now_ns)
 
-    def _done(self, where: _Worker, running: Running, now_ns: int) -> None:
+    def _done(self, where: Member, running: Running, now_ns: int) -> None:
         self._unseen(running, now_ns)
         if running.error is not None:
             return
@@ -229,7 +208,7 @@ class Cluster:
             warm = Job(self.tree.extend(job.prompt, job.answer), 1, model=job.model, session=job.session)
             self._send(self._pool[where.index % len(self._pool)], Running(warm, now_ns, silent=True), now_ns)
 
-    def _handed(self, where: _Worker, event: Event, inner: Running, outer: Running, told: list[Event]) -> None:
+    def _handed(self, where: Member, event: Event, inner: Running, outer: Running, told: list[Event]) -> None:
         """A prompt is computed: its KV goes to a worker that generates."""
         if event.kind == FIRST_TOKEN:
             outer.read, outer.loaded, outer.writes = inner.read, inner.loaded, inner.writes

@@ -95,6 +95,13 @@ class Engine:
         """Calls that wait to be in it."""
         return len(self._waiting) + len(self._arriving)
 
+    @property
+    def kv_used(self) -> float | None:
+        """The share of the cache that running calls hold; None without a capacity."""
+        if not self.cache.capacity:
+            return None
+        return self.cache.in_use / self.cache.capacity
+
     def load(self) -> tuple[int, int]:
         """Prompt tokens of calls without a first token that were not cached, and blocks of all calls here."""
         queued = [work for *_, work in self._waiting] + [work for *_, work in self._arriving]
@@ -328,9 +335,3 @@ class Engine:
         work.target = job.prompt.end + work.generated
         if job.answer:
             self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), lease.room)
-
-    def kv_used(self) -> float | None:
-        """The share of the cache that running calls hold; None without a capacity."""
-        if not self.cache.capacity:
-            return None
-        return self.cache.in_use / self.cache.capacity

@@ -70,6 +70,7 @@ def _hardware(name: str, row: dict[str, Any]) -> Hardware:
         hour_usd = base.hour_usd * faster * claim["cost_per_token"]
     return Hardware(
         name=name,
+        about=row["about"],
         times=times,
         decode_times=step_times(**{key: decode[key] for key in decode if key != "memory_gb"}) if decode else None,
         capacity_tokens=capacity_tokens(row["memory_gb"]),
@@ -77,9 +78,10 @@ def _hardware(name: str, row: dict[str, Any]) -> Hardware:
         host_tps=_tps(row["host_gb_s"]),
         handover_tps=_tps(row.get("handover_gb_s", row["peer_gb_s"])),
         hour_usd=hour_usd,
+        rack_kw=row.get("rack_kw"),
+        source=row["source"],
         dated=str(row["dated"]),
         claimed=row.get("claimed", False),
-        **{key: row.get(key) for key in ("about", "rack_kw", "source")},
     )
 
 
