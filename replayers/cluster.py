@@ -122,13 +122,11 @@ class Cluster:
         while (at_ns := self.next_ns()) is not None and at_ns <= now_ns:
             for each in self.members:
                 for event in each.worker.advance(at_ns):
-                    self._happened(each, event, told)
+                    self._happened(event, told)
         return told
 
     def produced(self, running: Running, now_ns: int) -> int:
         """Tokens of a job's answer that are out by now."""
-        if running.done_ns is not None:
-            return running.job.output
         return 0 if running.inner is not None else running.where.worker.produced(running, now_ns)
 
     def cancel(self, running: Running, now_ns: int) -> None:
@@ -161,7 +159,7 @@ class Cluster:
         inner.overlap = upto or (chosen.cached(job.prompt) if isinstance(chosen.worker, Engine) else 0)
         if chosen.guess is not None:
             chosen.guess.remember(job.prompt, job.prompt.end, now_ns)
-        running.where = chosen
+        running.where = inner.where = chosen
         chosen.worker.submit(inner, now_ns, load_upto=upto, load_ns=took_ns)
 
     def _moved(self, chosen: Member, node: Node) -> tuple[int, int]:
@@ -180,48 +178,42 @@ class Cluster:
                     best, upto, took_ns = saved, has, moving_ns
         return upto, took_ns
 
-    def _happened(self, where: Member, event: Event, told: list[Event]) -> None:
+    def _happened(self, event: Event, told: list[Event]) -> None:
         """Pass a worker's event on, as that of the job the cluster was given."""
         running = event.running
+        if event.kind == FIRST_TOKEN and running.where.index < len(self._pool):
+            running.where.prompt_tokens += running.job.prompt.end
+            running.where.cached_tokens += running.read
         if running.outer is not None:
-            self._handed(where, event, running, running.outer, told)
+            self._handed(event, running, running.outer, told)
             return
-        happened = self._first if event.kind == FIRST_TOKEN else self._done
-        happened(where, running, event.at_ns)
+        if event.kind == DONE:
+            self._done(running, event.at_ns)
+        for shadow, copy, lease in running.seen:
+            shadow.first_token(copy, lease, event.at_ns)
         if not running.silent:
             told.append(event)
 
-    def _first(self, where: Member, running: Running, now_ns: int) -> None:
-        if not self._decoders:
-            where.prompt_tokens += running.job.prompt.end
-            where.cached_tokens += running.read
-        for shadow, copy, lease in running.seen:
-            shadow.first_token(copy, lease, now_ns)
-
-    def _done(self, where: Member, running: Running, now_ns: int) -> None:
+    def _done(self, running: Running, now_ns: int) -> None:
         self._unseen(running, now_ns)
         if running.error is not None:
             return
-        job = running.job
+        job, where = running.job, running.where
         where.generated_tokens += job.output
         if job.hints is not None and job.hints.speculative_prefill and job.answer and not running.silent:
             warm = Job(self.tree.extend(job.prompt, job.answer), 1, model=job.model, session=job.session)
             self._send(self._pool[where.index % len(self._pool)], Running(warm, now_ns, silent=True), now_ns)
 
-    def _handed(self, where: Member, event: Event, inner: Running, outer: Running, told: list[Event]) -> None:
+    def _handed(self, event: Event, inner: Running, outer: Running, told: list[Event]) -> None:
         """A prompt is computed: its KV goes to a worker that generates."""
         if event.kind == FIRST_TOKEN:
             outer.read, outer.loaded, outer.writes = inner.read, inner.loaded, inner.writes
             outer.scheduled_ns = inner.scheduled_ns
-            where.prompt_tokens += inner.job.prompt.end
-            where.cached_tokens += inner.read
             return
         job, outer.inner = outer.job, None
         if inner.error is not None:
             outer.error, outer.done_ns = inner.error, event.at_ns
-            self._done(where, outer, event.at_ns)
-            if not outer.silent:
-                told.append(Event(event.at_ns, DONE, outer))
+            self._happened(event._replace(running=outer), told)
             return
         assert self._decode_router is not None and self._handover is not None
         views = [each.view(job.prompt) for each in self._decoders]

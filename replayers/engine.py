@@ -75,7 +75,6 @@ class Engine:
         self._order = QUEUES[queue]
         self._priorities = priorities
         self._count = 0
-        self._front = 0
         self._arriving: list[tuple[int, int, _Work]] = []
         self._waiting: list[tuple[tuple[int, ...], int, _Work]] = []
         self._admitted: dict[_Work, None] = {}
@@ -305,8 +304,7 @@ class Engine:
         self.preemptions += 1
         self._leave(work, now_ns)
         work.load_upto = 0
-        self._front -= 1
-        self._enqueue(work, self._front)
+        self._enqueue(work, -self.preemptions)
 
     def _leave(self, work: _Work, now_ns: int) -> None:
         """A call is no more in the batch; what it has computed is found until it is evicted."""
