@@ -12,15 +12,8 @@ from keepwarm.harness.progress import progress
 from keepwarm.harness.report_commands import JSON
 from keepwarm.harness.simulated import COUNT
 from keepwarm.replayers.engine import MAX_BATCHED
-from keepwarm.replayers.times import StepTimes
+from keepwarm.traces.shipped import shipped
 
-UNITS = {
-    "fixed_s": "a step",
-    "prefill_s": "a prompt token computed",
-    "decode_s": "a call that decodes, a step",
-    "kv_s": "a token of KV that decoding calls read, a step",
-    "call_s": "a call, before its first step",
-}
 POOR = 0.2
 """A median error above which a model is none."""
 
@@ -59,9 +52,9 @@ def _lines(told: dict[str, Any]) -> list[str]:
     """The model and how far it is off, for people."""
     fitted = told["fitted"]
     lines = [f"{fitted['run']}: {fitted['calls']:,} calls, {fitted['workers']} worker(s), every fifth call held out"]
-    for name in StepTimes._fields:
+    for name, part in shipped("keepwarm.reports", "step_times.toml").items():
         value = "not identified" if told[name] is None else f"{told[name]:.3g} s"
-        lines.append(f"  {name:<10}{value:<16}{UNITS[name]}")
+        lines.append(f"  {name:<10}{value:<16}{part['of']}")
     for kind, what in (("itl", "calls that decoded"), ("ttft", "calls that found their worker idle")):
         of = fitted[kind]
         error = "not measured" if of["error_p50"] is None else f"{of['error_p50']:.1%} p50, {of['error_p90']:.1%} p90"

@@ -12,22 +12,9 @@ from io import TextIOWrapper
 import click
 
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.shipped import shipped
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("run_commands:demo", "The main job in seconds: bundled trace, simulated cluster, report. No network."),
-    "import": ("trace_commands:import_", "Turn an agent's own logs into a trace."),
-    "record": ("record_commands:record", "Record the calls of real agents, live, through a proxy."),
-    "synth": ("trace_commands:synth", "Make a synthetic trace fitted to published distributions."),
-    "inspect": ("trace_commands:inspect_", "Say what is in a trace, and how warm its recording was."),
-    "simulate": ("simulate_command:simulate", "Replay a trace in virtual time against simulated clusters; no sockets."),
-    "serve": ("serve_command:serve", "Run the simulated cluster as an HTTP endpoint."),
-    "replay": ("run_commands:replay", "Replay a trace against an HTTP endpoint."),
-    "doctor": ("doctor_command:doctor", "Say what an HTTP endpoint is, and what it tells of its cache."),
-    "report": ("report_commands:report", "Say what a run meant: cache, latency, cost, validity."),
-    "gate": ("report_commands:gate", "Hold a run against required figures, or against a baseline."),
-    "calibrate": ("calibrate_command:calibrate", "Fit the simulator's step times to a measured run."),
-    "reproduce": ("report_commands:reproduce", "Set the published cache-reuse figures beside what a trace shows."),
-}
+COMMANDS: dict[str, tuple[str, str]] = shipped("keepwarm.harness", "cli.toml")
 
 
 class LazyGroup(click.Group):

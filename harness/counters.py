@@ -13,16 +13,7 @@ from keepwarm.replayers.server import client
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.shipped import shipped
 
-COUNTERS: dict[str, dict[str, str]] = shipped("keepwarm.harness", "counters.toml")
-"""By the server's kind what each counter is called."""
-
-SHAPES = {"dynamo_frontend_model_kv_cache_block_size": "block", "dynamo_frontend_model_total_kv_blocks": "blocks"}
-WORKERS = {
-    "vllm:cache_config_info": ("engine",),
-    "dynamo_frontend_worker_active_decode_blocks": ("worker_id", "dp_rank"),
-    "dynamo_frontend_worker_last_input_sequence_tokens": ("worker_id", "dp_rank"),  # with any router, once it answered
-}
-"""Samples of which each worker has one, and the labels that tell it from others."""
+_NAMES = shipped("keepwarm.harness", "counters.toml")
 
 
 def read_counters(address: Address, more: Sequence[str] = (), *, must: bool = False) -> dict[str, Any] | None:
@@ -40,9 +31,9 @@ def read_counters(address: Address, more: Sequence[str] = (), *, must: bool = Fa
         for name, labels, value in told:
             samples[name] = samples.get(name, 0.0) + value
             shape |= _shape(name, labels, value)
-            if name in WORKERS:
-                workers.add((where.url, *(labels.get(label) for label in WORKERS[name])))
-    for kind, names in COUNTERS.items():
+            if name in _NAMES["workers"]:
+                workers.add((where.url, *(labels.get(label) for label in _NAMES["workers"][name])))
+    for kind, names in _NAMES["counters"].items():
         if names["prompt_tokens"] in samples:
             found = {figure: round(samples[name], 6) for figure, name in names.items() if name in samples}
             return {"kind": kind, "workers": len(workers) or None, **shape, "counters": found}
@@ -66,5 +57,5 @@ def _shape(name: str, labels: dict[str, str], value: float) -> dict[str, int]:
     if name == "vllm:cache_config_info":
         told = {"block": labels.get("block_size", ""), "blocks": labels.get("num_gpu_blocks", "")}
         return {figure: int(text) for figure, text in told.items() if text.isdecimal()}
-    figure = SHAPES.get(name)
+    figure = _NAMES["shapes"].get(name)
     return {figure: int(value)} if figure and value else {}

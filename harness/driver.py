@@ -26,28 +26,13 @@ class Call:
         """Something has happened to it."""
         self._news.set()
 
-    async def begun(self) -> None:
-        """Wait for the first token, or for an end without any."""
-        while self.running.first_token_ns is None and not self.done:
-            await self._more()
-
-    async def ended(self) -> None:
-        """Wait for the end."""
-        while not self.done:
-            await self._more()
-
-    async def beyond(self, tokens: int) -> int:
-        """Wait until more tokens are out than these; how many are."""
-        while self.out <= tokens:
-            await self._more()
-        return self.out
-
     @property
     def done(self) -> bool:
         """All of it is over."""
         return self.running.done_ns is not None
 
-    async def _more(self) -> None:
+    async def news(self) -> None:
+        """Wait until something more has happened to it."""
         self._news.clear()
         await self._news.wait()
         if self.fault is not None:

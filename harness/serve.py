@@ -104,7 +104,7 @@ class _Face:
         self._blocks = known is not None and known.entries
         self._writes = "cache_write_tokens" if rules.startswith("openai") else "created_cache_tokens"
         self._index = PieceIndex()
-        self._metrics = Metrics(model, speed, cluster.gauges)
+        self._metrics = Metrics(model, speed, cluster.members)
 
     async def answer(self, dialect: str, request: Request) -> ASGIApp:
         """The answer to a request, as an application that speaks it until it is done or the client leaves."""
@@ -114,12 +114,8 @@ class _Face:
         said = self._script.answer(asked)
         told = who.client(request.headers, body)
         session = told.agent or told.session or body.get("prompt_cache_key")
-        job = self._job(asked, said)._replace(
-            hints=hints,
-            flow=who.flow(request.headers),
-            session=session if isinstance(session, str) else None,
-            model=asked.model,
-        )
+        flow, session = who.flow(request.headers), session if isinstance(session, str) else None
+        job = self._job(asked, said)._replace(hints=hints, flow=flow, session=session, model=asked.model)
         model = asked.model or self._model
         speech = Speech(dialect, said, model, tell_usage=asked.tell_usage, writes=self._writes)
 
@@ -196,12 +192,14 @@ class _Face:
 
     async def _speak(self, call: Call, said: Said, speech: Speech, send: Send, *, stream: bool) -> None:
         """One call from its first token to its last."""
-        await call.begun()
+        while call.running.first_token_ns is None and not call.done:
+            await call.news()
         if call.running.error:
             raise HTTPException(400, f"{call.running.error}: no worker's cache can hold the prompt and its answer")
         told = account(call.running)
         if not stream:
-            await call.ended()
+            while not call.done:
+                await call.news()
             self._metrics.over(call.running, said.stop)
             await send(_start(b"application/json"))
             await send(_chunk(speech.whole(told), more=False))
@@ -209,9 +207,10 @@ class _Face:
         await send(_start(b"text/event-stream"))
         data, out = speech.opening(told), 0
         while not call.done or out < said.tokens:
-            before, out = out, await call.beyond(out)
-            text = said.text[said.upto(before) : said.upto(out)]
-            data += speech.delta(text)
+            while call.out <= out:
+                await call.news()
+            before, out = out, call.out
+            data += speech.delta(said.text[said.upto(before) : said.upto(out)])
             if out < said.tokens:
                 await send(_chunk(data, more=True))
                 data = b""

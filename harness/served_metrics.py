@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from operator import attrgetter
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from keepwarm.replayers.cluster import Gauge
+from keepwarm.replayers.cluster import Member
 from keepwarm.replayers.job import Running
 from keepwarm.traces.shipped import shipped
 
@@ -26,34 +27,21 @@ _Family = type[CounterMetricFamily] | type[GaugeMetricFamily]
 STATES: dict[str, _Family] = {"gauges": GaugeMetricFamily, "counters": CounterMetricFamily}
 
 
-class _Histogram:
-    """Counts by upper bound, of one series."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def told(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative counts by bound, and the sum."""
-        bounds = (*(str(float(bound)) for bound in self._bounds), "+Inf")
-        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True)), self._sum
+def _bounds(name: str) -> Sequence[float]:
+    return TIMES if name.endswith("_seconds") else TOKENS
 
 
 class Metrics(Collector):
     """What is told of one served model; times are the wall clock's, ``speed`` times as short as the cluster's. The
-    workers' state is as ``gauges`` tells it.
+    workers are the cluster's ``members``.
     """
 
-    def __init__(self, model: str, speed: float, gauges: Callable[[], Sequence[Gauge]]) -> None:
+    def __init__(self, model: str, speed: float, members: Sequence[Member]) -> None:
         self._model = model
         self._second = SECOND * speed
-        self._gauges = gauges
-        self._histograms: dict[str, dict[str, _Histogram]] = {name: {} for name in HISTOGRAMS}
+        self._members = members
+        self._counts: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+        self._sums: dict[tuple[str, str], float] = defaultdict(float)
         self._ended: Counter[tuple[str, ...]] = Counter()
 
     def over(self, running: Running, stop: str) -> None:
@@ -74,9 +62,9 @@ class Metrics(Collector):
         self._add("request_prefill_kv_computed_tokens", engine, prompt - running.read)
 
     def _add(self, name: str, engine: str, value: float, times: int = 1) -> None:
-        if engine not in self._histograms[name]:
-            self._histograms[name][engine] = _Histogram(TIMES if name.endswith("_seconds") else TOKENS)
-        self._histograms[name][engine].add(value, times)
+        """Count a value, or so many equal ones, by the first bound that is not below it."""
+        self._counts[name, engine][bisect_left(_bounds(name), value)] += times
+        self._sums[name, engine] += value * times
 
     def text(self) -> bytes:
         """All of it in Prometheus' own text."""
@@ -84,19 +72,21 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The workers' state now, then what calls have added up to."""
-        workers = self._gauges()
+        workers = [(str(one.index), one) for one in self._members]
         for kind, states in ((kind, NAMES[kind]) for kind in STATES):
-            for name, (field, text) in states.items():
-                yield self._family(kind, name, text, {(one.worker,): getattr(one, field) for one in workers})
-        sources: dict[tuple[str, ...], int] = {(one.worker, "local_cache_hit"): one.cached_tokens for one in workers}
-        sources |= {(one.worker, "local_compute"): one.prompt_tokens - one.cached_tokens for one in workers}
+            for figure, (field, text) in states.items():
+                yield self._family(kind, figure, text, {(name,): attrgetter(field)(one) for name, one in workers})
+        sources: dict[tuple[str, ...], int] = {(name, "local_cache_hit"): one.cached_tokens for name, one in workers}
+        sources |= {(name, "local_compute"): one.prompt_tokens - one.cached_tokens for name, one in workers}
         yield self._family("counters", "prompt_tokens_by_source", "Prompt tokens.", sources, "source")
         yield self._family("counters", "request_success", "Requests ended.", self._ended, "finished_reason")
         for name, text in HISTOGRAMS.items():
             family = HistogramMetricFamily(f"vllm:{name}", text, labels=LABELS)
-            for engine, histogram in self._histograms[name].items():
-                buckets, total = histogram.told()
-                family.add_metric((self._model, engine), buckets=buckets, sum_value=total)
+            bounds = [*(str(float(bound)) for bound in _bounds(name)), "+Inf"]
+            for engine, counts in ((engine, counts) for (of, engine), counts in self._counts.items() if of == name):
+                upto = accumulate(float(counts[index]) for index in range(len(bounds)))
+                buckets = list(zip(bounds, upto, strict=True))
+                family.add_metric((self._model, engine), buckets=buckets, sum_value=self._sums[name, engine])
             yield family
 
     def _family(

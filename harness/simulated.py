@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,15 +24,14 @@ from keepwarm.traces.errors import InputError
 from keepwarm.traces.shipped import shipped
 
 ENGINE, ENGINE_BLOCK = "engine", 16
-MOST = 1 << 40
-LEAST_TPS, MOST_TPS, MOST_S = 0.1, 1e12, 86400
 TIMES = ServiceTimes()
-COUNT = click.IntRange(1, MOST)
+COUNT = click.IntRange(1, 1 << 40)
 
 OPTIONS = shipped("keepwarm.harness", "simulated.toml")
 """By name, in their order."""
 SERVICE, STEPS = ([name for name, told in OPTIONS.items() if told.get("for") == kind] for kind in ("service", "steps"))
 BLOCKS = [name for name, told in OPTIONS.items() if told.get("for") in ("blocks", "steps")]
+BOUND = re.compile(r"endless|ttl_(?P<ttl>\d{1,12})s?|capacity_(?P<capacity>\d{1,12})|rules_(?P<rules>.+)", re.ASCII)
 NEEDS = {name: told["needs"] for name, told in OPTIONS.items() if "needs" in told}
 
 
@@ -50,19 +50,18 @@ _TYPES: dict[str, click.ParamType[Any]] = {
     "rules": click.Choice([ENGINE, *RULES]),
     "hardware": click.Choice(list(HARDWARE)),
     "queue": click.Choice(list(QUEUES)),
-    "eviction": click.Choice(["lru", "priority"]),
     "router": click.Choice(ROUTERS),
     "times": Times(),
     "ttl": Ttl(),
     "duration": Duration(),
-    "seconds": Number(0, MOST_S),
-    "tps": Number(LEAST_TPS, MOST_TPS),
-    "share": Number(0, 1e6),
-    "count": COUNT,
-    "blocks": click.IntRange(0, MOST),
-    "workers": click.IntRange(1, 1024),
-    "seed": click.IntRange(0, MOST),
 }
+
+
+def _type(told: Any) -> click.ParamType[Any]:
+    """A type by its name, of words to choose from, or of numbers between two."""
+    if isinstance(told, str) or isinstance(told[0], str):
+        return _TYPES[told] if isinstance(told, str) else click.Choice(told)
+    return Number(*told) if isinstance(told[0], float) else click.IntRange(*told)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,7 +69,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     own = {"block": ENGINE_BLOCK, "max_seqs": MAX_SEQS, "max_batched_tokens": MAX_BATCHED, **TIMES._asdict()}
     for name, told in reversed(OPTIONS.items()):
         more = {key: told[key] for key in ("metavar", "default") if key in told}
-        more |= {"type": _TYPES[told["type"]]} if "type" in told else {"is_flag": True}
+        more |= {"type": _type(told["type"])} if "type" in told else {"is_flag": True}
         help_, shown = told["help"].format_map(own), "default" in told
         command = click.option(f"--{name.replace('_', '-')}", help=help_, show_default=shown, **more)(command)
     return command
@@ -229,19 +228,18 @@ def _marked(tree: PromptTree, told: dict[str, Any]) -> MarkedCache:
 
 def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> KeepBlocks | KeepMarked:
     """The cache that a bound speaks of: endless, ttl_300s, capacity_1000, rules_anthropic."""
-    kind, _, value = name.partition("_")
-    managed = rules_of(told) != ENGINE
-    if kind == "rules" and value in RULES:
-        return KeepMarked(_marked(tree, {"rules": value}))
-    if managed and kind == "capacity":
+    found = BOUND.fullmatch(name)
+    if not found or (found["rules"] and found["rules"] not in RULES):
+        raise InputError(
+            f"--bound {name!r}: expected ttl_300s, capacity_1000, or rules_ with one of {', '.join(RULES)}"
+        )
+    if found["rules"]:
+        return KeepMarked(_marked(tree, {"rules": found["rules"]}))
+    ttl, capacity = (int(size) if size else None for size in found.group("ttl", "capacity"))
+    if rules_of(told) == ENGINE:
+        ttl_ns = None if ttl is None else ttl * SECOND
+        cache = BlockCache(tree, block=_block(told), capacity=capacity, ttl_ns=ttl_ns)
+        return KeepBlocks(cache, at_once=_batches(told))
+    if capacity is not None:
         raise click.UsageError(f"--bound {name}: --rules {rules_of(told)} know no capacity")
-    number = value.removesuffix("s") if kind == "ttl" else value
-    sized = kind in ("ttl", "capacity") and number.isdecimal() and number.isascii() and len(number) < 13
-    if not sized and name != "endless":
-        known = f"ttl_300s, capacity_1000, or rules_ with one of {', '.join(RULES)}"
-        raise InputError(f"--bound {name!r}: expected {known}")
-    size = int(number) if sized else None
-    if managed:
-        return KeepMarked(_marked(tree, {"rules": rules_of(told), "cache_ttl": NO_TTL if size is None else size}))
-    kept = {} if size is None else {"ttl_ns": size * SECOND} if kind == "ttl" else {"capacity": size}
-    return KeepBlocks(BlockCache(tree, block=_block(told), **kept), at_once=_batches(told))
+    return KeepMarked(_marked(tree, {"rules": rules_of(told), "cache_ttl": NO_TTL if ttl is None else ttl}))

@@ -8,11 +8,11 @@ one chosen where that is faster than computing it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.engine import Engine
-from keepwarm.replayers.job import DONE, FIRST_TOKEN, SECOND, Event, Job, Running
+from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, SECOND, Event, Job, Running
 from keepwarm.replayers.plain import Keeping, Plain
 from keepwarm.replayers.router import Router, View
 from keepwarm.replayers.tree import Node, PromptTree
@@ -31,21 +31,10 @@ class Link(NamedTuple):
         return round((self.latency_s + tokens / self.tokens_per_s) * SECOND)
 
 
-class Gauge(NamedTuple):
-    """A worker now, and its totals in tokens since it started; ``kv_used`` is None without a capacity."""
-
-    worker: str
-    running: int
-    waiting: int
-    kv_used: float | None
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    preemptions: int
-
-
-class _Worker:
-    """A worker with its place and totals; ``guess`` is what the router thinks it has cached, where it cannot know."""
+class Member:
+    """A worker in a cluster, its place, and its totals in tokens since it started; ``guess`` is what the router thinks
+    it has cached, where it cannot know.
+    """
 
     def __init__(self, worker: Worker, index: int, guess: BlockCache | None) -> None:
         self.worker = worker
@@ -96,9 +85,9 @@ class Cluster:
         if not 0 <= background < max(len(workers), 1) or (decoders and (decode_router is None or handover is None)):
             raise ValueError("background workers must be fewer than workers, and decoders need a router and a link")
         self.tree = tree
-        self._pool = [_Worker(worker, i, guesses[i] if guesses else None) for i, worker in enumerate(workers)]
-        self._decoders = [_Worker(worker, len(workers) + i, None) for i, worker in enumerate(decoders)]
-        self._all = self._pool + self._decoders
+        self._pool = [Member(worker, i, guesses[i] if guesses else None) for i, worker in enumerate(workers)]
+        self._decoders = [Member(worker, len(workers) + i, None) for i, worker in enumerate(decoders)]
+        self.members = self._pool + self._decoders
         self._router = router
         self._decode_router = decode_router
         self._peers, self._tier, self._handover = peers, tier, handover
@@ -107,26 +96,21 @@ class Cluster:
         self._among = {"background": everyone[split:] if background else everyone}
         self._others = everyone[:split]
         self._shadows = dict(shadows or {})
-        self._seen: dict[Running, dict[str, tuple[Running, Any]]] = {}
-        self._where: dict[Running, tuple[_Worker, Running]] = {}
-        self._outer: dict[Running, Running] = {}
 
     def submit(self, job: Job, now_ns: int) -> Running:
         """Take a job on."""
         running = Running(job, now_ns)
-        if self._shadows:
-            self._seen[running] = seen = {}
-            for name, shadow in self._shadows.items():
-                copy = Running(job, now_ns)
-                seen[name] = (copy, shadow.begin(copy, now_ns))
-                running.bounds[name] = copy.read
+        for name, shadow in self._shadows.items():
+            copy = Running(job, now_ns)
+            running.seen += ((shadow, copy, shadow.begin(copy, now_ns)),)
+            running.bounds[name] = copy.read
         self._start(running, now_ns)
         return running
 
     def next_ns(self) -> int | None:
         """When ``advance`` has something to do next, if nothing more is submitted."""
         soonest = None
-        for each in self._all:
+        for each in self.members:
             at_ns = each.worker.next_ns()
             if at_ns is not None and (soonest is None or at_ns < soonest):
                 soonest = at_ns
@@ -136,42 +120,26 @@ class Cluster:
         """All that happens up to now, in the order of time."""
         told: list[Event] = []
         while (at_ns := self.next_ns()) is not None and at_ns <= now_ns:
-            for each in self._all:
+            for each in self.members:
                 for event in each.worker.advance(at_ns):
-                    self._happened(each, event, told)
+                    self._happened(event, told)
         return told
 
     def produced(self, running: Running, now_ns: int) -> int:
         """Tokens of a job's answer that are out by now."""
-        if running.done_ns is not None:
-            return running.job.output
-        where, inner = self._where[running]
-        return where.worker.produced(inner, now_ns) if inner is running else 0
+        return 0 if running.inner is not None else running.where.worker.produced(running, now_ns)
 
     def cancel(self, running: Running, now_ns: int) -> None:
         """The client left: a job that is not done ends as it is."""
-        if running not in self._where:
-            return
-        where, inner = self._where.pop(running)
-        where.worker.cancel(inner, now_ns)
-        self._outer.pop(inner, None)
-        running.error, running.done_ns = inner.error, now_ns
-        self._unseen(running, now_ns)
+        if running.done_ns is None:
+            running.where.worker.cancel(running.inner or running, now_ns)
+            running.error, running.done_ns = CANCELLED, now_ns
+            self._unseen(running, now_ns)
 
     def reset_cache(self) -> None:
         """Forget all that no running call uses."""
-        for each in self._all:
+        for each in self.members:
             each.worker.cache.clear()
-
-    def gauges(self) -> list[Gauge]:
-        """How each worker is doing."""
-        told = []
-        for each in self._all:
-            worker = each.worker
-            used = worker.kv_used() if isinstance(worker, Engine) else None
-            totals = (each.prompt_tokens, each.cached_tokens, each.generated_tokens)
-            told.append(Gauge(str(each.index), worker.running, worker.waiting, used, *totals, worker.preemptions))
-        return told
 
     def _start(self, running: Running, now_ns: int) -> None:
         """Choose a worker for a job, or for its prompt alone."""
@@ -181,21 +149,20 @@ class Cluster:
         chosen = self._pool[self._router.choose(job, views, among) if len(among) > 1 else among[0]]
         self._send(chosen, running, now_ns)
 
-    def _send(self, chosen: _Worker, running: Running, now_ns: int) -> None:
+    def _send(self, chosen: Member, running: Running, now_ns: int) -> None:
         """Give a job to a worker, with what of its prefix is moved there."""
         job, inner = running.job, running
         if self._decoders:
-            inner = Running(job._replace(output=1, answer=()), now_ns, silent=True)
-            self._outer[inner] = running
+            inner = running.inner = Running(job._replace(output=1, answer=()), now_ns, silent=True, outer=running)
         upto, took_ns = self._moved(chosen, job.prompt)
         running.worker = inner.worker = str(chosen.index)
         inner.overlap = upto or (chosen.cached(job.prompt) if isinstance(chosen.worker, Engine) else 0)
         if chosen.guess is not None:
             chosen.guess.remember(job.prompt, job.prompt.end, now_ns)
-        self._where[running] = (chosen, inner)
+        running.where = inner.where = chosen
         chosen.worker.submit(inner, now_ns, load_upto=upto, load_ns=took_ns)
 
-    def _moved(self, chosen: _Worker, node: Node) -> tuple[int, int]:
+    def _moved(self, chosen: Member, node: Node) -> tuple[int, int]:
         """Up to which token a prompt's prefix is best fetched from elsewhere, and what that takes; 0 for not at all."""
         best, upto, took_ns = 0, 0, 0
         if self._peers is None and self._tier is None:
@@ -211,61 +178,53 @@ class Cluster:
                     best, upto, took_ns = saved, has, moving_ns
         return upto, took_ns
 
-    def _happened(self, where: _Worker, event: Event, told: list[Event]) -> None:
+    def _happened(self, event: Event, told: list[Event]) -> None:
         """Pass a worker's event on, as that of the job the cluster was given."""
         running = event.running
-        outer = self._outer.get(running)
-        if outer is not None:
-            self._handed(where, event, running, outer, told)
+        if event.kind == FIRST_TOKEN and running.where.index < len(self._pool):
+            running.where.prompt_tokens += running.job.prompt.end
+            running.where.cached_tokens += running.read
+        if running.outer is not None:
+            self._handed(event, running, running.outer, told)
             return
-        happened = self._first if event.kind == FIRST_TOKEN else self._done
-        happened(where, running, event.at_ns)
+        if event.kind == DONE:
+            self._done(running, event.at_ns)
+        for shadow, copy, lease in running.seen:
+            shadow.first_token(copy, lease, event.at_ns)
         if not running.silent:
             told.append(event)
 
-    def _first(self, where: _Worker, running: Running, now_ns: int) -> None:
-        if not self._decoders:
-            where.prompt_tokens += running.job.prompt.end
-            where.cached_tokens += running.read
-        for name, (copy, lease) in self._seen.get(running, {}).items():
-            self._shadows[name].first_token(copy, lease, now_ns)
-
-    def _done(self, where: _Worker, running: Running, now_ns: int) -> None:
-        self._where.pop(running, None)
+    def _done(self, running: Running, now_ns: int) -> None:
         self._unseen(running, now_ns)
         if running.error is not None:
             return
-        job = running.job
+        job, where = running.job, running.where
         where.generated_tokens += job.output
         if job.hints is not None and job.hints.speculative_prefill and job.answer and not running.silent:
             warm = Job(self.tree.extend(job.prompt, job.answer), 1, model=job.model, session=job.session)
             self._send(self._pool[where.index % len(self._pool)], Running(warm, now_ns, silent=True), now_ns)
 
-    def _handed(self, where: _Worker, event: Event, inner: Running, outer: Running, told: list[Event]) -> None:
+    def _handed(self, event: Event, inner: Running, outer: Running, told: list[Event]) -> None:
         """A prompt is computed: its KV goes to a worker that generates."""
         if event.kind == FIRST_TOKEN:
             outer.read, outer.loaded, outer.writes = inner.read, inner.loaded, inner.writes
             outer.scheduled_ns = inner.scheduled_ns
-            where.prompt_tokens += inner.job.prompt.end
-            where.cached_tokens += inner.read
             return
-        del self._outer[inner]
-        job = outer.job
+        job, outer.inner = outer.job, None
         if inner.error is not None:
             outer.error, outer.done_ns = inner.error, event.at_ns
-            self._done(where, outer, event.at_ns)
-            if not outer.silent:
-                told.append(Event(event.at_ns, DONE, outer))
+            self._happened(event._replace(running=outer), told)
             return
         assert self._decode_router is not None and self._handover is not None
         views = [each.view(job.prompt) for each in self._decoders]
         chosen = self._decoders[self._decode_router.choose(job, views, range(len(self._decoders)))]
         missing = job.prompt.end - chosen.cached(job.prompt)
-        self._where[outer] = (chosen, outer)
+        outer.where = chosen
         moving_ns = self._handover.moving_ns(missing)
         chosen.worker.submit(outer, event.at_ns, load_upto=job.prompt.end, load_ns=moving_ns, generated=1)
 
     def _unseen(self, running: Running, now_ns: int) -> None:
-        for name, (copy, lease) in self._seen.pop(running, {}).items():
-            self._shadows[name].end(copy, lease, now_ns)
+        for shadow, copy, lease in running.seen:
+            shadow.end(copy, lease, now_ns)
+        running.seen = ()
         self.tree.prune(running.job.prompt)

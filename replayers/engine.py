@@ -75,7 +75,6 @@ class Engine:
         self._order = QUEUES[queue]
         self._priorities = priorities
         self._count = 0
-        self._front = 0
         self._arriving: list[tuple[int, int, _Work]] = []
         self._waiting: list[tuple[tuple[int, ...], int, _Work]] = []
         self._admitted: dict[_Work, None] = {}
@@ -94,6 +93,13 @@ class Engine:
     def waiting(self) -> int:
         """Calls that wait to be in it."""
         return len(self._waiting) + len(self._arriving)
+
+    @property
+    def kv_used(self) -> float | None:
+        """The share of the cache that running calls hold; None without a capacity."""
+        if not self.cache.capacity:
+            return None
+        return self.cache.in_use / self.cache.capacity
 
     def load(self) -> tuple[int, int]:
         """Prompt tokens of calls without a first token that were not cached, and blocks of all calls here."""
@@ -298,8 +304,7 @@ class Engine:
         self.preemptions += 1
         self._leave(work, now_ns)
         work.load_upto = 0
-        self._front -= 1
-        self._enqueue(work, self._front)
+        self._enqueue(work, -self.preemptions)
 
     def _leave(self, work: _Work, now_ns: int) -> None:
         """A call is no more in the batch; what it has computed is found until it is evicted."""
@@ -328,9 +333,3 @@ class Engine:
         work.target = job.prompt.end + work.generated
         if job.answer:
             self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), lease.room)
-
-    def kv_used(self) -> float | None:
-        """The share of the cache that running calls hold; None without a capacity."""
-        if not self.cache.capacity:
-            return None
-        return self.cache.in_use / self.cache.capacity

@@ -39,7 +39,9 @@ class Running:
     ``overlap`` what its worker had when it arrived; ``writes`` are tokens newly cached, by their TTL in seconds (None:
     no TTL), which its account does not tell where they are not ``priced``; ``bounds`` what other caches would have had.
     What has not happened yet is None. A job that cannot run is done at once, with an ``error``; nobody is told of a
-    ``silent`` one. ``state`` belongs to the worker that runs it.
+    ``silent`` one. ``state`` belongs to the worker that runs it, the rest to the cluster: ``where`` it runs, what other
+    caches have ``seen`` of it, and the ``inner`` job that computes its prompt apart meanwhile, to which it is the
+    ``outer``.
     """
 
     job: Job
@@ -57,6 +59,10 @@ class Running:
     priced: bool = True
     state: Any = None
     bounds: dict[str, int] = field(default_factory=dict)
+    where: Any = None
+    seen: tuple[Any, ...] = ()
+    inner: Running | None = None
+    outer: Running | None = None
 
 
 class Event(NamedTuple):

@@ -86,6 +86,7 @@ class Plain:
         self.cache = keeping.cache
         self.times = times
         self.running = self.waiting = self.preemptions = 0
+        self.kv_used = None
         self._events: list[tuple[int, int, int, Running]] = []
         self._count = self._blocks = 0
 

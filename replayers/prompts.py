@@ -70,9 +70,6 @@ class SessionPrompts(Generic[P]):
 
     def prompt(self, call: Call) -> P:
         """A call's prompt; those it grew from are made on the way."""
-        if call.prompt_parent is None or call.prompt_parent in self._prompts:
-            self._make(call)
-            return self._used(call.call)[0]
         chain = [call]
         while (parent := chain[-1].prompt_parent) is not None and parent not in self._prompts:
             chain.append(self._waiting[parent])

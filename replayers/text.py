@@ -12,22 +12,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import shake_128
 
-WORDS = b"""
-    note time that with this from have more will what when only some then them into over such make like most used
-    same part work year well down back even good must call name data type list file code line text test user read
-    true none self else pass main path open size args keys item node base last next left sort find init form page
-    view load save send stop wait lock host port date hour week long char byte bits null case loop copy move push
-    head tail root tree leaf edge step rule hand side room home life live body hold keep turn word tell said know
-    seen look take give come want need mean show help care fact kind rest half full high deep near here once each
-    also both very much many less free real able easy hard fast slow late soon away upon onto than your they were
-    been does done made plus lost seed sign mark post mail race walk cost deal unit task flag tool disk core link
-    sync bind poll pool says came goes seem idea sure salt jump void pull role team game play face door city town
-    land area love mind book talk gone went feel felt stay plan wide rain wind fire blue gray gold iron wood rock
-    sand lake hill farm food rice corn fish bird bear wolf rose song band card ball goal kick ride road rail ship
-    boat deck bank cash shop rent paid rich kids girl boys wife king lord
-""".split()
-"""In the order of how common they are: small vocabularies have most of the first ones. Every text begins with the very
-first, so that what it costs to begin one does not depend on the text.
+from keepwarm.traces.shipped import shipped
+
+WORDS: list[bytes] = shipped("keepwarm.replayers", "text.toml")["words"].encode().split()
+"""The most common first. Every text begins with the very first, so that what it costs to begin one does not depend on
+the text.
 """
 
 IDS = [b"%d" % ident for ident in range(1000, 1256)]

@@ -19,19 +19,14 @@ from keepwarm.reports.about import read_about
 from keepwarm.reports.frame import Loaded, time_scale
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import OUTCOMES
+from keepwarm.traces.shipped import shipped
 from keepwarm.traces.store import read_outcome_table
 
-PARTS = ("fixed_s", "prefill_s", "decode_s", "kv_s", "call_s")
+PARTS = shipped("keepwarm.reports", "step_times.toml")
+"""Of the model, those that others come before where they cannot be told apart last."""
 COLUMNS = ["worker", "sent_ns", "first_token_ns", "last_token_ns", "done_ns", "prompt", "cache_read", "output", "error"]
 FORMAT, LEAST, EVERY, ROUNDS = 1, 20, 5, 5
 HUBER, COLLINEAR, RIDGE, TINY, FLOOR = 1.5, 1e6, 1e-12, 1e-30, 1e-3
-MISSING = {
-    "fixed_s": "steps take no time of their own that could be told from the rest",
-    "prefill_s": "prompt tokens took no time that could be told from the rest",
-    "decode_s": "calls seldom decoded side by side, or at no cost: what there is of it is in fixed_s",
-    "kv_s": "longer prompts did not slow decoding measurably: what there is of it is in decode_s or fixed_s",
-    "call_s": "nothing before the first step could be told from the rest, or no call found its worker idle",
-}
 Parts = dict[str, float | None]
 Told = Callable[[int, int | None], None]
 
@@ -219,7 +214,7 @@ def calibrate(path: str, batched: int, told: Told = lambda done, total: None) ->
         "workers": calls["worker"].n_unique(),
         "batched": batched,
         **{kind: _errors(used, held, kind) for kind in ("itl", "ttft")},
-        "not_identified": {name: MISSING[name] for name, value in parts.items() if value is None},
+        "not_identified": {name: PARTS[name]["missing"] for name, value in parts.items() if value is None},
     }
     return {"format": FORMAT, **parts, "fitted": fitted}
 

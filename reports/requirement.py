@@ -8,52 +8,29 @@ value may be relative to a baseline run: ``baseline``, ``baseline*1.05``, ``base
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keepwarm.reports import latency, metrics
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.shipped import shipped
 
-UNITS = {
-    "rate": {"%": 100.0, "": 1.0},
-    "time": {"s": 1.0, "ms": 1e3, "us": 1e6},
-    "ratio": {"x": 1.0, "": 1.0},
-    "money": {"$": 1.0, "": 1.0},
-    "count": {"": 1.0},
-}
-"""What a figure is, and how many of each unit make one fraction, second, ratio, dollar or piece."""
-
+_DATA = shipped("keepwarm.reports", "requirement.toml")
+UNITS: dict[str, dict[str, float]] = _DATA["units"]
+WHOLE: dict[str, dict[str, Any]] = _DATA["whole"]
 RATES = ("hit_rate", "warm_hit_rate", "hit_rate_excluding_writes")
-WHOLE: dict[str, tuple[str, tuple[str, ...] | None]] = {
-    "hit_rate_macro": ("rate", None),
-    "cold_write_share": ("rate", None),
-    "turn_drift": ("ratio", None),
-    "task_time": ("time", ("p50", "p90", "max")),
-    "stretch": ("ratio", ("p50", "p90", "max")),
-    "schedule_lag": ("time", ("p50", "p99", "max")),
-    "warm_hit_range": ("rate", ("p5", "p50", "p95", "inside_85_97")),
-    "retention": ("rate", ("p1", "p5", "p50", "of_tokens")),
-    "achievable_hit_rate": ("rate", ()),
-    "efficiency": ("rate", ()),
-    "cost_per_completed_task": ("money", None),
-    "gpu_cost_per_completed_task": ("money", None),
-}
-"""Figures that are a whole run's only: what they are measured in, and the statistics that those have of which there are
-several; none listed: whatever bounds the run stored.
-"""
-
 COUNTS = {*metrics.AGENTS, *metrics.FIGURES} - {*RATES, "read_write_ratio", "write_source"}
 KINDS = {
     **dict.fromkeys(RATES, "rate"),
     "read_write_ratio": "ratio",
     **dict.fromkeys(latency.NAMES, "time"),
-    **{name: kind for name, (kind, _) in WHOLE.items()},
+    **{name: told["kind"] for name, told in WHOLE.items()},
     **dict.fromkeys(COUNTS, "count"),
 }
 FORM = re.compile(
     r"\s*(?P<metric>[a-z_]+)(?:\.(?P<stat>[a-z][a-z0-9_]*(?:\.\d+)?))?\s*(?:\[(?P<where>[^\]]*)\])?"
     r"\s*(?P<op>>=|<=|==|>|<)\s*(?P<value>\S.*?)\s*"
 )
-NUMBER = re.compile(r"\$?\s*(\d+(?:\.\d+)?)\s*(%|s|ms|us|x|\$|)")
+NUMBER = re.compile(r"(\$?)\s*(\d+(?:\.\d+)?)\s*(%|s|ms|us|x|\$|)")
 RELATIVE = re.compile(
     r"baseline\s*(?:\*\s*(?P<times>\d+(?:\.\d+)?)|(?P<sign>[+-])\s*"
     r"(?P<by>(?P<share>\d+(?:\.\d+)?)\s*%|(?P<points>\d+(?:\.\d+)?)\s*pt|\d.*))?"
@@ -95,7 +72,7 @@ def parse(text: str) -> Requirement:
 
 
 def _check_stat(text: str, metric: str, stat: str | None) -> None:
-    _, known = WHOLE.get(metric, ("", None))
+    known = WHOLE.get(metric, {}).get("stats")
     if metric in latency.NAMES:
         if stat != "max" and not (stat and percent(stat)):
             raise InputError(f"--require {text!r}: {metric} needs a percentile or max, such as {metric}.p99")
@@ -142,13 +119,13 @@ def _value(text: str, metric: str, value: str) -> tuple[float, bool, float]:
 def _number(text: str, metric: str, value: str) -> float:
     kind = KINDS[metric]
     found = NUMBER.fullmatch(value)
-    unit = "$" if found and value.startswith("$") and not found[2] else found[2] if found else None
+    unit = found[1] + found[3] if found else None
     if found is None or unit not in UNITS[kind]:
         units = " or ".join(repr(u) if u else "none" for u in UNITS[kind])
         raise InputError(
             f"--require {text!r}: value {value!r}: {metric} is a {kind}, expected a number with unit {units}"
         )
-    number = float(found[1]) / UNITS[kind][unit]
+    number = float(found[2]) / UNITS[kind][unit]
     if kind == "rate" and number > 1:
         raise InputError(f"--require {text!r}: value {value!r} is over 100 %: a rate is a fraction, or has a %")
     return number

@@ -249,19 +249,19 @@ def test_a_reset_forgets_all_that_is_not_in_use() -> None:
     assert reads(cluster, ask(cluster, 5, piece(1, 100))) == [0]
 
 
-def test_gauges_count_what_was_done() -> None:
+def test_members_count_what_was_done() -> None:
     """Two calls of 100 tokens, 96 of them read by the second, answered with 7 tokens each."""
     cluster = made(capacity=100)
     ask(cluster, 0, piece(1, 100), output=7)
     ask(cluster, 5, piece(1, 100), output=7)
-    assert cluster.gauges()[0].running == 0
+    [member] = cluster.members
+    worker = member.worker
+    assert worker.running == 0
     cluster.advance(5 * SECOND)
-    gauge = cluster.gauges()[0]
-    assert (gauge.running, gauge.kv_used) == (1, 0.07)
+    assert (worker.running, worker.kv_used) == (1, 0.07)
     rest(cluster)
-    gauge = cluster.gauges()[0]
-    assert (gauge.prompt_tokens, gauge.cached_tokens, gauge.generated_tokens) == (200, 96, 14)
-    assert (gauge.running, gauge.waiting, gauge.kv_used, gauge.preemptions) == (0, 0, 0.0, 0)
+    assert (member.prompt_tokens, member.cached_tokens, member.generated_tokens) == (200, 96, 14)
+    assert (worker.running, worker.waiting, worker.kv_used, worker.preemptions) == (0, 0, 0.0, 0)
 
 
 SHAPES = st.fixed_dictionaries(
@@ -317,6 +317,6 @@ def lived(shape: dict[str, Any], rng: Random) -> list[tuple[Any, ...]]:
             told = account(one)
             assert told["uncached"] >= 0
             assert one.loaded <= one.read < one.job.prompt.end
-    gauges = cluster.gauges()
-    assert all(gauge.running == gauge.waiting == 0 and not gauge.kv_used for gauge in gauges)
+    workers = [member.worker for member in cluster.members]
+    assert all(worker.running == worker.waiting == 0 and not worker.kv_used for worker in workers)
     return [(event.at_ns, event.kind, event.running.read, event.running.worker) for event in events]
