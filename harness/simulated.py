@@ -87,7 +87,6 @@ def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
     machine = _hardware(told)
     more: dict[str, Any] = {}
     if decoders:
-        more["decode_router"] = _router(told, "least_loaded")
         more["handover"] = Link(told.get("transfer_tps") or (machine and machine.handover_tps) or 1e6)
     if "host_capacity" in told:
         more["tier"] = Link(told.get("host_tps") or (machine and machine.host_tps) or 5e5)
@@ -100,8 +99,7 @@ def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
     if background >= len(pool):
         raise click.UsageError("--background-workers must be fewer than --workers")
     shadows = {name: _bound(tree, name, told) for name in bounds}
-    router = _router(told, told.get("router", "round_robin"))
-    return Cluster(tree, pool, router, decoders=decoders, background=background, shadows=shadows, **more)
+    return Cluster(tree, pool, _router(told), decoders=decoders, background=background, shadows=shadows, **more)
 
 
 def rules_of(options: dict[str, Any]) -> str:
@@ -214,9 +212,9 @@ def _service(told: dict[str, Any]) -> ServiceTimes:
     return TIMES._replace(**{name: told[name] for name in SERVICE if name in told})
 
 
-def _router(told: dict[str, Any], name: str) -> Router:
+def _router(told: dict[str, Any]) -> Router:
     weights = Weights(overlap=told.get("overlap_weight", 1.0), temperature=told.get("router_temperature", 0.0))
-    return Router(name, block=_block(told), weights=weights, seed=told.get("seed", 0))
+    return Router(told.get("router", "round_robin"), block=_block(told), weights=weights, seed=told.get("seed", 0))
 
 
 def _marked(tree: PromptTree, told: dict[str, Any]) -> MarkedCache:

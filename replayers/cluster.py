@@ -74,7 +74,6 @@ class Cluster:
         router: Router,
         *,
         decoders: Sequence[Worker] = (),
-        decode_router: Router | None = None,
         peers: Link | None = None,
         tier: Link | None = None,
         handover: Link | None = None,
@@ -82,14 +81,14 @@ class Cluster:
         guesses: Sequence[BlockCache] = (),
         shadows: Mapping[str, Keeping] | None = None,
     ) -> None:
-        if not 0 <= background < max(len(workers), 1) or (decoders and (decode_router is None or handover is None)):
-            raise ValueError("background workers must be fewer than workers, and decoders need a router and a link")
+        if not 0 <= background < max(len(workers), 1) or (decoders and handover is None):
+            raise ValueError("background workers must be fewer than workers, and decoders need a link")
         self.tree = tree
         self._pool = [Member(worker, i, guesses[i] if guesses else None) for i, worker in enumerate(workers)]
         self._decoders = [Member(worker, len(workers) + i, None) for i, worker in enumerate(decoders)]
         self.members = self._pool + self._decoders
         self._router = router
-        self._decode_router = decode_router
+        self._decode_router = Router("least_loaded", block=router.block)
         self._peers, self._tier, self._handover = peers, tier, handover
         everyone = range(len(workers))
         split = len(workers) - background
@@ -98,13 +97,16 @@ class Cluster:
         self._shadows = dict(shadows or {})
 
     def submit(self, job: Job, now_ns: int) -> Running:
-        """Take a job on."""
+        """Take a job on, and choose a worker for it, or for its prompt alone."""
         running = Running(job, now_ns)
         for name, shadow in self._shadows.items():
             copy = Running(job, now_ns)
             running.seen += ((shadow, copy, shadow.begin(copy, now_ns)),)
             running.bounds[name] = copy.read
-        self._start(running, now_ns)
+        among = self._among.get(job.flow or "", self._others)
+        views = [each.view(job.prompt) for each in self._pool] if self._router.needs_views and len(among) > 1 else ()
+        chosen = self._router.choose(job, views, among) if len(among) > 1 else among[0]
+        self._send(self._pool[chosen], running, now_ns)
         return running
 
     def next_ns(self) -> int | None:
@@ -140,14 +142,6 @@ class Cluster:
         """Forget all that no running call uses."""
         for each in self.members:
             each.worker.cache.clear()
-
-    def _start(self, running: Running, now_ns: int) -> None:
-        """Choose a worker for a job, or for its prompt alone."""
-        job = running.job
-        among = self._among.get(job.flow or "", self._others)
-        views = [each.view(job.prompt) for each in self._pool] if self._router.needs_views and len(among) > 1 else ()
-        chosen = self._pool[self._router.choose(job, views, among) if len(among) > 1 else among[0]]
-        self._send(chosen, running, now_ns)
 
     def _send(self, chosen: Member, running: Running, now_ns: int) -> None:
         """Give a job to a worker, with what of its prefix is moved there."""
@@ -215,7 +209,7 @@ class Cluster:
             outer.error, outer.done_ns = inner.error, event.at_ns
             self._happened(event._replace(running=outer), told)
             return
-        assert self._decode_router is not None and self._handover is not None
+        assert self._handover is not None
         views = [each.view(job.prompt) for each in self._decoders]
         chosen = self._decoders[self._decode_router.choose(job, views, range(len(self._decoders)))]
         missing = job.prompt.end - chosen.cached(job.prompt)

@@ -68,7 +68,7 @@ class Router:
             raise ValueError(f"no router is called {name!r}")
         self.name = name
         self.needs_views = name not in ("round_robin", "random")
-        self._block = block
+        self.block = block
         self._weights = weights or Weights()
         self._rng = Random(seed)
         self._next = 0
@@ -91,12 +91,12 @@ class Router:
         return self._least(views, among)
 
     def _least(self, views: Sequence[View], among: Sequence[int]) -> int:
-        block = self._block
+        block = self.block
         return min(among, key=lambda i: (views[i].decode_blocks + views[i].prefill_tokens // block, i))
 
     def _cheapest(self, job: Job, views: Sequence[View], among: Sequence[int]) -> int:
         cost, weights = COSTS[self.name], self._weights
-        costs = [cost(views[i], job.prompt.end, self._block, weights) for i in among]
+        costs = [cost(views[i], job.prompt.end, self.block, weights) for i in among]
         low, high = min(costs), max(costs)
         if weights.temperature and high > low:
             chances = [exp(-(each - low) / (high - low) / weights.temperature) for each in costs]

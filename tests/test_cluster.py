@@ -47,7 +47,7 @@ def made(
     if guess:
         options["guesses"] = [BlockCache(tree, block=16) for _ in range(workers)]
     if decoders:
-        options |= {"decoders": answering, "decode_router": Router("least_loaded", block=16)}
+        options["decoders"] = answering
         options.setdefault("handover", Link(1e6, 0.1))
     return Cluster(tree, pool, Router(router, block=16, seed=seed), **options)
 
