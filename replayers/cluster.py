@@ -8,6 +8,7 @@ one chosen where that is faster than computing it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 from keepwarm.replayers.cache import BlockCache
@@ -59,6 +60,7 @@ class Member:
         return View(*self.worker.load(), cached, active, self.host(node))
 
 
+@dataclass(eq=False)
 class Cluster:
     """``workers`` answer calls; of two pools, ``decoders`` generate what workers computed. ``peers``, ``tier`` and
     ``handover`` are the links between workers, to the host tier and from pool to pool; None where nothing is moved.
@@ -67,45 +69,40 @@ class Cluster:
     worker, where it does not know theirs.
     """
 
-    def __init__(
-        self,
-        tree: PromptTree,
-        workers: Sequence[Worker],
-        router: Router,
-        *,
-        decoders: Sequence[Worker] = (),
-        peers: Link | None = None,
-        tier: Link | None = None,
-        handover: Link | None = None,
-        background: int = 0,
-        guesses: Sequence[BlockCache] = (),
-        shadows: Mapping[str, Keeping] | None = None,
-    ) -> None:
-        if not 0 <= background < max(len(workers), 1) or (decoders and handover is None):
+    tree: PromptTree
+    workers: Sequence[Worker]
+    router: Router
+    _: KW_ONLY
+    decoders: Sequence[Worker] = ()
+    peers: Link | None = None
+    tier: Link | None = None
+    handover: Link | None = None
+    background: int = 0
+    guesses: Sequence[BlockCache] = ()
+    shadows: Mapping[str, Keeping] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        number = len(self.workers)
+        if not 0 <= self.background < max(number, 1) or (self.decoders and self.handover is None):
             raise ValueError("background workers must be fewer than workers, and decoders need a link")
-        self.tree = tree
-        self._pool = [Member(worker, i, guesses[i] if guesses else None) for i, worker in enumerate(workers)]
-        self._decoders = [Member(worker, len(workers) + i, None) for i, worker in enumerate(decoders)]
-        self.members = self._pool + self._decoders
-        self._router = router
-        self._decode_router = Router("least_loaded", block=router.block)
-        self._peers, self._tier, self._handover = peers, tier, handover
-        everyone = range(len(workers))
-        split = len(workers) - background
-        self._among = {"background": everyone[split:] if background else everyone}
+        self._pool = [Member(one, i, self.guesses[i] if self.guesses else None) for i, one in enumerate(self.workers)]
+        self._decoding = [Member(one, number + i, None) for i, one in enumerate(self.decoders)]
+        self.members = self._pool + self._decoding
+        self._decode_router = Router("least_loaded", block=self.router.block)
+        everyone, split = range(number), number - self.background
+        self._among = {"background": everyone[split:] if self.background else everyone}
         self._others = everyone[:split]
-        self._shadows = dict(shadows or {})
 
     def submit(self, job: Job, now_ns: int) -> Running:
         """Take a job on, and choose a worker for it, or for its prompt alone."""
         running = Running(job, now_ns)
-        for name, shadow in self._shadows.items():
+        for name, shadow in self.shadows.items():
             copy = Running(job, now_ns)
             running.seen += ((shadow, copy, shadow.begin(copy, now_ns)),)
             running.bounds[name] = copy.read
         among = self._among.get(job.flow or "", self._others)
-        views = [each.view(job.prompt) for each in self._pool] if self._router.needs_views and len(among) > 1 else ()
-        chosen = self._router.choose(job, views, among) if len(among) > 1 else among[0]
+        views = [each.view(job.prompt) for each in self._pool] if self.router.needs_views and len(among) > 1 else ()
+        chosen = self.router.choose(job, views, among) if len(among) > 1 else among[0]
         self._send(self._pool[chosen], running, now_ns)
         return running
 
@@ -146,7 +143,7 @@ class Cluster:
     def _send(self, chosen: Member, running: Running, now_ns: int) -> None:
         """Give a job to a worker, with what of its prefix is moved there."""
         job, inner = running.job, running
-        if self._decoders:
+        if self._decoding:
             inner = running.inner = Running(job._replace(output=1, answer=()), now_ns, silent=True, outer=running)
         upto, took_ns = self._moved(chosen, job.prompt)
         running.worker = inner.worker = str(chosen.index)
@@ -159,11 +156,11 @@ class Cluster:
     def _moved(self, chosen: Member, node: Node) -> tuple[int, int]:
         """Up to which token a prompt's prefix is best fetched from elsewhere, and what that takes; 0 for not at all."""
         best, upto, took_ns = 0, 0, 0
-        if self._peers is None and self._tier is None:
+        if self.peers is None and self.tier is None:
             return 0, 0
         own = chosen.cached(node)
-        sources = [(self._tier, chosen.host(node))]
-        sources += [(self._peers, each.cached(node)) for each in self._pool if each is not chosen]
+        sources = [(self.tier, chosen.host(node))]
+        sources += [(self.peers, each.cached(node)) for each in self._pool if each is not chosen]
         for link, has in sources:
             if link is not None and has > own:
                 moving_ns = link.moving_ns(has - own)
@@ -209,12 +206,12 @@ class Cluster:
             outer.error, outer.done_ns = inner.error, event.at_ns
             self._happened(event._replace(running=outer), told)
             return
-        assert self._handover is not None
-        views = [each.view(job.prompt) for each in self._decoders]
-        chosen = self._decoders[self._decode_router.choose(job, views, range(len(self._decoders)))]
+        assert self.handover is not None
+        views = [each.view(job.prompt) for each in self._decoding]
+        chosen = self._decoding[self._decode_router.choose(job, views, range(len(self._decoding)))]
         missing = job.prompt.end - chosen.cached(job.prompt)
         outer.where = chosen
-        moving_ns = self._handover.moving_ns(missing)
+        moving_ns = self.handover.moving_ns(missing)
         chosen.worker.submit(outer, event.at_ns, load_upto=job.prompt.end, load_ns=moving_ns, generated=1)
 
     def _unseen(self, running: Running, now_ns: int) -> None:

@@ -8,7 +8,7 @@ preempted: it lets go of its blocks and waits at the front. Steps in which nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from heapq import heapify, heappop, heappush
 
 from keepwarm.replayers.cache import BlockCache
@@ -47,39 +47,33 @@ class _Step:
     chunks: list[tuple[_Work, int]]
 
 
+@dataclass(eq=False)
 class Engine:
     """``priorities`` makes a hint's priority protect what its call leaves in the cache; ``host`` is a tier below that
     remembers what calls leave. A preempted call that had begun to answer computes its answer so far again.
     """
 
-    def __init__(
-        self,
-        cache: BlockCache,
-        *,
-        times: StepTimes,
-        max_seqs: int = MAX_SEQS,
-        max_batched: int = MAX_BATCHED,
-        queue: str = "fcfs",
-        priorities: bool = False,
-        host: BlockCache | None = None,
-    ) -> None:
-        if max_seqs < 1 or max_batched < 1:
+    cache: BlockCache
+    _: KW_ONLY
+    times: StepTimes
+    max_seqs: int = MAX_SEQS
+    max_batched: int = MAX_BATCHED
+    queue: str = "fcfs"
+    priorities: bool = False
+    host: BlockCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_seqs < 1 or self.max_batched < 1:
             raise ValueError("a step must take at least one call and one token")
-        self.cache = cache
-        cache.counts_use = True
-        self.times = times
-        self.host = host
+        self.cache.counts_use = True
         self.preemptions = 0
-        self._max_seqs = max_seqs
-        self._max_batched = max_batched
-        self._order = QUEUES[queue]
-        self._priorities = priorities
+        self._order = QUEUES[self.queue]
         self._count = 0
         self._arriving: list[tuple[int, int, _Work]] = []
         self._waiting: list[tuple[tuple[int, ...], int, _Work]] = []
         self._admitted: dict[_Work, None] = {}
         self._prefilling: list[_Work] = []
-        self._decoding: Decoding[_Work] = Decoding(cache.block)
+        self._decoding: Decoding[_Work] = Decoding(self.cache.block)
         self._blocked = False
         self._step: _Step | None = None
         self._events: list[Event] = []
@@ -187,7 +181,7 @@ class Engine:
     def _next_step(self, now_ns: int) -> _Step | None:
         """What is done next; None if there is nothing to do."""
         chunks: list[tuple[_Work, int]] = []
-        budget = self._max_batched - len(self._decoding)
+        budget = self.max_batched - len(self._decoding)
         preempted = self.preemptions
         for work in tuple(self._prefilling):
             chunk = min(work.target - work.computed, budget)
@@ -223,7 +217,7 @@ class Engine:
 
     def _admit(self, budget: int, chunks: list[tuple[_Work, int]], now_ns: int) -> None:
         """Take waiting calls into the batch, in their order, until one does not fit."""
-        while self._waiting and budget > 0 and not self._blocked and len(self._admitted) < self._max_seqs:
+        while self._waiting and budget > 0 and not self._blocked and len(self._admitted) < self.max_seqs:
             work = self._waiting[0][2]
             job = work.running.job
             lease = self.cache.acquire(job.prompt, now_ns)
@@ -318,7 +312,7 @@ class Engine:
         else:
             self._stop(work, lease)
         hints = job.hints
-        level = (hints.priority or 0) if hints is not None and self._priorities else 0
+        level = (hints.priority or 0) if hints is not None and self.priorities else 0
         if self.host is not None:
             self.host.remember(lease.held.node, lease.held.upto, now_ns)
         self.cache.release(lease, now_ns, level=level, keep_ns=job.keep_ns())

@@ -100,9 +100,16 @@ class MarkedCache:
                 kept.expires, kept.writer = now_ns + kept.ttl_ns, None
         lease.deepest, lease.nodes = self.tree.root, []
 
-    def clear(self) -> None:
-        """Forget all that no running call uses."""
-        self._forget(self.tree.root)
+    def clear(self, top: Node | None = None) -> None:
+        """Forget all that no running call uses, or what of it is a node or below one. They stay in the tree until they
+        are swept: whoever found that they have expired may be on its way through them.
+        """
+        nodes = [top or self.tree.root]
+        for node in nodes:
+            nodes += node.children.values()
+            kept = node.held[self._slot]
+            if kept is not None and not kept.users:
+                node.held[self._slot] = None
 
     def split(self, upper: Node, lower: Node) -> None:
         """A node was cut in two: both halves are kept under runs, the end alone under entries."""
@@ -124,7 +131,7 @@ class MarkedCache:
         if self.rules.entries:
             node.held[self._slot] = None
         else:
-            self._forget(node)
+            self.clear(node)
         return False
 
     def _find_run(self, lease: MarkedLease, now_ns: int) -> None:
@@ -170,17 +177,6 @@ class MarkedCache:
                 self._all.append((node, kept))
             else:
                 self.tree.prune(node)
-
-    def _forget(self, top: Node) -> None:
-        """Forget a node and all below it that is not in use. They stay in the tree until they are swept: whoever found
-        that they have expired may be on its way through them.
-        """
-        nodes = [top]
-        for node in nodes:
-            nodes += node.children.values()
-            kept = node.held[self._slot]
-            if kept is not None and not kept.users:
-                node.held[self._slot] = None
 
 
 def _below(top: Node, node: Node) -> list[Node]:

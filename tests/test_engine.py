@@ -91,7 +91,7 @@ class Watched:
     def check(self) -> None:
         """No more runs and is held than may; answers only grow."""
         cache = self.engine.cache
-        assert self.engine.running <= self.engine._max_seqs
+        assert self.engine.running <= self.engine.max_seqs
         assert 0 <= cache.in_use <= cache.blocks
         assert cache.capacity is None or cache.blocks <= cache.capacity
         for index, running in self.ran.items():
