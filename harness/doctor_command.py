@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from keepwarm.harness.duration import Duration
-from keepwarm.harness.endpoint_options import endpoint_options
+from keepwarm.harness.options import options
 
 PARTS = 12
 """Of an examination."""
@@ -17,19 +17,19 @@ PARTS = 12
 
 @click.command()
 @click.argument("url")
-@endpoint_options
+@options("endpoint")
 @click.option(
     "--keep-alive-wait", type=Duration(), default=10.0, show_default=True, help="How long to hold a connection idle."
 )
 @click.option("--try-reset", is_flag=True, help="Empty the endpoint's cache, and see that it is empty.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object.")
-def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **options: Any) -> None:
+def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **given: Any) -> None:
     """Say what an endpoint is and can do: its dialects, what it tells of its cache, what it does to times.
 
     It is asked some hundred small prompts. Exit code 0 if cached tokens are
     told in any dialect, 1 if in none, 2 if there is no endpoint that could be asked.
     """
-    report = _examined(url, options, keep_alive_wait, try_reset)
+    report = _examined(url, given, keep_alive_wait, try_reset)
     if as_json:
         import orjson
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -14,18 +14,13 @@ from typing import Any
 import click
 
 from keepwarm.harness.duration import Duration, Number
-from keepwarm.harness.endpoint_options import DIALECT, choice, endpoint_options, take_address
+from keepwarm.harness.options import DIALECT, options
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
-from keepwarm.replayers.hints import HINTING
-from keepwarm.replayers.retry import RETRIES
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.model import FLOWS
 
 DEMO_SPEED = 60.0
 SESSIONS = 8
-COUNT = click.IntRange(1, 1 << 40)
-STARTS = ("salt", "cache-salt", "reset", "warm")
 LEAST_SPEED, MOST_SPEED = 1e-3, 1e6
 
 OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
@@ -59,74 +54,14 @@ def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False)
         report.main([str(path), *(["--json"] if as_json else [])], standalone_mode=False)
 
 
-class CapOf(click.ParamType[Any]):
-    """A cap of all calls, or of one flow's: N or FLOW=N."""
-
-    name = "cap"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The flow, None for all, and the number."""
-        flow, equals, number = str(value).rpartition("=")
-        if (equals and flow not in FLOWS) or not number.isdecimal() or not 0 < int(number) < 1 << 40:
-            self.fail(f"{value!r}: expected a whole number above 0, or one for a flow: {FLOWS[0]}=N", param, ctx)
-        return flow or None, int(number)
-
-
-def _cap(name: str, text: str) -> Callable[..., Any]:
-    return click.option(name, type=CapOf(), multiple=True, metavar="[FLOW=]N", help=text)
-
-
 @click.command()
 @click.argument("trace")
 @click.option("--endpoint", "url", required=True, metavar="URL", help="Base URL, with or without /v1.")
 @OUTPUT
 @DIALECT
-@endpoint_options
-@click.option("--speed", type=Number(LEAST_SPEED, MOST_SPEED), default=1.0, help="Divide every gap by this.")
-@GAP_CAP
-@click.option("--idle-cap", type=Duration(), metavar="TIME", help="Skip what is above this while nothing runs at all.")
-@click.option(
-    "--scale-tokens", type=Number(1e-6, 1), metavar="SHARE", help="Cut every prompt and answer to this share."
-)
-@click.option("--sessions", type=COUNT, metavar="N", help=f"Sessions at a time. [{SESSIONS}, with --arrivals no limit]")
-@click.option(
-    "--arrivals",
-    metavar="LAW",
-    help="When sessions begin: recorded, or poisson:0.2/s, constant:12/m, gamma:0.2/s:2.5 (with its CV).",
-)
-@click.option("--repeat", type=COUNT, metavar="N", help="The trace N times, each copy's prompts its own.")
-@click.option("--duration", type=Duration(), metavar="TIME", help="Measure for so long, the load kept up to the end.")
-@click.option("--warm-up", type=Duration(), metavar="TIME", default=0.0, help="Of the duration, not measured.")
-@click.option("--seed", type=click.IntRange(0, 1 << 40), default=0, show_default=True, help="Of drawn arrivals.")
-@_cap("--max-rate", "At most N calls a second, of one flow where it is named; repeatable.")
-@_cap("--max-input-tokens-per-minute", "At most N prompt tokens a minute, likewise.")
-@_cap("--max-concurrency", "At most N calls at a time, likewise.")
-@click.option(
-    "--max-retries", type=click.IntRange(0, 100), default=RETRIES, show_default=True, help="As the official SDKs try."
-)
-@click.option("--processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Shards of sessions.")
-@click.option("--ray", metavar="ADDRESS", help="The shards as actors of this Ray cluster, or of a local one.")
-@click.option("--resume", is_flag=False, metavar="RUN", help="Go on with a run that was cut off: whole sessions stay.")
-@click.option("--no-stream", is_flag=True, help="Ask for whole answers: no first-token times then.")
-@choice("--start", STARTS, "How the cache is cold: by other texts, the server's cache_salt, its reset; or warm.")
-@choice(
-    "--assistant",
-    ("recorded", "live"),
-    "Whose answers later prompts repeat: recorded ones, the same on every endpoint, or the endpoint's own.",
-)
-@click.option(
-    "--hints", type=click.Choice(HINTING), default="recorded", show_default=True, help="Scheduling hints to send."
-)
-@choice(
-    "--match", ("tokens", "bytes"), "Prompts of the planned tokens, or of bytes that do not depend on the endpoint."
-)
-@click.option(
-    "--like", type=click.Path(path_type=Path), metavar="RUN", help="With --match bytes: the bytes that this run sent."
-)
-@click.option("--metrics", multiple=True, metavar="URL", help="A further server whose counters are read; repeatable.")
-@click.option("--no-preflight", is_flag=True, help="Send without asking first what the endpoint can do.")
+@options("endpoint", "load", "sent")
 @FORCE
-def replay(trace: str, url: str, output: Path | None, force: bool, **options: Any) -> None:
+def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any) -> None:
     """Replay a trace against an HTTP endpoint.
 
     Ctrl-C ends it with its results so far kept (exit code 130). Without -o the report is printed and the run forgotten.
@@ -134,31 +69,33 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **options: An
     from keepwarm.harness.asking import asked_endpoint, frozen_costs
     from keepwarm.harness.replaying import CAPS, replay_to
     from keepwarm.harness.resumed import resume
+    from keepwarm.replayers.http import reach
 
-    if options["sessions"] is None and options["arrivals"] is None:
-        options["sessions"] = SESSIONS
-    _check_load(options, output is not None or force)
-    take = options.pop
+    if given["sessions"] is None and given["arrivals"] is None:
+        given["sessions"] = SESSIONS
+    _check_load(given, output is not None or force)
+    take = given.pop
     names = ("speed", "gap_cap", "repeat", "duration", "warm_up", "seed")
     load = {name: take(name) for name in names}
     planned = Planned(trace, at_once=take("sessions"), scale=take("scale_tokens"), law=take("arrivals"), **load)
-    options["caps"] = {name: told for name, option in CAPS.items() if (told := take(option))}
+    given["caps"] = {name: told for name, option in CAPS.items() if (told := take(option))}
     like, match = take("like"), take("match")
     if like is not None and match != "bytes":
         raise click.UsageError("--like is for --match bytes")
     frozen, salt = None, None
     if match == "bytes":
-        same = {"trace": planned.meta.digest, "assistant": options["assistant"]}
-        frozen, salt = frozen_costs(like, options["start"], **same, scale_tokens=planned.options["scale_tokens"])
-    dialect, preflight, ca = take("dialect"), not take("no_preflight"), options["ca"]
-    address = take_address(url, dialect, options)
-    how = {"preflight": preflight, "tokenizer": take("tokenizer"), "stream": not options["no_stream"]}
+        same = {"trace": planned.meta.digest, "assistant": given["assistant"]}
+        frozen, salt = frozen_costs(like, given["start"], **same, scale_tokens=planned.options["scale_tokens"])
+    dialect, preflight, ca = take("dialect"), not take("no_preflight"), take("ca")
+    opening = {name: take(name) for name in ("key_env", "key_file", "header", "transport")}
+    address = reach(url, dialect, ca=ca, **opening)
+    how = {"preflight": preflight, "tokenizer": take("tokenizer"), "stream": not given["no_stream"]}
     asking = asked_endpoint(address, dialect, take("model"), frozen=frozen, **how)
     again = take("resume")
     resumed = None if again is None else resume(Path(again), planned)
     place = run_directory(output, "replay", force=force) if again is None else nullcontext(Path(again))
     with place as path:
-        came = replay_to(path, planned, asking, salt=salt, ca=ca, resumed=resumed, **options)
+        came = replay_to(path, planned, asking, salt=salt, ca=ca, resumed=resumed, **given)
         finish(path, output if again is None else path, came.words())
     if came.interrupted and not came.lost:
         raise SystemExit(130)

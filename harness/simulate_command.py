@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.endpoint_options import choice
+from keepwarm.harness.options import choice
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import Told, progress
 from keepwarm.harness.run_commands import FORCE, GAP_CAP, finish, run_directory

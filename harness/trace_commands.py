@@ -11,7 +11,7 @@ from typing import Any
 import click
 import orjson
 
-from keepwarm.harness.endpoint_options import choice
+from keepwarm.harness.options import choice
 from keepwarm.harness.progress import progress
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
