@@ -14,7 +14,7 @@ from keepwarm.replayers.cluster import Cluster, Link, Worker
 from keepwarm.replayers.engine import MAX_BATCHED, MAX_SEQS, Engine
 from keepwarm.replayers.hardware import GPUS, HARDWARE, Hardware
 from keepwarm.replayers.marked import MarkedCache
-from keepwarm.replayers.plain import KeepBlocks, KeepMarked, Plain
+from keepwarm.replayers.plain import KeepBlocks, Keeping, Plain
 from keepwarm.replayers.queues import QUEUES
 from keepwarm.replayers.router import COSTS, ROUTERS, Router, Weights
 from keepwarm.replayers.rules import AS_RECORDED, RULES
@@ -184,7 +184,7 @@ def _block(options: dict[str, Any]) -> int:
 
 def _worker(tree: PromptTree, told: dict[str, Any], *, decodes: bool = False) -> Worker:
     if rules_of(told) != ENGINE:
-        return Plain(KeepMarked(_marked(tree, told)), times=_service(told))
+        return Plain(_marked(tree, told), times=_service(told))
     block, machine, ttl = _block(told), _hardware(told), told.get("cache_ttl")
     capacity = told.get("capacity")
     if capacity is None and machine is not None:
@@ -224,7 +224,7 @@ def _marked(tree: PromptTree, told: dict[str, Any]) -> MarkedCache:
     return MarkedCache(tree, rules, ttl_ns=ttl_ns, refresh=not told.get("no_refresh"))
 
 
-def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> KeepBlocks | KeepMarked:
+def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> Keeping:
     """The cache that a bound speaks of: endless, ttl_300s, capacity_1000, rules_anthropic."""
     found = BOUND.fullmatch(name)
     if not found or (found["rules"] and found["rules"] not in RULES):
@@ -232,7 +232,7 @@ def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> KeepBlocks | Ke
             f"--bound {name!r}: expected ttl_300s, capacity_1000, or rules_ with one of {', '.join(RULES)}"
         )
     if found["rules"]:
-        return KeepMarked(_marked(tree, {"rules": found["rules"]}))
+        return _marked(tree, {"rules": found["rules"]})
     ttl, capacity = (int(size) if size else None for size in found.group("ttl", "capacity"))
     if rules_of(told) == ENGINE:
         ttl_ns = None if ttl is None else ttl * SECOND
@@ -240,4 +240,4 @@ def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> KeepBlocks | Ke
         return KeepBlocks(cache, at_once=_batches(told))
     if capacity is not None:
         raise click.UsageError(f"--bound {name}: --rules {rules_of(told)} know no capacity")
-    return KeepMarked(_marked(tree, {"rules": rules_of(told), "cache_ttl": NO_TTL if ttl is None else ttl}))
+    return _marked(tree, {"rules": rules_of(told), "cache_ttl": NO_TTL if ttl is None else ttl})

@@ -9,14 +9,13 @@ figures stand in ``rules``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from keepwarm.replayers.cache import NEVER
+from keepwarm.replayers.job import Running
 from keepwarm.replayers.rules import Rules
 from keepwarm.replayers.times import SECOND
 from keepwarm.replayers.tree import Node, PromptTree
-from keepwarm.traces.model import Breakpoint
 
 
 @dataclass(slots=True, eq=False)
@@ -54,12 +53,13 @@ class MarkedCache:
         self._slot = tree.join(self)
         self._all: deque[tuple[Node, _Kept]] = deque()
 
-    def acquire(self, node: Node, marks: Sequence[Breakpoint], model: str | None, now_ns: int) -> MarkedLease:
-        """Hold what is readable of a prompt."""
+    def begin(self, running: Running, now_ns: int) -> MarkedLease:
+        """A call arrives and is told what it reads; what it holds."""
         self._sweep(now_ns)
-        least = self.rules.least(model)
-        told = self.rules.marks(marks, node.end)
-        places = [(self.tree.at(node, at), self._ttl(ttl_s)) for at, ttl_s in told if at >= least]
+        job = running.job
+        least = self.rules.least(job.model)
+        told = self.rules.marks(job.marks, job.prompt.end)
+        places = [(self.tree.at(job.prompt, at), self._ttl(ttl_s)) for at, ttl_s in told if at >= least]
         lease = MarkedLease(places, self.tree.root)
         if places and self.rules.entries:
             self._find_entry(lease, now_ns)
@@ -67,12 +67,13 @@ class MarkedCache:
             self._find_run(lease, now_ns)
         if lease.read < least:
             lease.read = 0
+        running.read = lease.read
         return lease
 
-    def store(self, lease: MarkedLease, now_ns: int) -> dict[int | None, int]:
-        """The answer begins: what the marks say is readable from now on. The tokens newly kept, by TTL in seconds."""
+    def first_token(self, running: Running, lease: MarkedLease, now_ns: int) -> None:
+        """The answer begins: what the marks say is readable from now on, and the call is told what it wrote."""
         unit, read = self.rules.unit, lease.read
-        tokens: dict[int | None, int] = {}
+        running.priced = self.rules.priced
         for mark, ttl_ns in lease.marks:
             node = mark if mark.linked else self.tree.extend(mark, ())
             for part in [node] if self.rules.entries else _below(lease.deepest, node):
@@ -83,12 +84,11 @@ class MarkedCache:
             upto = node.end // unit * unit
             if upto > read:
                 ttl = None if ttl_ns >= NEVER else round(ttl_ns / SECOND)
-                tokens[ttl] = tokens.get(ttl, 0) + upto - read
+                running.writes[ttl] = running.writes.get(ttl, 0) + upto - read
                 read = upto
-        return tokens
 
-    def release(self, lease: MarkedLease, now_ns: int) -> None:
-        """A call is over: the TTLs of all it used run from now."""
+    def end(self, running: Running, lease: MarkedLease, now_ns: int) -> None:
+        """It is over: the TTLs of all it used run from now."""
         node, used = lease.deepest, lease.nodes
         while node.parent is not None:
             used.append(node)

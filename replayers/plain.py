@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, Event, Running
 from keepwarm.replayers.lease import Lease
-from keepwarm.replayers.marked import MarkedCache, MarkedLease
+from keepwarm.replayers.marked import MarkedCache
 from keepwarm.replayers.times import SECOND, ServiceTimes
 
 _LOAD_BLOCK = 16
@@ -55,27 +55,8 @@ class KeepBlocks:
         self.cache.release(lease, now_ns, keep_ns=job.keep_ns())
 
 
-class KeepMarked:
-    """A managed API's rules, likewise; answers are not readable."""
-
-    def __init__(self, cache: MarkedCache) -> None:
-        self.cache = cache
-
-    def begin(self, running: Running, now_ns: int) -> MarkedLease:
-        job = running.job
-        lease = self.cache.acquire(job.prompt, job.marks, job.model, now_ns)
-        running.read = lease.read
-        return lease
-
-    def first_token(self, running: Running, lease: MarkedLease, now_ns: int) -> None:
-        running.writes = self.cache.store(lease, now_ns)
-        running.priced = self.cache.rules.priced
-
-    def end(self, running: Running, lease: MarkedLease, now_ns: int) -> None:
-        self.cache.release(lease, now_ns)
-
-
-Keeping = KeepBlocks | KeepMarked
+Keeping = KeepBlocks | MarkedCache
+"""What happens to a cache as a call goes on; a managed API's rules tell that themselves."""
 
 
 class Plain:
@@ -83,7 +64,7 @@ class Plain:
 
     def __init__(self, keeping: Keeping, *, times: ServiceTimes) -> None:
         self.keeping = keeping
-        self.cache = keeping.cache
+        self.cache = keeping.cache if isinstance(keeping, KeepBlocks) else keeping
         self.times = times
         self.running = self.waiting = self.preemptions = 0
         self.kv_used = None

@@ -17,7 +17,7 @@ from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.engine import Engine
 from keepwarm.replayers.marked import MarkedCache
-from keepwarm.replayers.plain import KeepBlocks, KeepMarked, Plain
+from keepwarm.replayers.plain import KeepBlocks, Plain
 from keepwarm.replayers.router import Router
 from keepwarm.replayers.rules import RULES
 from keepwarm.replayers.times import ServiceTimes, StepTimes
@@ -63,7 +63,7 @@ def cluster(
 
     def worker() -> Engine | Plain:
         if rules != "engine":
-            return Plain(KeepMarked(MarkedCache(tree, RULES[rules], ttl_ns=ttl_ns)), times=service)
+            return Plain(MarkedCache(tree, RULES[rules], ttl_ns=ttl_ns), times=service)
         cache = BlockCache(tree, block=block, capacity=capacity, ttl_ns=ttl_ns)
         return Plain(KeepBlocks(cache), times=service) if batching is None else Engine(cache, times=batching, **engine)
 

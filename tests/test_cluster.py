@@ -15,7 +15,7 @@ from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.engine import Engine
 from keepwarm.replayers.job import SECOND, Event, Job, Running, account
 from keepwarm.replayers.marked import MarkedCache
-from keepwarm.replayers.plain import KeepBlocks, KeepMarked, Plain
+from keepwarm.replayers.plain import KeepBlocks, Plain
 from keepwarm.replayers.router import ROUTERS, Router
 from keepwarm.replayers.rules import RULES
 from keepwarm.replayers.times import ServiceTimes, StepTimes
@@ -87,7 +87,7 @@ def test_sub_agents_that_start_together_all_miss_on_a_managed_api(rules: str) ->
     """
     for at, expected in (((0, 0, 0, 0), [0, 0, 0, 0]), ((0, 0, 0, 1.0), [0, 0, 0, 2000])):
         tree = PromptTree()
-        worker = Plain(KeepMarked(MarkedCache(tree, RULES[rules])), times=ServiceTimes(base_s=0.5))
+        worker = Plain(MarkedCache(tree, RULES[rules]), times=ServiceTimes(base_s=0.5))
         assert four_agents(Cluster(tree, [worker], Router("round_robin", block=16)), at) == expected
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.job import SECOND, Job, Running, account
 from keepwarm.replayers.marked import MarkedCache
-from keepwarm.replayers.plain import KeepMarked, Plain
+from keepwarm.replayers.plain import Plain
 from keepwarm.replayers.rules import RULES, Rules
 from keepwarm.replayers.times import ServiceTimes
 from keepwarm.replayers.tree import PromptTree
@@ -184,18 +184,18 @@ def test_what_is_read_is_what_was_kept(
     rules = Rules("now", entries=entries, look_back=look_back, minimum=(("*", least),), most=most)
     tree = PromptTree()
     cache, oracle = MarkedCache(tree, rules, refresh=refresh), Oracle(rules, refresh)
-    running: list[tuple[Any, Asked, Any]] = []
+    running: list[tuple[Running, Any, Asked]] = []
     now = 0
 
     def end(index: int) -> None:
-        lease, asked, node = running.pop(index)
-        cache.release(lease, now)
+        call, lease, asked = running.pop(index)
+        cache.end(call, lease, now)
         oracle.release(asked, now)
-        tree.prune(node)
+        tree.prune(call.job.prompt)
 
     def store(index: int) -> None:
-        lease, asked, _ = running[index]
-        cache.store(lease, now)
+        call, lease, asked = running[index]
+        cache.first_token(call, lease, now)
         oracle.store(asked, now)
 
     for later, (name, *what) in steps:
@@ -204,10 +204,10 @@ def test_what_is_read_is_what_was_kept(
             prompt, told = what
             ends = [sum(part.tokens for part in prompt[: n + 1]) for n in range(len(prompt))]
             marks = tuple(Breakpoint(max(ends[at % len(ends)] - inside, 1), ttl) for at, ttl in told)
-            node = tree.extend(tree.root, prompt)
-            lease, asked = cache.acquire(node, marks, None, now), oracle.acquire(prompt, marks, now)
-            assert lease.read == asked.read
-            running.append((lease, asked, node))
+            call = Running(Job(tree.extend(tree.root, prompt), 1, marks=marks), now)
+            lease, asked = cache.begin(call, now), oracle.acquire(prompt, marks, now)
+            assert call.read == asked.read
+            running.append((call, lease, asked))
             if name == "whole":
                 store(-1)
                 end(-1)
@@ -241,7 +241,7 @@ class Service:
         self.tree = PromptTree()
         told = RULES[rules] if isinstance(rules, str) else rules
         self.cache = MarkedCache(self.tree, told, **options)
-        self.worker = Plain(KeepMarked(self.cache), times=ServiceTimes(base_s=1, prefill_tps=1e15, decode_tps=1))
+        self.worker = Plain(self.cache, times=ServiceTimes(base_s=1, prefill_tps=1e15, decode_tps=1))
 
     def begin(
         self, asked: Prompt, now_s: float, marks: Marks = (), *, output: int = 1, model: str | None = None

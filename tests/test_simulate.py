@@ -19,7 +19,7 @@ from keepwarm.replayers.cache import NEVER, BlockCache
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.engine import Engine
 from keepwarm.replayers.marked import MarkedCache
-from keepwarm.replayers.plain import KeepBlocks, KeepMarked, Plain
+from keepwarm.replayers.plain import KeepBlocks, Plain
 from keepwarm.replayers.prompts import in_tree
 from keepwarm.replayers.router import Router
 from keepwarm.replayers.rules import RULES
@@ -40,7 +40,7 @@ def call(name: str, *after: After, **fields: Any) -> Call:
     return Call(**{**told, "call": name, "after": after, "append": (Segment(1, 100, "user"),), **fields})
 
 
-Kept = KeepBlocks | KeepMarked
+Kept = KeepBlocks | MarkedCache
 
 
 def blocks(block: int = 1, **options: Any) -> Kept:
@@ -50,12 +50,13 @@ def blocks(block: int = 1, **options: Any) -> Kept:
 
 def marked(ttl_ns: int | None = None) -> Kept:
     """What logs of a managed API show."""
-    return KeepMarked(MarkedCache(PromptTree(), RULES["managed"], ttl_ns=ttl_ns))
+    return MarkedCache(PromptTree(), RULES["managed"], ttl_ns=ttl_ns)
 
 
 def alone(kept: Kept, times: ServiceTimes = SLOW, **options: Any) -> Cluster:
     """A cluster of one worker whose calls do not wait for each other."""
-    return Cluster(kept.cache.tree, [Plain(kept, times=times)], Router("round_robin", block=16), **options)
+    tree = kept.cache.tree if isinstance(kept, KeepBlocks) else kept.tree
+    return Cluster(tree, [Plain(kept, times=times)], Router("round_robin", block=16), **options)
 
 
 def ran(*sessions: list[Call], kept: Kept | None = None, **options: Any) -> dict[str, Simulated]:
@@ -149,13 +150,13 @@ def made(told: dict[str, Any]) -> Cluster:
     workers: list[Any] = []
     for _ in range(told["workers"]):
         if told["kind"] == "managed":
-            workers.append(Plain(KeepMarked(MarkedCache(tree, RULES["managed"], ttl_ns=ttl_ns)), times=times))
+            workers.append(Plain(MarkedCache(tree, RULES["managed"], ttl_ns=ttl_ns), times=times))
         elif told["kind"] == "plain":
             workers.append(Plain(KeepBlocks(BlockCache(tree, **room)), times=times))
         else:
             workers.append(Engine(BlockCache(tree, **room), times=StepTimes(call_s=times.base_s), max_seqs=8))
     if told["kind"] == "managed":
-        endless = KeepMarked(MarkedCache(tree, RULES["managed"], ttl_ns=NEVER))
+        endless = MarkedCache(tree, RULES["managed"], ttl_ns=NEVER)
     return Cluster(tree, workers, Router("kv_aware", block=told["block"]), shadows={"endless": endless})
 
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from keepwarm.replayers.job import Job, Running, account
 from keepwarm.replayers.marked import MarkedCache
-from keepwarm.replayers.plain import KeepMarked
 from keepwarm.replayers.prompts import SessionPrompts, in_tree
 from keepwarm.replayers.rules import RULES
 from keepwarm.replayers.tree import PromptTree
@@ -138,7 +137,7 @@ def test_accounts_are_what_a_managed_cache_gives(workload: str, sessions: int) -
     generator's own little reference gave it."""
     calls = list(synthesise(workload, seed=11, sessions=sessions))
     tree = PromptTree()
-    worker = KeepMarked(MarkedCache(tree, RULES["managed"]))
+    worker = MarkedCache(tree, RULES["managed"])
     events = []
     for _, rows in groupby(calls, attrgetter("session")):
         session = list(rows)
