@@ -145,13 +145,11 @@ class _Face:
 
     async def metrics(self, request: Request) -> ASGIApp:
         """The state of things as Prometheus reads it."""
-        del request
         self._driver.advance()
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def reset(self, request: Request) -> ASGIApp:
         """Empty all caches."""
-        del request
         self._driver.advance()
         self._cluster.reset_cache()
         return JSONResponse({"success": True})

@@ -42,7 +42,6 @@ class Times(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The times in it."""
-        del param, ctx
         return value if isinstance(value, StepTimes) else read_times(value)
 
 
