@@ -6,9 +6,8 @@ import asyncio
 import time
 
 from keepwarm.replayers.cluster import Cluster
-from keepwarm.replayers.job import Job, Running
+from keepwarm.replayers.job import SECOND, Job, Running
 
-SECOND = 1_000_000_000
 PACE_NS = 4_000_000
 """A stream's events are at least this far apart; those of faster tokens carry several."""
 
