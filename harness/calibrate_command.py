@@ -52,7 +52,7 @@ def _lines(told: dict[str, Any]) -> list[str]:
     """The model and how far it is off, for people."""
     fitted = told["fitted"]
     lines = [f"{fitted['run']}: {fitted['calls']:,} calls, {fitted['workers']} worker(s), every fifth call held out"]
-    for name, part in shipped("keepwarm.reports", "step_times.toml").items():
+    for name, part in shipped("keepwarm.reports", "step_times.toml")["parts"].items():
         value = "not identified" if told[name] is None else f"{told[name]:.3g} s"
         lines.append(f"  {name:<10}{value:<16}{part['of']}")
     for kind, what in (("itl", "calls that decoded"), ("ttft", "calls that found their worker idle")):

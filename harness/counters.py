@@ -54,8 +54,6 @@ def _samples(where: Address) -> Sequence[tuple[str, dict[str, str], float]]:
 
 def _shape(name: str, labels: dict[str, str], value: float) -> dict[str, int]:
     """What of a cache's shape a sample tells."""
-    if name == "vllm:cache_config_info":
-        told = {"block": labels.get("block_size", ""), "blocks": labels.get("num_gpu_blocks", "")}
-        return {figure: int(text) for figure, text in told.items() if text.isdecimal()}
-    figure = _NAMES["shapes"].get(name)
-    return {figure: int(value)} if figure and value else {}
+    shapes = _NAMES["shapes"].get(name, {})
+    told = {figure: labels.get(label, "") if label else f"{value:.0f}" for figure, label in shapes.items()}
+    return {figure: int(text) for figure, text in told.items() if text.isdecimal() and int(text)}

@@ -6,25 +6,22 @@ import asyncio
 import time
 
 from keepwarm.replayers.cluster import Cluster
-from keepwarm.replayers.job import Job, Running
+from keepwarm.replayers.job import SECOND, Job, Running
 
-SECOND = 1_000_000_000
 PACE_NS = 4_000_000
 """A stream's events are at least this far apart; those of faster tokens carry several."""
 
 
 class Call:
-    """A job under way. ``out`` are the tokens that a stream may have of it; the last one only when all is done."""
+    """A job under way. ``out`` are the tokens that a stream may have of it; the last one only when all is done. Who
+    waits for it is woken when something ``happened`` to it.
+    """
 
     def __init__(self, running: Running) -> None:
         self.running = running
         self.out = 0
         self.fault: Exception | None = None
-        self._news = asyncio.Event()
-
-    def wake(self) -> None:
-        """Something has happened to it."""
-        self._news.set()
+        self.happened = asyncio.Event()
 
     @property
     def done(self) -> bool:
@@ -33,8 +30,8 @@ class Call:
 
     async def news(self) -> None:
         """Wait until something more has happened to it."""
-        self._news.clear()
-        await self._news.wait()
+        self.happened.clear()
+        await self.happened.wait()
         if self.fault is not None:
             raise self.fault
 
@@ -78,7 +75,7 @@ class Driver:
         for event in self.cluster.advance(now_ns):
             call = self._calls.get(event.running)
             if call is not None:
-                call.wake()
+                call.happened.set()
                 if call.done:
                     call.out = call.running.job.output
                     del self._calls[event.running]
@@ -88,7 +85,7 @@ class Driver:
                 out = min(self.cluster.produced(call.running, now_ns), call.running.job.output - 1)
                 if out > call.out:
                     call.out = out
-                    call.wake()
+                    call.happened.set()
         self._set_timer(now_ns)
 
     def _set_timer(self, now_ns: int) -> None:
@@ -109,4 +106,4 @@ class Driver:
         except Exception as error:  # a fault in the cluster is told to all who wait: else they would for ever
             for call in self._calls.values():
                 call.fault = error
-                call.wake()
+                call.happened.set()

@@ -145,13 +145,11 @@ class _Face:
 
     async def metrics(self, request: Request) -> ASGIApp:
         """The state of things as Prometheus reads it."""
-        del request
         self._driver.advance()
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def reset(self, request: Request) -> ASGIApp:
         """Empty all caches."""
-        del request
         self._driver.advance()
         self._cluster.reset_cache()
         return JSONResponse({"success": True})
@@ -168,17 +166,16 @@ class _Face:
             raise HTTPException(400, "the body is not a JSON object")
         return body
 
-    async def _body(self, request: Request) -> bytes:
-        chunks, size = [], 0
+    async def _body(self, request: Request) -> bytearray:
+        body = bytearray()
         try:
             async for chunk in request.stream():
-                size += len(chunk)
-                if size > self._body_bytes:
+                body += chunk
+                if len(body) > self._body_bytes:
                     raise HTTPException(413, f"the body is larger than {self._body_bytes} bytes")
-                chunks.append(chunk)
         except ClientDisconnect as error:
             raise HTTPException(400, "the body is cut off") from error
-        return b"".join(chunks)
+        return body
 
     def _job(self, asked: Asked, said: Said) -> Job:
         """What is asked of the cluster. The answer's pieces are those by which a later prompt knows it; where they

@@ -13,10 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from keepwarm.replayers.cluster import Member
-from keepwarm.replayers.job import Running
+from keepwarm.replayers.job import SECOND, Running
 from keepwarm.traces.shipped import shipped
 
-SECOND = 1_000_000_000
 LABELS = ("model_name", "engine")
 REASONS = {"end": "stop", "tool": "stop", "limit": "length", "window": "length", "abort": "abort"}
 TIMES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600, 1800)

@@ -56,18 +56,15 @@ def simulate(
     ttl_300s, capacity_1000 (blocks) or rules_anthropic. A sweep such as cache-ttl=0,300,3600 takes any of the options;
     several make a grid, on all cores.
     """
+    if axes and bounds:
+        raise click.UsageError("--bound and --sweep cannot both be given: a sweep tells no bounds")
+    points = grid(axes, options, {str(p.name): p for p in context.command.params if p.name in options})
+    planned = plan_of(trace, options)
+    for _, point in points:
+        _check_marks(planned, point)
     if axes:
-        if bounds:
-            raise click.UsageError("--bound and --sweep cannot both be given: a sweep tells no bounds")
-        known = {str(p.name): p for p in context.command.params if p.name in options}
-        points = grid(axes, options, known)
-        planned = plan_of(trace, options)
-        for _, point in points:
-            _check_marks(planned, point)
         sweep(trace, points, output, force=force, as_json=as_json)
         return
-    planned = plan_of(trace, options)
-    _check_marks(planned, options)
     if options["background_workers"] and "background" not in planned.flows:
         click.echo(f"{trace}: no call is known to be background: its workers stay idle (see import --flow)", err=True)
     make_cluster(bounds=bounds, **options)  # what contradicts itself is refused before a place is made

@@ -42,7 +42,6 @@ class Times(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The times in it."""
-        del param, ctx
         return value if isinstance(value, StepTimes) else read_times(value)
 
 
@@ -114,14 +113,11 @@ def about_cache(options: dict[str, Any]) -> dict[str, Any]:
     ttl = options.get("cache_ttl")
     if ttl is None and rules != ENGINE:
         ttl = AS_RECORDED if RULES[rules].ttl_s is None else RULES[rules].ttl_s
-    machine = _hardware(options)
-    blocks = None if machine is None else machine.capacity_tokens // _block(options)
-    given = options.get("capacity")
     return {
         "state_at_start": "cold",
         "ttl": None if ttl == NO_TTL else ttl,
         "block": _block(options),
-        "capacity": blocks if given is None else given,
+        "capacity": _capacity(options),
         "rules": rules,
         "dated": None if rules == ENGINE else RULES[rules].dated,
         "outputs_readable": rules == ENGINE and options.get("assistant") != "recorded",
@@ -182,16 +178,27 @@ def _block(options: dict[str, Any]) -> int:
     return options.get("block") or (ENGINE_BLOCK if rules == ENGINE else RULES[rules].unit)
 
 
+def _capacity(told: dict[str, Any], *, decodes: bool = False) -> int | None:
+    """Blocks that a worker holds; None where it holds all."""
+    given, machine = told.get("capacity"), _hardware(told)
+    if given is not None or machine is None:
+        return given
+    return ((machine.decode_capacity_tokens if decodes else None) or machine.capacity_tokens) // _block(told)
+
+
+def _ttl_ns(told: dict[str, Any]) -> int | None:
+    """The TTL that was asked for; None where it is the rules' own, or the marks'."""
+    ttl = told.get("cache_ttl")
+    if ttl in (None, AS_RECORDED):
+        return None
+    return NEVER if ttl == NO_TTL else round(ttl * SECOND)
+
+
 def _worker(tree: PromptTree, told: dict[str, Any], *, decodes: bool = False) -> Worker:
     if rules_of(told) != ENGINE:
         return Plain(_marked(tree, told), times=_service(told))
-    block, machine, ttl = _block(told), _hardware(told), told.get("cache_ttl")
-    capacity = told.get("capacity")
-    if capacity is None and machine is not None:
-        tokens = (machine.decode_capacity_tokens if decodes else None) or machine.capacity_tokens
-        capacity = tokens // block
-    ttl_ns = None if ttl in (None, NO_TTL) else round(ttl * SECOND)
-    cache = BlockCache(tree, block=block, capacity=capacity, ttl_ns=ttl_ns)
+    block, machine = _block(told), _hardware(told)
+    cache = BlockCache(tree, block=block, capacity=_capacity(told, decodes=decodes), ttl_ns=_ttl_ns(told))
     if not _batches(told):
         return Plain(KeepBlocks(cache), times=_service(told))
     times = told.get("times", StepTimes())
@@ -219,9 +226,7 @@ def _router(told: dict[str, Any]) -> Router:
 
 def _marked(tree: PromptTree, told: dict[str, Any]) -> MarkedCache:
     rules = RULES[rules_of(told)]._replace(unit=_block(told))
-    ttl = told.get("cache_ttl")
-    ttl_ns = NEVER if ttl == NO_TTL else None if ttl in (None, AS_RECORDED) else round(ttl * SECOND)
-    return MarkedCache(tree, rules, ttl_ns=ttl_ns, refresh=not told.get("no_refresh"))
+    return MarkedCache(tree, rules, ttl_ns=_ttl_ns(told), refresh=not told.get("no_refresh"))
 
 
 def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> Keeping:
@@ -235,8 +240,7 @@ def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> Keeping:
         return _marked(tree, {"rules": found["rules"]})
     ttl, capacity = (int(size) if size else None for size in found.group("ttl", "capacity"))
     if rules_of(told) == ENGINE:
-        ttl_ns = None if ttl is None else ttl * SECOND
-        cache = BlockCache(tree, block=_block(told), capacity=capacity, ttl_ns=ttl_ns)
+        cache = BlockCache(tree, block=_block(told), capacity=capacity, ttl_ns=_ttl_ns({"cache_ttl": ttl}))
         return KeepBlocks(cache, at_once=_batches(told))
     if capacity is not None:
         raise click.UsageError(f"--bound {name}: --rules {rules_of(told)} know no capacity")

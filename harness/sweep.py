@@ -26,7 +26,7 @@ MOST_POINTS = 10_000
 
 def grid(axes: tuple[str, ...], options: Point, known: Mapping[str, click.Parameter]) -> list[tuple[Point, Point]]:
     """Every point of a grid over the known options: what was asked of each axis, and the whole options. InputError
-    where an axis is none, UsageError where a point contradicts itself.
+    where an axis is none, UsageError where a value or a point makes no sense.
     """
     named: dict[str, list[tuple[str, Any]]] = {}
     for axis in axes:
@@ -36,11 +36,8 @@ def grid(axes: tuple[str, ...], options: Point, known: Mapping[str, click.Parame
         if not equals or key not in known or key in named or len(set(texts)) < len(texts):
             names = ", ".join(sorted(option.replace("_", "-") for option in known))
             raise InputError(f"--sweep {axis!r}: expected OPTION=VALUE,VALUE, each once, with one of {names}")
-        context = click.Context(click.Command("sweep"))
-        try:
-            named[key] = [(text, known[key].type_cast_value(context, text)) for text in texts]
-        except click.BadParameter as error:
-            raise InputError(f"--sweep {axis!r}: {error.message}") from error
+        context = click.Context(click.Command("sweep"), info_name="keepwarm simulate")
+        named[key] = [(text, known[key].type_cast_value(context, text)) for text in texts]
     number = prod(len(values) for values in named.values())
     if number > MOST_POINTS:
         raise InputError(f"--sweep: {number:,} points, expected at most {MOST_POINTS:,}")
@@ -71,7 +68,10 @@ def sweep(trace: str, points: list[tuple[Point, Point]], output: Path | None, *,
             raise InputError("a process of the sweep died, perhaps for lack of memory") from error
     from keepwarm.reports.sweep import render_sweep, write_sweep
 
-    click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2) if as_json else render_sweep(rows))
+    if as_json:
+        click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
+    else:
+        render_sweep(rows, Path(trace).name)
     if output is not None:
         write_sweep(rows, output)
         click.echo(f"{output}: {len(rows):,} clusters", err=True)

@@ -209,9 +209,8 @@ class BlockCache:
             if held.last == last and held.last_ns + self.ttl_ns > now_ns:
                 break
             heappop(self._aging)
-            if held.last == last and self._is_idle(held):
-                self.blocks -= self._owned(held)
-                self._rest(self._drop(held))
+            if held.last == last:
+                self._forget(held)
 
     def clear(self) -> None:
         """Forget all that no running call holds."""
@@ -219,12 +218,14 @@ class BlockCache:
         for node in nodes:
             nodes += [child for child in node.children.values() if child.held[self._slot] is not None]
         for node in reversed(nodes[1:]):
-            held = node.held[self._slot]
-            if self._is_idle(held):
-                self.blocks -= self._owned(held)
-                self._rest(self._drop(held))
+            self._forget(node.held[self._slot])
         self.blocks -= sum(blocks for _, blocks in self._waste)
         self._waste.clear()
+
+    def _forget(self, held: Held) -> None:
+        if self._is_idle(held):
+            self.blocks -= self._owned(held)
+            self._rest(self._drop(held))
 
     def split(self, upper: Node, lower: Node) -> None:
         """A node was cut in two; leases go on holding what they hold."""

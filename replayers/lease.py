@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from keepwarm.replayers.tree import Node
 
 
@@ -20,14 +22,12 @@ class Held:
         self.pins = self.busy = self.kids = self.last = self.last_ns = self.level = self.keep_ns = 0
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """A running call's hold on its prefix, which is pinned at its end. It has blocks for ``room`` tokens; ``own`` are
     those that nobody finds: not full yet, or computed twice.
     """
 
-    __slots__ = ("held", "own", "room")
-
-    def __init__(self, held: Held, room: int) -> None:
-        self.held = held
-        self.room = room
-        self.own = 0
+    held: Held
+    room: int
+    own: int = 0

@@ -59,7 +59,10 @@ class MarkedCache:
         job = running.job
         least = self.rules.least(job.model)
         told = self.rules.marks(job.marks, job.prompt.end)
-        places = [(self.tree.at(job.prompt, at), self._ttl(ttl_s)) for at, ttl_s in told if at >= least]
+        own = self.ttl_ns
+        places = [
+            (self.tree.at(job.prompt, at), ttl_s * SECOND if own is None else own) for at, ttl_s in told if at >= least
+        ]
         lease = MarkedLease(places, self.tree.root)
         if places and self.rules.entries:
             self._find_entry(lease, now_ns)
@@ -117,9 +120,6 @@ class MarkedCache:
         if not self.rules.entries:
             above = upper.held[self._slot] = replace(kept)
             self._all.append((upper, above))
-
-    def _ttl(self, ttl_s: int) -> int:
-        return ttl_s * SECOND if self.ttl_ns is None else self.ttl_ns
 
     def _alive(self, node: Node, now_ns: int) -> bool:
         """Whether a node is kept; what has expired is forgotten, and under runs all that goes on from it."""

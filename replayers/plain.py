@@ -39,7 +39,6 @@ class KeepBlocks:
 
     def first_token(self, running: Running, lease: Lease, now_ns: int) -> None:
         """Its prompt is computed, and it is told what it wrote."""
-        del now_ns
         prompt, block, ttl_ns = running.job.prompt, self.cache.block, self.cache.ttl_ns
         self.cache.grow_most(lease, prompt, prompt.end)
         written = prompt.end // block * block - running.read
@@ -79,7 +78,6 @@ class Plain:
         self, running: Running, now_ns: int, *, load_upto: int = 0, load_ns: int = 0, generated: int = 0
     ) -> None:
         """A job arrives; its prompt up to ``load_upto`` is loaded from elsewhere, which takes ``load_ns``."""
-        del generated
         job = running.job
         running.scheduled_ns = now_ns
         lease = self.keeping.begin(running, now_ns)

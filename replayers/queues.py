@@ -7,12 +7,6 @@ from collections.abc import Callable
 from keepwarm.replayers.job import Job
 
 
-def fcfs(job: Job) -> tuple[int, ...]:
-    """First come, first served."""
-    del job
-    return ()
-
-
 def by_priority(job: Job) -> tuple[int, ...]:
     """The highest strict priority first, then the highest priority."""
     hints = job.hints
@@ -24,4 +18,4 @@ def by_flow(job: Job) -> tuple[int, ...]:
     return (job.flow == "background", *by_priority(job))
 
 
-QUEUES: dict[str, Callable[[Job], tuple[int, ...]]] = {"fcfs": fcfs, "priority": by_priority, "flow": by_flow}
+QUEUES: dict[str, Callable[[Job], tuple[int, ...]]] = {"fcfs": lambda job: (), "priority": by_priority, "flow": by_flow}

@@ -8,19 +8,13 @@ import orjson
 
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.place import first_line, locate
+from keepwarm.traces.shipped import shipped
 
 FORMAT = 1
 """The newest form of run.json that this program reads; one that does not say is of the first."""
 
-OBJECTS = "options endpoint trace clock cluster fidelity counters"
-FIELDS: dict[type | tuple[type, ...], tuple[str, str]] = {
-    dict: ("a JSON object", f"{OBJECTS} endpoint.preflight counters.before counters.after"),
-    int: ("a whole number", "format planned_calls trace.recorded_breaks cluster.gpus"),
-    bool: ("true or false", "interrupted endpoint.clock_driven endpoint.has_ttl"),
-    str: ("text", "name mode fidelity.match endpoint.url endpoint.name trace.name trace.digest"),
-    (int, float): ("a number", "options.speed options.gap_cap_s cluster.gpu_hour_usd"),
-}
-"""What reports read of run.json, by what it must be unless it is null or not there; objects before their fields."""
+FIELDS: dict[str, dict[str, str]] = shipped("keepwarm.reports", "about.toml")
+KINDS: dict[str, Any] = {"object": dict, "whole": int, "truth": bool, "text": str, "number": (int, float)}
 
 
 def read_about(path: str) -> dict[str, Any]:
@@ -35,11 +29,11 @@ def read_about(path: str) -> dict[str, Any]:
         raise InputError(f"{path}: not readable JSON: {first_line(error)}") from error
     if not isinstance(about, dict):
         raise InputError(f"{path}: expected a JSON object")
-    for kind, (expected, fields) in FIELDS.items():
-        for field in fields.split():
-            value = _value(about, field)
+    for name, expected in FIELDS.items():
+        for field in expected["fields"].split():
+            value, kind = _value(about, field), KINDS[name]
             if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-                raise InputError(f"{path}: field {field!r} is {value!r:.40}, expected {expected}")
+                raise InputError(f"{path}: field {field!r} is {value!r:.40}, expected {expected['told']}")
     version = about.get("format") or FORMAT
     if version > FORMAT:
         raise InputError(f"{path}: format {version} is newer than this program reads ({FORMAT}): upgrade keepwarm")

@@ -22,7 +22,8 @@ from keepwarm.traces.journal import OUTCOMES
 from keepwarm.traces.shipped import shipped
 from keepwarm.traces.store import read_outcome_table
 
-PARTS = shipped("keepwarm.reports", "step_times.toml")
+_DATA = shipped("keepwarm.reports", "step_times.toml")
+PARTS = _DATA["parts"]
 """Of the model, those that others come before where they cannot be told apart last."""
 COLUMNS = ["worker", "sent_ns", "first_token_ns", "last_token_ns", "done_ns", "prompt", "cache_read", "output", "error"]
 FORMAT, LEAST, EVERY, ROUNDS = 1, 20, 5, 5
@@ -39,12 +40,7 @@ def calls_of(path: str) -> pl.DataFrame:
     rows = pl.DataFrame(read_outcome_table(str(where), COLUMNS))
     about = read_about(str(where.with_name("run.json")))
     answered = rows.filter(pl.col("error").is_null() & pl.col("sent_ns").is_not_null())
-    for name, why in (
-        ("sent_ns", "no call was answered"),
-        ("first_token_ns", "no call has a first token's time: replay it with streaming"),
-        ("cache_read", "no call tells its cached tokens, so what was computed is not known"),
-        ("output", "no call tells its answer's tokens"),
-    ):
+    for name, why in _DATA["needs"].items():
         if not answered[name].count():
             raise InputError(f"{path}: {why}")
     scale = time_scale(Loaded("run", path, path, rows.lazy(), about, None, rows.lazy())) / 1e9

@@ -98,11 +98,6 @@ class Side(NamedTuple):
     valid: dict[str, Any]
 
 
-def side(name: str, loaded: Loaded) -> Side:
-    """A run or baseline with its validity."""
-    return Side(name, loaded, validity(loaded, links_of(loaded)))
-
-
 def refusal(sides: list[Side], want: Requirement, prices: Prices) -> str | None:
     """Why a figure cannot be held to anything, though it was measured; it rests on all of these sides."""
     if want.metric == "cost_per_completed_task" and len({one.loaded.kind for one in sides}) == 2:
@@ -142,7 +137,8 @@ def check(
     if baseline is None and (not wants or any(want.relative for want in wants)):
         raise InputError("gate needs --require 'metric >= value' or, for 'baseline' figures, --baseline RUN")
     defaults = [] if baseline is None or any(want.relative for want in wants) else [parse(text) for text in DEFAULTS]
-    sides = [side("run", run)] + ([] if baseline is None else [side("baseline", baseline)])
+    told = {"run": run} | ({} if baseline is None else {"baseline": baseline})
+    sides = [Side(name, one, validity(one, links_of(one))) for name, one in told.items()]
     relative = any(want.relative for want in (*wants, *defaults))
     lines, codes = _standing(sides, same_trace=relative and not across_traces)
     for want in (*wants, *defaults):

@@ -9,6 +9,7 @@ import polars as pl
 
 from keepwarm.reports.frame import collect, load
 from keepwarm.reports.prices import load_prices
+from keepwarm.reports.render import console, table
 from keepwarm.reports.summary import summarise
 
 FIGURES = (
@@ -34,12 +35,10 @@ def write_sweep(rows: list[dict[str, Any]], path: Path) -> None:
     pl.DataFrame(rows, infer_schema_length=None).write_parquet(path)
 
 
-def render_sweep(rows: list[dict[str, Any]]) -> str:
-    """The table for a terminal."""
-    lines = [[name if name in FIGURES else name.replace("_", "-") for name in rows[0]]]
-    lines += [[_cell(value) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+def render_sweep(rows: list[dict[str, Any]], title: str) -> None:
+    """Print the table on standard output."""
+    columns = [name if name in FIGURES else name.replace("_", "-") for name in rows[0]]
+    table(console(), title, columns, [[_cell(value) for value in row.values()] for row in rows], words=0)
 
 
 def _cell(value: Any) -> str:

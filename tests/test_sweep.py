@@ -47,9 +47,9 @@ def test_the_load_and_the_machine_are_axes_too(capsys: pytest.CaptureFixture[str
     """More sessions at once take less of a machine's time, so its tasks cost less; the table says what was asked."""
     options = ("--hardware", "h100", "--gap-cap", "1", "--sweep", "sessions=1,6")
     code, out, _ = keepwarm(capsys, "simulate", DEMO, *options)
-    head, one, six = (line.split() for line in out.splitlines())
+    _, title, head, one, six = (line.split() for line in out.splitlines())
     cost = head.index("gpu_cost_per_completed_task")
-    assert (code, head[0], one[0], six[0]) == (0, "sessions", "1", "6")
+    assert (code, title, head[0], one[0], six[0]) == (0, ["demo.parquet"], "sessions", "1", "6")
     assert 0 < float(six[cost]) < float(one[cost])
 
 
