@@ -13,7 +13,7 @@ from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, OUTCOMES, read_journal
 from keepwarm.traces.place import first_line, locate
 from keepwarm.traces.schema import OUTCOMES as OUTCOME_SCHEMA
-from keepwarm.traces.store import read_meta, read_outcome_table, read_trace_table
+from keepwarm.traces.store import check_outcomes, read_meta, read_outcome_table, read_trace_table
 
 DESCRIPTIVE = (
     *("session", "session_start_ns", "agent", "call", "role", "agent_type", "turn"),
@@ -30,7 +30,6 @@ RUN_COLUMNS = [
     *(f"planned_{name}" for name in ("prompt", "keep", "output")),
     *(f"rec_{name}" for name in RECORDED),
 ]
-NEVER_NULL = [name for name in RUN_COLUMNS if not OUTCOME_SCHEMA.field(name).nullable]
 TRACE_COLUMNS = [*DESCRIPTIVE, "keep", *RECORDED, "prefix_break", "attempts"]
 
 TURNS = ((0, "0"), (1, "1"), (5, "2-5"), (19, "6-19"), (49, "20-49"))
@@ -115,16 +114,10 @@ def _scan(path: str) -> pl.LazyFrame:
     """The outcomes in a file whose every page was checked. One that is not as this program writes it, or lies where
     polars may not reach, is read into memory: that says what is wrong with it, or sets it right.
     """
+    if "://" in path or not check_outcomes(path, RUN_COLUMNS):
+        return pl.LazyFrame(read_outcome_table(path, RUN_COLUMNS))
     columns = pl.DataFrame(OUTCOME_SCHEMA.empty_table()).select(RUN_COLUMNS).schema
-    scan = pl.scan_parquet(path)
-    try:
-        usual = "://" not in path and dict(columns).items() <= dict(scan.collect_schema()).items()
-        if usual and not collect(scan.select(NEVER_NULL).null_count()).sum_horizontal().item():
-            read_outcome_table(path, [])
-            return scan.select(RUN_COLUMNS)
-    except (OSError, pl.exceptions.PolarsError):
-        pass
-    return pl.LazyFrame(read_outcome_table(path, RUN_COLUMNS))
+    return pl.scan_parquet(path, schema=columns, missing_columns="insert", extra_columns="ignore")
 
 
 def load_recording(path: str) -> Loaded:

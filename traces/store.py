@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from heapq import merge
@@ -185,17 +186,11 @@ def _check_rows(path: str, meta: dict[str, Any], rows: int) -> None:
         raise InputError(f"{path}: damaged: {meta['rows']} rows were written, {rows} are there")
 
 
-def _check_pages(path: str, known: pq.ParquetFile, seen: set[str]) -> None:
+def _check_pages(file: pq.ParquetFile, seen: Iterable[str] = ()) -> None:
     """Read what nobody asked for too, and drop it: a file damaged anywhere is believed nowhere."""
-    fields = [field for field in known.schema_arrow if field.name not in seen]
-    # Words that come again and again are not spelled out for nobody; calls' names never do.
-    words = [field.name for field in fields if field.type == pa.string() and field.name != "call"]
-    options = {"page_checksum_verification": True, "pre_buffer": False, "read_dictionary": words}
-    fs, inner = locate(path)
-    with fs.open_input_file(inner) as source:
-        file = pq.ParquetFile(source, metadata=known.metadata, **options)
-        for _ in file.iter_batches(ROWS_PER_GROUP, columns=[field.name for field in fields]):
-            pass
+    rest = [name for name in file.schema_arrow.names if name not in seen]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(file.scan_contents, filter(None, (rest[::2], rest[1::2]))))
 
 
 def read_meta(path: str) -> Meta:
@@ -280,6 +275,18 @@ def read_outcome_table(path: str, columns: list[str] | None = None) -> pa.Table:
     return _read_table([path], schema.OUTCOMES_KEY, "outcome", schema.OUTCOMES, columns)
 
 
+def check_outcomes(path: str, names: list[str]) -> bool:
+    """Read an outcome file to its end, and drop it: InputError if it is damaged. Whether the named columns stand in it
+    just as the schema has them, or may be missing and are.
+    """
+    with _opened(path, schema.OUTCOMES_KEY, "outcome") as (file, meta):
+        _check_pages(file)
+        there = file.schema_arrow
+        asked = (schema.OUTCOMES.field(name) for name in names)
+        alike = all(there.field(f.name).equals(f) if f.name in there.names else f.nullable for f in asked)
+        return alike and int(meta["version"]) == schema.VERSION
+
+
 def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, names: list[str] | None) -> pa.Table:
     wanted = columns if names is None else pa.schema([columns.field(name) for name in names])
     tables = []
@@ -288,7 +295,7 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
             version = int(meta["version"])
             known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
             table = file.read(columns=known)
-            _check_pages(name, file, set(table.column_names))
+            _check_pages(file, table.column_names)
             _check_rows(name, meta, table.num_rows)
             tables.append(_conform(name, table, version, wanted))
     return pa.concat_tables(tables)
