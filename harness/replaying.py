@@ -16,13 +16,10 @@ from keepwarm.harness.resumed import Resumed, keep, same
 from keepwarm.harness.sending import Came, Sending, send_all
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.address import shown_url
-from keepwarm.replayers.caps import Cap
+from keepwarm.replayers.caps import CAPS, Cap
 from keepwarm.replayers.retry import RETRIES
 from keepwarm.replayers.times import SECOND
 from keepwarm.traces.errors import InputError
-
-CAPS = {"rate": "max_rate", "tokens_per_minute": "max_input_tokens_per_minute", "concurrency": "max_concurrency"}
-"""The caps, and what their options are called."""
 
 
 def replay_to(
@@ -70,7 +67,7 @@ def replay_to(
     else:
         same(resumed, about)
         keep(path, resumed)
-        started, before = resumed.about["started"], None
+        started, before = resumed.about["started"], resumed.about["counters"]["before"]
         about["resumed"] = [*(resumed.about.get("resumed") or ()), runs.now()]
     about["counters"] = {"before": before, "after": None}
     runs.write_about(path, planned.about("replay", started, ended=None, interrupted=True, **about))
@@ -80,8 +77,11 @@ def replay_to(
     sending = Sending(endpoint, caps, max_retries, idle_ns, resumed.last_ns if resumed else 0)
     came = _send(path, planned, asking, sending, processes, ray, ca)
     about["counters"]["after"] = read_counters(asking.address, metrics)
-    about["clock"] |= {"skipped_s": came.skipped_ns / SECOND}
-    about |= {"client": came.clients, "interrupted": came.interrupted or came.lost > 0}
+    earlier: dict[str, Any] = resumed.about if resumed else {"clock": {"skipped_s": 0.0}}
+    skipped_s = earlier["clock"].get("skipped_s")
+    about["clock"] |= {"skipped_s": None if skipped_s is None else skipped_s + came.skipped_ns / SECOND}
+    about["client"] = [*(earlier.get("client") or ()), *came.clients]
+    about["interrupted"] = came.interrupted or came.lost > 0
     if planned.window:
         about["planned_calls"] = came.measured()
     runs.write_about(path, planned.about("replay", started, ended=runs.now(), **about))

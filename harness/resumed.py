@@ -12,14 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from keepwarm.harness.planned import Planned
-from keepwarm.replayers.run import ABOUT, BOUNDS
+from keepwarm.replayers.run import ABOUT, BOUNDS, under_way
 from keepwarm.replayers.tokens import Costs
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.journal import COMPLETED, JOURNAL, KEPT, OUTCOMES, written
+from keepwarm.traces.journal import JOURNAL, KEPT, OUTCOMES, completed_but, written
 from keepwarm.traces.store import ROWS_PER_GROUP, read_trace_table, write_batches
 
 FREE = ("processes", "ray")
 """Options that may be others when a run goes on."""
+
+
+SAME = {"endpoint.url", "endpoint.dialect", "endpoint.server.model", "cache.how", "fidelity.match"}
+"""What must be the same besides the other options."""
 
 
 class Resumed(NamedTuple):
@@ -52,11 +56,20 @@ def resume(run: Path, planned: Planned) -> Resumed:
 
 def same(resumed: Resumed, asked: dict[str, Any]) -> None:
     """InputError where a run would go on otherwise than it began: ``asked`` is what its run.json would have."""
-    for where, names in (("options", asked["options"].keys() - FREE), ("endpoint", {"url", "dialect"})):
-        for name in sorted(names):
-            before, now = resumed.about[where].get(name), asked[where][name]
-            if orjson.dumps(before) != orjson.dumps(now):
-                raise InputError(f"--resume: the run has {name} {before!r}, not {now!r}")
+    options = {f"options.{name}" for name in asked["options"].keys() - FREE}
+    for field in sorted(SAME | options):
+        before, now = _at(resumed.about, field), _at(asked, field)
+        if orjson.dumps(before) != orjson.dumps(now):
+            raise InputError(f"--resume: the run has {field.rpartition('.')[2]} {before!r}, not {now!r}")
+    if (resumed.about["endpoint"]["preflight"] is None) != (asked["endpoint"]["preflight"] is None):
+        raise InputError("--resume: the run has begun with a preflight or without, and must go on so")
+
+
+def _at(about: dict[str, Any], field: str) -> Any:
+    told: Any = about
+    for name in field.split("."):
+        told = told.get(name)
+    return told
 
 
 def keep(run: Path, resumed: Resumed) -> None:
@@ -64,13 +77,12 @@ def keep(run: Path, resumed: Resumed) -> None:
     rows = resumed.rows
     keys = zip(rows.column("session").to_pylist(), rows.column("copy").to_pylist(), strict=True)
     kept = rows.filter(pa.array([key in resumed.over for key in keys], pa.bool_()))
-    whole = pa.array([True] * kept.num_rows, pa.bool_())
-    kept = kept.set_column(COMPLETED, rows.schema.field(COMPLETED), whole)
-    write_batches(str(run / KEPT), kept.to_batches(ROWS_PER_GROUP))
+    write_batches(str(run / KEPT), completed_but(kept, frozenset()).to_batches(ROWS_PER_GROUP))
     for name in (OUTCOMES, JOURNAL, BOUNDS, "latency.hlog"):
         (run / name).unlink(missing_ok=True)
     for shard in run.glob("shard-*"):
-        rmtree(shard)
+        with under_way(shard):
+            rmtree(shard)
 
 
 def _whole(rows: pa.Table, planned: Planned) -> frozenset[tuple[str, int]]:

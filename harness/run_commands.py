@@ -17,6 +17,7 @@ from keepwarm.harness.duration import Duration, Number
 from keepwarm.harness.options import DIALECT, options
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
+from keepwarm.replayers.caps import CAPS
 from keepwarm.traces.errors import InputError
 
 DEMO_SPEED = 60.0
@@ -67,7 +68,7 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any)
     Ctrl-C ends it with its results so far kept (exit code 130). Without -o the report is printed and the run forgotten.
     """
     from keepwarm.harness.asking import asked_endpoint, frozen_costs
-    from keepwarm.harness.replaying import CAPS, replay_to
+    from keepwarm.harness.replaying import replay_to
     from keepwarm.harness.resumed import resume
     from keepwarm.replayers.http import reach
 
@@ -92,9 +93,9 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any)
     how = {"preflight": preflight, "tokenizer": take("tokenizer"), "stream": not given["no_stream"]}
     asking = asked_endpoint(address, dialect, take("model"), frozen=frozen, **how)
     again = take("resume")
-    resumed = None if again is None else resume(Path(again), planned)
     place = run_directory(output, "replay", force=force) if again is None else nullcontext(Path(again))
-    with place as path:
+    with place as path, runs.under_way(path):
+        resumed = None if again is None else resume(path, planned)
         came = replay_to(path, planned, asking, salt=salt, ca=ca, resumed=resumed, **given)
         finish(path, output if again is None else path, came.words())
     if came.interrupted and not came.lost:
@@ -107,12 +108,13 @@ def _check_load(options: dict[str, Any], placed: bool) -> None:
     """UsageError where options of the load contradict each other."""
     given = {name for name in ("resume", "duration", "idle_cap", "ray") if options[name] is not None}
     several = options["processes"] > 1 or "ray" in given
+    most = min([options["sessions"] or 1 << 40, *(cap[1] for name in CAPS.values() for cap in options[name])])
     wrong = {
         "--warm-up must be shorter than --duration": 0 < options["warm_up"] >= (options["duration"] or 0),
         "--resume goes on in its own RUN: without -o and --force": "resume" in given and placed,
         "--resume and --duration cannot both be given": {"resume", "duration"} <= given,
         "--idle-cap is for one process: others do not know whether all are idle": several and "idle_cap" in given,
-        "--processes must not be above --sessions": options["processes"] > (options["sessions"] or 1 << 40),
+        "--processes must not be above --sessions or a cap: each has its share": options["processes"] > most,
     }
     for text, holds in wrong.items():
         if holds:

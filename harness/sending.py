@@ -115,6 +115,7 @@ def send_all(
             retries=sending.retries,
             idle_cap_ns=sending.idle_cap_ns,
             until_ns=planned.window and planned.window[1],
+            from_ns=sending.from_ns,
         )
         if begun is not None:
             begun(replay)

@@ -7,30 +7,32 @@ comes out as interrupted.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from importlib import import_module
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from shutil import rmtree
 from socket import create_connection
 from tempfile import TemporaryDirectory
+from threading import Thread
 from time import time_ns
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from keepwarm.harness.asking import Asking
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.sending import Came, Counts, Sending, send_all
 from keepwarm.replayers.address import trusting
 from keepwarm.replayers.replay import Replay
+from keepwarm.replayers.run import under_way
 from keepwarm.traces.columns import outcomes_to_batch
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.journal import KEPT, OUTCOMES, written
+from keepwarm.traces.journal import KEPT, OUTCOMES, completed_but, written
 from keepwarm.traces.model import NOT_ANSWERED, Outcome
 from keepwarm.traces.place import first_line
 from keepwarm.traces.store import ROWS_PER_GROUP, read_outcome_table, write_batches
@@ -48,6 +50,7 @@ class Shard:
         address = asking.address._replace(tls=trusting(ca))
         self._planned, self._asking, self._sending = planned, asking._replace(address=address), sending
         self._replay: Replay | None = None
+        self._stopped = False
 
     def ready(self) -> bool:
         """It is."""
@@ -56,15 +59,19 @@ class Shard:
     def run(self, at_ns: int, path: Path) -> Came:
         """Send its calls from this time of day on, the outcomes into a directory."""
         path.mkdir(parents=True, exist_ok=True)
-        return send_all(path, self._planned, self._asking, self._sending, at_ns=at_ns, begun=self._begun)
+        with under_way(path):
+            return send_all(path, self._planned, self._asking, self._sending, at_ns=at_ns, begun=self._begun)
 
     def stop(self) -> None:
-        """Interrupt it while it runs in another thread."""
+        """Interrupt it, while it runs in another thread or before."""
+        self._stopped = True
         if self._replay is not None:
             self._replay.stop()
 
     def _begun(self, replay: Replay) -> None:
         self._replay = replay
+        if self._stopped:
+            replay.stop()
 
     def run_away(self, at_ns: int) -> tuple[Came, bytes]:
         """The same where the directory would be another machine's: its outcomes as a file's bytes."""
@@ -87,46 +94,59 @@ def parts(planned: Planned, asking: Asking, sending: Sending, of: int) -> list[t
 
 
 def _work(pipe: Any, path: Path, *made_of: Any) -> None:
-    with suppress(KeyboardInterrupt):
-        shard = Shard(*made_of)
-        pipe.send(shard.ready())
-        pipe.send(shard.run(pipe.recv(), path))
+    """A process of its own, until it is done, told to stop, or left alone."""
+    shard = Shard(*made_of)
+    pipe.send(shard.ready())
+    with suppress(EOFError, OSError):
+        at_ns = pipe.recv()
+        Thread(target=_stopped, args=(pipe, shard), daemon=True).start()
+        pipe.send(shard.run(at_ns, path))
+
+
+def _stopped(pipe: Any, shard: Shard) -> None:
+    with suppress(EOFError, OSError):
+        pipe.recv()
+    shard.stop()
 
 
 def in_processes(
     path: Path, planned: Planned, asking: Asking, sending: Sending, *, of: int, ca: str | None
 ) -> list[Came | None]:
-    """Send by so many processes; what came of each, None of one that was lost. An interrupt reaches them all, and they
-    tell what they have.
+    """Send by so many processes; what came of each, None of one that was lost. An interrupt is passed on to them, and
+    they tell what they have.
     """
-    context, pipes, processes = get_context("spawn"), [], []
-    for number, part in enumerate(parts(planned, asking, sending, of)):
-        pipe, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, path / f"shard-{number}", *part, ca))
-        process.start()
-        theirs.close()
-        pipes.append(pipe)
-        processes.append(process)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    context = get_context("spawn")
+    pipes, theirs = zip(*(context.Pipe() for _ in range(of)), strict=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # theirs for good: a terminal interrupts them too
     try:
-        ready = [_told(pipe.recv) for pipe in pipes]
-        at_ns = time_ns() + LEAD_NS
-        for pipe, is_ready in zip(pipes, ready, strict=True):
-            if is_ready:
-                pipe.send(at_ns)
-        came = [_told(pipe.recv) for pipe in pipes]
-        for process in processes:
-            process.join()
+        for number, made_of in enumerate(parts(planned, asking, sending, of)):
+            arguments = (theirs[number], path / f"shard-{number}", *made_of, ca)
+            context.Process(target=_work, args=arguments, daemon=True).start()
+            theirs[number].close()
     finally:
-        signal.signal(signal.SIGINT, before)
-    return came
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    ready = [_told(pipe) for pipe in pipes]
+    at_ns = time_ns() + LEAD_NS
+    for pipe, is_ready in zip(pipes, ready, strict=True):
+        if is_ready:
+            pipe.send(at_ns)
+    return [_passing_on(pipe, pipes) for pipe in pipes]
 
 
-def _told(recv: Callable[[], Any]) -> Any:
-    try:
-        return recv()
-    except (EOFError, OSError):
-        return None
+def _told(pipe: Any) -> Any:
+    with suppress(EOFError, OSError):
+        return pipe.recv()
+
+
+def _passing_on(pipe: Any, pipes: Sequence[Any]) -> Any:
+    """What a process tells in the end. An interrupt meanwhile stops all."""
+    while True:
+        try:
+            return _told(pipe)
+        except KeyboardInterrupt:
+            for each in pipes:
+                with suppress(OSError):
+                    each.send(None)
 
 
 def in_ray(
@@ -144,6 +164,9 @@ def in_ray(
         ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError) as error:
         raise InputError(f"--ray {address}: no Ray cluster answers there: {first_line(error)}") from error
+    if of > (cores := ray.cluster_resources().get("CPU", 0)):
+        ray.shutdown()
+        raise InputError(f"--processes {of}: the Ray cluster at {address} has {cores:g} CPUs, one for each")
     made = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Shard)
     actors = [made.remote(*part, ca) for part in parts(planned, asking, sending, of)]
 
@@ -189,14 +212,15 @@ def gather(path: Path, planned: Planned, model: str, came: list[Came | None]) ->
                 yield from read_outcome_table(str(shard / OUTCOMES)).to_batches()
                 whole += told
                 continue
-            found = written(shard)
-            yield from found.to_batches()
-            missing = _missing(part(planned, number, len(came)), found, model)
-            while rows := list(islice(missing, ROWS_PER_GROUP)):
-                yield outcomes_to_batch(rows)
-                whole += Came(Counts({(None, LOST): len(rows)}), True, [])
+            found, mine = written(shard), part(planned, number, len(came))
+            missing = list(_missing(mine, found, model))
+            failed = found.filter(pc.is_valid(found.column("error"))).select(["session", "copy"]).to_pylist()
+            broken = {(row["session"], row["copy"]) for row in failed} | {(o.call.session, o.copy) for o in missing}
+            yield from (found if mine.window else completed_but(found, broken)).to_batches()
+            for at in range(0, len(missing), ROWS_PER_GROUP):
+                yield outcomes_to_batch(missing[at : at + ROWS_PER_GROUP])
             errors = Counts(zip(*(found.column(name).to_pylist() for name in ("phase", "error")), strict=True))
-            whole += Came(errors, True, [], lost=1)
+            whole += Came(errors + Counts({(None, LOST): len(missing)}), True, [], lost=1)
 
     write_batches(str(path / OUTCOMES), batches())
     (path / KEPT).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ COMMON = ("tools", "system")
 """Kinds of segments that all copies of a session share."""
 LAW = re.compile(r"(poisson|constant|gamma):([0-9.]+)/(s|m|h)(?::([0-9.]+))?")
 PER = {"s": 1, "m": 60, "h": 3600}
+MS = SECOND // 1000
 ODD = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 
@@ -84,7 +85,7 @@ def arrivals(
     """
     random, number, now_ns = Random(seed), 0, 0
     for copy in count() if repeat is None else range(repeat):
-        origin, last, sessions = None, 0, 0
+        origin, last, longest, sessions = None, 0, MS, 0
         for calls in read():
             if law is not None:
                 now_ns += law.apart_ns(random)
@@ -92,6 +93,7 @@ def arrivals(
                 told = calls[0].session_start_ns or 0
                 origin = told if origin is None else origin
                 last = round((told - origin) / speed)
+                longest = max(longest, *(round(call.end_ns / speed) for call in calls))
             over = random.randrange(len(calls)) if number < midway else 0
             start_ns = now_ns if law is not None else now_ns + last if recorded else None
             which = copy + (time << 32)
@@ -99,7 +101,8 @@ def arrivals(
             number, sessions = number + 1, sessions + 1
         if not sessions:
             return
-        now_ns += last + last // max(sessions - 1, 1)  # the next copy follows as far apart as sessions are
+        if recorded:  # the next copy follows as far apart as sessions are
+            now_ns += last + (last // (sessions - 1) if last else longest)
 
 
 def _another(call: Call, which: int, shared: frozenset[int]) -> Call:

@@ -16,6 +16,8 @@ from keepwarm.traces.model import Call
 
 T = TypeVar("T")
 MINUTE_S = 60.0
+CAPS = {"rate": "max_rate", "tokens_per_minute": "max_input_tokens_per_minute", "concurrency": "max_concurrency"}
+"""The caps, and what their options are called."""
 Cap = tuple[str | None, int]
 """A flow, None for all, and its number."""
 
@@ -52,14 +54,17 @@ class Caps:
     def __init__(
         self, *, rate: Iterable[Cap] = (), tokens_per_minute: Iterable[Cap] = (), concurrency: Iterable[Cap] = ()
     ) -> None:
-        self._rates = [(flow, Throttler(rate_limit=most, period=1.0)) for flow, most in rate]
-        self._buckets = [(flow, TokenBucket(most)) for flow, most in tokens_per_minute]
-        self._places = [(flow, asyncio.Semaphore(most)) for flow, most in concurrency]
+        self._rates = [(flow, Throttler(rate_limit=most, period=1.0)) for flow, most in _own_first(rate)]
+        self._buckets = [(flow, TokenBucket(most)) for flow, most in _own_first(tokens_per_minute)]
+        self._places = [(flow, asyncio.Semaphore(most)) for flow, most in _own_first(concurrency)]
 
     async def enter(self, call: Call) -> None:
-        """Wait until a call may be sent."""
+        """Wait until there is a place for a call."""
         for places in _of(self._places, call):
             await places.acquire()
+
+    async def admit(self, call: Call) -> None:
+        """Wait until a call that has its place may be sent, once."""
         for bucket in _of(self._buckets, call):
             await bucket.acquire(call.prompt_tokens)
         for rate in _of(self._rates, call):
@@ -69,6 +74,11 @@ class Caps:
         """A call that was let in is over."""
         for places in _of(self._places, call):
             places.release()
+
+
+def _own_first(caps: Iterable[Cap]) -> list[Cap]:
+    """A flow's own cap before that of all calls: who waits for it holds back nobody else."""
+    return sorted(caps, key=lambda cap: cap[0] is None)
 
 
 def _of(caps: list[tuple[str | None, T]], call: Call) -> list[T]:

@@ -179,7 +179,7 @@ class Schedule(Generic[P]):
 
     def cut(self) -> None:
         """The schedule is over; what is running is partial."""
-        self.partial |= self._running.keys()
+        self.partial.update(self._running)
 
     def _phase(self, session: _Session[P], call: Call, due_ns: int, begin_ns: int, end_ns: int) -> str:
         cold = session.cold and call.agent not in session.seen

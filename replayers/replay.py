@@ -34,7 +34,8 @@ class Replay:
     or the replay was cut off. Waiting for ``caps`` shows in latency from due. A call that fails in passing is tried
     again up to ``retries`` times. Where nothing runs and nothing is due for longer than ``idle_cap_ns``, the clock
     skips what is above that. From ``until_ns`` on calls are sent only as long as one that was due before is not over,
-    so that those end under the load they began under. What an endpoint keeps of a session is let go when that is over.
+    so that those end under the load they began under. It begins at ``from_ns``. What an endpoint keeps of a session is
+    let go when that is over.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Replay:
         retries: int = RETRIES,
         idle_cap_ns: int | None = None,
         until_ns: int | None = None,
+        from_ns: int = 0,
     ) -> None:
         self._schedule = schedule
         self._endpoint = endpoint
@@ -58,7 +60,7 @@ class Replay:
         self._caps = caps
         self._retries = retries
         self._idle_cap_ns = idle_cap_ns
-        self._until_ns = until_ns
+        self._until_ns, self._from_ns = until_ns, from_ns
         self._running: dict[tuple[str, int], tuple[Planned[Prompt], asyncio.Task[None]]] = {}
         self._sent: dict[tuple[str, int], int] = {}
         self._kept: dict[tuple[str, int], dict[Any, Any]] = defaultdict(dict)
@@ -67,10 +69,12 @@ class Replay:
         self._alarm: Alarm | None = None
         self._task: asyncio.Task[Any] | None = None
         self._alarm_ns: int | None = None
+        self._stopped = False
         self.skipped_ns = 0
 
     def stop(self) -> None:
-        """Interrupt it, from another thread."""
+        """Interrupt it, from another thread or before it runs."""
+        self._stopped = True
         if self._task is not None:
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
@@ -78,8 +82,10 @@ class Replay:
         """Send all there is. When cancelled or broken off, what was not answered comes out as such first."""
         self._alarm, self._task = Alarm(self._rang), asyncio.current_task()
         self._ended = asyncio.get_running_loop().create_future()
+        if self._stopped:
+            self._task.cancel()  # type: ignore[union-attr]
         try:
-            await asyncio.sleep(max(-self._clock(), 0) / 1e9)  # the run's zero may be to come
+            await asyncio.sleep(max(self._from_ns - self._clock(), 0) / 1e9)
             async with asyncio.TaskGroup() as self._group:
                 self._go()
                 await self._ended
@@ -96,7 +102,8 @@ class Replay:
                 self._emit(outcome)
         finally:
             self._task = None
-            self._schedule.cut()
+            if self._until_ns is not None:
+                self._schedule.cut()
             self._alarm.close()
 
     def _rang(self) -> None:
@@ -114,7 +121,7 @@ class Replay:
         while not self._ended.done():
             now_ns = self._clock()
             due_ns = schedule.next_due(now_ns)
-            if (due_ns is None and not self._running) or self._over(now_ns):
+            if (due_ns is None and not self._running) or self._over(now_ns, due_ns):
                 self._ended.set_result(None)
             elif due_ns is None or due_ns > now_ns:
                 if due_ns is None or not self._skip(due_ns - now_ns):
@@ -125,11 +132,12 @@ class Replay:
                 task = self._group.create_task(self._send(planned))
                 self._running[planned.call.call, planned.copy] = planned, task
 
-    def _over(self, now_ns: int) -> bool:
+    def _over(self, now_ns: int, due_ns: int | None) -> bool:
         """Whether the time is over, and every call that was due in it."""
-        if self._until_ns is None or now_ns < self._until_ns:
+        until_ns = self._until_ns
+        if until_ns is None or now_ns < until_ns or (due_ns is not None and due_ns < until_ns):
             return False
-        return all(planned.due_ns >= self._until_ns for planned, _ in self._running.values())
+        return all(planned.due_ns >= until_ns for planned, _ in self._running.values())
 
     def _skip(self, ns: int) -> bool:
         """Skip what of a time is above the idle cap, where nothing runs."""
@@ -148,15 +156,16 @@ class Replay:
             self._alarm.set(self._alarm_ns - now_ns)
 
     async def _send(self, planned: Planned[Prompt]) -> None:
-        call, session = planned.call, planned.session
-        if self._caps is not None:
-            await self._caps.enter(call)
+        call, session, caps = planned.call, planned.session, self._caps
+        if caps is not None:
+            await caps.enter(call)
+            await caps.admit(call)
         if session in self._failed:  # while it waited
-            outcome = Outcome(call, planned.copy, planned.due_ns, endpoint=self._name, error=NOT_SENT)
+            outcome = self._skipped(call, planned)._replace(due_ns=planned.due_ns)
         else:
             outcome = await self._asked(planned)
-        if self._caps is not None:
-            self._caps.leave(call)
+        if caps is not None:
+            caps.leave(call)
         del self._running[call.call, planned.copy]
         self._emit(outcome)
         if outcome.whole:
@@ -165,11 +174,16 @@ class Replay:
         else:
             self._failed.add(session)
             for skipped in self._schedule.failed(planned):
-                self._emit(Outcome(skipped, planned.copy, endpoint=self._name, error=NOT_SENT, phase=planned.phase))
+                self._emit(self._skipped(skipped, planned))
         if not self._schedule.runs(session):
             self._kept.pop(session, None)
             self._failed.discard(session)
         self._go()
+
+    def _skipped(self, call: Call, failed: Planned[Prompt]) -> Outcome:
+        """A call that is not sent because another one failed: it counts, unless that was already in the drain."""
+        phase = "measured" if failed.phase == "warmup" else failed.phase
+        return Outcome(call, failed.copy, endpoint=self._name, error=NOT_SENT, phase=phase)
 
     async def _asked(self, planned: Planned[Prompt]) -> Outcome:
         """What came of a call that is sent now, tried again where that may help."""
@@ -188,6 +202,8 @@ class Replay:
                 del self._sent[key]
                 return self._answered(planned, answer, tries)
             await asyncio.sleep(again_s)
+            if self._caps is not None:
+                await self._caps.admit(planned.call)
 
     def _answered(self, planned: Planned[Prompt], answer: Answer, tries: list[Attempt]) -> Outcome:
         first_ns = tries[0].sent_ns if len(tries) > 1 else None

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from fcntl import LOCK_EX, LOCK_NB, flock
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from keepwarm.traces.store import Meta
 
 ABOUT = "run.json"
 BOUNDS = "bounds.parquet"
+LOCK = ".under-way"
 
 BOUNDS_AT_ONCE = 1 << 16
 
@@ -61,6 +63,22 @@ def staged_run(path: Path, *, mode: str, force: bool) -> Iterator[Path]:
             made.replace(path / made.name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def under_way(path: Path) -> Iterator[None]:
+    """Nobody else replays into a run's directory meanwhile. InputError where somebody does."""
+    if not path.is_dir():
+        raise InputError(f"{path / ABOUT}: expected the run.json of a replay")
+    with (path / LOCK).open("wb") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{path}: a replay into it is under way") from error
+        try:
+            yield
+        finally:
+            (path / LOCK).unlink(missing_ok=True)
 
 
 def _check_free(path: Path, mode: str, force: bool) -> None:

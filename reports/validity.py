@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports.frame import PARTS, Loaded, Rows, collect
-from keepwarm.reports.metrics import REPORTED, SECOND, Links, schedule_lag, spread
+from keepwarm.reports.metrics import LAG, REPORTED, SECOND, Links, spread
 
 COVERAGE = 0.99
 FAILED = 0.01
@@ -21,6 +21,7 @@ LAG_OF_LATENCY = 0.1
 SATURATED = 0.95
 """Of a core, in a run of at least ``LEAST_S``."""
 LEAST_S = 1.0
+LATENCY = pl.col("done_ns") - pl.col("due_ns")
 SKIPPED = pl.col("error") == "skipped"
 CUT_OFF = pl.col("error") == "interrupted"
 ANSWERED = (
@@ -56,61 +57,55 @@ def _notes(loaded: Loaded) -> Iterator[str]:
         yield f"gone on with {len(resumed)} times: what was cached may have been lost between"
 
 
-def _check(name: str, value: float | None, limit: float, *, least: bool, unit: str = "%") -> dict[str, Any]:
-    """One check. ``least`` says whether the limit is the least or the most that is good."""
-    good = value is not None and (value >= limit if least else value <= limit)
-    return {"check": name, "value": value, "limit": limit, "least": least, "unit": unit, "good": good}
-
-
-def _note(name: str, value: Any, unit: str = "%") -> dict[str, Any]:
-    """A figure that is told and judged by nobody."""
-    return {"check": name, "value": value, "limit": None, "least": None, "unit": unit, "good": None}
+def _check(
+    name: str, value: Any, limit: float | None = None, *, least: bool = False, unit: str = "%"
+) -> dict[str, Any]:
+    """One check. ``least`` says whether the limit is the least or the most that is good; what has no limit is told
+    and judged by nobody.
+    """
+    told = {"check": name, "value": value, "limit": limit, "least": None, "unit": unit, "good": None}
+    if limit is None:
+        return told
+    return told | {"least": least, "good": value is not None and (value >= limit if least else value <= limit)}
 
 
 def compression(loaded: Loaded) -> str | None:
     """``sound`` or ``unsound`` where the run's time was scaled or cut; None where it was not, or for a recording."""
     options, endpoint = loaded.told("options"), loaded.told("endpoint")
-    cut = options.get("gap_cap_s") is not None or bool(loaded.told("clock").get("skipped_s"))
+    skipped = options.get("idle_cap_s") is not None and loaded.told("clock").get("skipped_s") != 0
+    cut = options.get("gap_cap_s") is not None or skipped
     if loaded.kind != "run" or not (cut or (options.get("speed") or 1.0) != 1.0):
         return None
     sound = endpoint.get("has_ttl") is False or (bool(endpoint.get("clock_driven")) and not cut)
     return "sound" if sound else "unsound"
 
 
-def fidelity(rows: Rows, name: str) -> dict[str, float | None]:
+def fidelity(name: str) -> pl.Expr:
     """How far the tokens an endpoint reported (prompt, output) are from those planned: p50, p95, max, as shares."""
     planned = pl.col(f"planned_{name}")
-    off = (pl.col(name) - planned).abs() / planned
-    shares = rows.lazy().filter(ANSWERED & (planned > 0)).select(off).drop_nulls()
-    return spread(collect(shares).to_series(), 50, 95, 100)
-
-
-def _share(rows: Rows, good: pl.Expr) -> float | None:
-    return collect(rows.lazy().select(good.fill_null(False).mean())).item()  # type: ignore[no-any-return]
+    return spread(((pl.col(name) - planned).abs() / planned).filter(ANSWERED & (planned > 0)), 50, 95, 100)
 
 
 def drain_tail(rows: Rows) -> float | None:
     """Share of calls due after the last session had started: measured under a load that only falls."""
-    due = rows.lazy().filter(pl.col("due_ns").is_not_null())
-    last_start = collect(due.group_by("session_no").agg(pl.col("due_ns").min()))["due_ns"].max()
-    return None if last_start is None else _share(due, pl.col("due_ns") > last_start)
+    due = pl.col("due_ns")
+    last_start = collect(rows.lazy().group_by("session_no").agg(due.min())).select(due.max()).item()
+    share: float | None = collect(rows.lazy().select((due > pl.lit(last_start, pl.Int64)).mean())).item()
+    return share
 
 
-def _client_checks(loaded: Loaded) -> list[dict[str, Any]]:
+def _client_checks(loaded: Loaded, lag_ns: float | None, latency_ns: float | None) -> Iterator[dict[str, Any]]:
     """How late calls were sent, where no cap made them wait, and whether the client itself was at its limits."""
-    lag, clients = schedule_lag(loaded.scan)["p99"], loaded.about.get("client") or ()
-    latency = collect(loaded.scan.filter(ANSWERED).select(pl.col("done_ns") - pl.col("due_ns"))).to_series()
-    limit = max(LAG_S, LAG_OF_LATENCY * (spread(latency, 50, unit=SECOND)["p50"] or 0.0))
+    clients, limit = loaded.about.get("client") or (), max(LAG_S, LAG_OF_LATENCY * ((latency_ns or 0.0) / SECOND))
     capped = any(loaded.told("options").get(name) for name in CAPS)
-    checks = [_note("schedule_lag.p99", lag, "s") if capped else _late("schedule_lag.p99", lag, limit)]
+    lag = None if lag_ns is None else lag_ns / SECOND
+    yield _check("schedule_lag.p99", lag, None if capped else limit, unit="s")
     loops = [client["loop_lag_p99_s"] for client in clients if client["loop_lag_p99_s"] is not None]
     cores = [client["cpu_s"] / client["wall_s"] for client in clients if client["wall_s"] >= LEAST_S]
-    checks += [_late("loop_lag.p99", max(loops), limit)] if loops else []
-    return checks + ([_check("client_cpu", max(cores), SATURATED, least=False)] if cores else [])
-
-
-def _late(name: str, value: float | None, limit: float) -> dict[str, Any]:
-    return _check(name, value, limit, least=False, unit="s")
+    if loops:
+        yield _check("loop_lag.p99", max(loops), limit, unit="s")
+    if cores:
+        yield _check("client_cpu", max(cores), SATURATED)
 
 
 def _coverage(value: float | None) -> dict[str, Any]:
@@ -130,27 +125,30 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
             failed=FAILED_CALL.sum(),
             skipped=SKIPPED.fill_null(False).mean(),
             cut_off=CUT_OFF.fill_null(False).mean(),
+            prompt=fidelity("prompt"),
+            output=fidelity("output"),
+            lag=LAG,
+            latency=LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable"),
         )
     ).row(0, named=True)
     covered = told["answered"] if planned is None or told["calls"] <= planned else told["calls"]
-    off, output = fidelity(rows, "prompt"), fidelity(rows, "output")
+    off, output = told["prompt"], told["output"]
     same_bytes = loaded.told("fidelity").get("match") == "bytes"
-    token_p95 = _check("token_fidelity.p95", off["p95"], TOKENS_OFF, least=False)
     interrupted = loaded.about.get("interrupted")
     return [
         _coverage(covered / planned if planned else None),
         _check("cached_tokens_reported", told["reported"], COVERAGE, least=True),
-        _note("token_fidelity.p95", off["p95"]) if same_bytes else token_p95,
-        _note("token_fidelity.p50", off["p50"]),
-        _note("token_fidelity.max", off["max"]),
-        _note("prefix_fidelity", links.extending),
-        _note("output_fidelity.p50", output["p50"]),
-        _note("output_fidelity.p95", output["p95"]),
-        *_client_checks(loaded),
-        _check("failed_calls", told["failed"] / planned if planned else None, FAILED, least=False),
-        _check("skipped_calls", told["skipped"], FAILED, least=False),
-        _note("interrupted_calls", told["cut_off"]),
-        _note("drain_tail", drain_tail(rows)),
+        _check("token_fidelity.p95", off["p95"], None if same_bytes else TOKENS_OFF),
+        _check("token_fidelity.p50", off["p50"]),
+        _check("token_fidelity.max", off["max"]),
+        _check("prefix_fidelity", links.extending),
+        _check("output_fidelity.p50", output["p50"]),
+        _check("output_fidelity.p95", output["p95"]),
+        *_client_checks(loaded, told["lag"]["p99"], told["latency"]),
+        _check("failed_calls", told["failed"] / planned if planned else None, FAILED),
+        _check("skipped_calls", told["skipped"], FAILED),
+        _check("interrupted_calls", told["cut_off"]),
+        _check("drain_tail", drain_tail(rows)),
         _check("uninterrupted", None if interrupted is None else float(not interrupted), 1.0, least=True),
     ]
 
@@ -164,11 +162,14 @@ def failures(rows: Rows) -> list[dict[str, Any]]:
 def checks_of_recording(rows: Rows) -> list[dict[str, Any]]:
     """The checks of a recording: its calls tell their tokens, and the disjoint parts add up to the prompt."""
     parts = pl.sum_horizontal(pl.col(name).fill_null(0) for name in PARTS)
-    told = rows.lazy().filter(REPORTED & pl.col("uncached").is_not_null())
-    reported = _share(rows.lazy().filter(pl.col("error").is_null()), REPORTED)
+    told = rows.lazy().select(
+        REPORTED.filter(pl.col("error").is_null()).mean(),
+        add_up=(parts == pl.col("prompt")).filter(REPORTED & pl.col("uncached").is_not_null()).mean(),
+    )
+    reported, add_up = collect(told).row(0)
     return [
         _check("cached_tokens_reported", reported, COVERAGE, least=True),
-        _check("tokens_add_up", _share(told, parts == pl.col("prompt")), COVERAGE, least=True),
+        _check("tokens_add_up", add_up, COVERAGE, least=True),
     ]
 
 

@@ -161,7 +161,6 @@ def test_recorded_sessions_come_as_far_apart_as_they_did_and_copies_behind_them(
     assert told == [second * SECOND for second in (0, 5, 10, 15, 20, 25)]
 
 
-@pytest.mark.xfail(strict=True, reason="copies of sessions that start together all start then: an endless load at once")
 def test_copies_of_what_started_at_one_time_do_not_all_start_then() -> None:
     """Of one session, or of some that began together: a load that is bounded by time alone needs time between."""
     for count in (1, 3):

@@ -81,7 +81,6 @@ def test_what_waits_for_its_flows_turn_shows_it_and_holds_up_no_other() -> None:
     assert max(waited[f"s{number}-0"] for number in range(10, 20)) < 90 * MS
 
 
-@pytest.mark.xfail(strict=True, reason="Caps.enter takes a place of all before it waits for its flow's")
 def test_a_call_that_waits_for_its_flow_takes_no_place_of_all() -> None:
     """Two at once, of the background one: while one of that runs and others wait, an interactive one has its place."""
     busy = Busy()

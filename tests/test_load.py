@@ -173,7 +173,6 @@ def test_the_load_goes_on_until_the_last_measured_call_is_over() -> None:
     assert {("s0", 0), ("s1", 0), ("t0", 1), ("t1", 1)} <= keys.keys()
 
 
-@pytest.mark.xfail(strict=True, reason="Replay._over looks at what runs only: what is due and not popped yet is lost")
 def test_a_call_that_is_due_as_the_time_ends_is_measured() -> None:
     """It is due 1 us before: whoever wakes for it wakes after the end."""
     come = [Arrival(chain("s", 1), 0, 0), Arrival(chain("t", 1), 0, 50 * MS - 1000)]
@@ -181,7 +180,6 @@ def test_a_call_that_is_due_as_the_time_ends_is_measured() -> None:
     assert [(outcome.call.call, outcome.phase) for outcome in outcomes] == [("s0", "measured"), ("t0", "measured")]
 
 
-@pytest.mark.xfail(strict=True, reason="what is skipped has its failed call's phase, not that of its own time")
 def test_calls_that_a_failure_in_the_warm_up_took_are_not_warm_up() -> None:
     """A session fails before the window; nobody can say that what was to follow would not have been measured."""
     come = [Arrival(chain("s", 3, gap_ns=30 * MS), 0, 0), Arrival(chain("t", 3, gap_ns=30 * MS), 0, 0)]
@@ -255,7 +253,6 @@ def test_a_bounded_run_says_what_was_measured(bounded: Path) -> None:
     assert told["interrupted"] is False
 
 
-@pytest.mark.xfail(strict=True, reason="Schedule.cut binds partial to another set than the one the journal looks at")
 def test_nobody_says_that_a_session_was_completed_that_was_not_whole_in_the_run(bounded: Path) -> None:
     """Neither of those that began midway nor of those that the end cut; all others were."""
     calls = defaultdict(list)

@@ -236,16 +236,7 @@ def test_a_run_does_not_go_on_otherwise(
 
 @pytest.mark.parametrize(
     "options",
-    [
-        pytest.param(options, marks=pytest.mark.xfail(strict=True, reason="resumed.same does not look at it"))
-        for options in (
-            ("--start", "warm"),
-            ("--start", "cache-salt"),
-            ("--model", "other"),
-            ("--match", "bytes"),
-            ("--no-preflight",),
-        )
-    ],
+    [("--start", "warm"), ("--start", "cache-salt"), ("--model", "other"), ("--match", "bytes"), ("--no-preflight",)],
 )
 def test_a_run_does_not_go_on_with_other_texts_or_another_model(
     options: tuple[str, ...], whole_run: tuple[str, str, Path], capsys: pytest.CaptureFixture[str]
@@ -293,7 +284,6 @@ def test_only_a_replay_of_the_same_trace_goes_on(
     assert (code, out, err.count("\n"), "is a replay of another trace: t.parquet" in err) == (2, "", 1, True), err
 
 
-@pytest.mark.xfail(strict=True, reason="nothing says that a run is under way: both write, and all rows are lost")
 def test_a_run_that_is_under_way_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """To go on with it is refused; it ends as if nobody had tried."""
     trace, run = long_trace(tmp_path / "t.parquet", 200 * MS), tmp_path / "run"
@@ -305,7 +295,6 @@ def test_a_run_that_is_under_way_is_left_alone(tmp_path: Path, capsys: pytest.Ca
     whole(run)
 
 
-@pytest.mark.xfail(strict=True, reason="replaying.replay_to: skipped_s and counters.before are the last part's alone")
 def test_what_the_first_part_skipped_and_counted_is_told_in_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,7 +216,6 @@ def test_an_interrupt_reaches_all_shards(shards: Shards, tmp_path: Path) -> None
     assert not list(run.glob("shard-*"))
 
 
-@pytest.mark.xfail(strict=True, reason="shards.gather takes a lost shard's rows as its journal has them")
 def test_a_lost_shards_whole_sessions_were_completed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of every session one can say whether it was: each planned call of it has a whole answer, or not."""
     trace, run = long_trace(tmp_path / "t.parquet", 400 * MS), tmp_path / "run"
@@ -233,7 +232,6 @@ def test_a_lost_shards_whole_sessions_were_completed(tmp_path: Path, capsys: pyt
     }
 
 
-@pytest.mark.xfail(strict=True, reason="shards.in_processes ignores SIGINT while its children run")
 def test_an_interrupt_of_the_command_alone_ends_it(tmp_path: Path) -> None:
     """As a supervisor sends it, to the one process it knows."""
     trace, run = long_trace(tmp_path / "t.parquet", 600 * MS), tmp_path / "run"
@@ -243,9 +241,6 @@ def test_an_interrupt_of_the_command_alone_ends_it(tmp_path: Path) -> None:
     assert process.returncode == 130
 
 
-@pytest.mark.xfail(
-    strict=True, reason="shards._work goes on sending, and in the end writes over what a resumed run has"
-)
 def test_no_shard_outlives_the_command(tmp_path: Path) -> None:
     """kill -9 of the command: its shards stop sending soon."""
     trace, run = long_trace(tmp_path / "t.parquet", 4000 * MS), tmp_path / "run"
@@ -257,7 +252,6 @@ def test_no_shard_outlives_the_command(tmp_path: Path) -> None:
     assert left == []
 
 
-@pytest.mark.xfail(strict=True, reason="Sending.part gives each of many processes at least one")
 def test_shards_keep_to_a_cap_that_is_smaller_than_they_are_many(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

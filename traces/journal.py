@@ -75,11 +75,15 @@ class Journal:
 
 def complete(run: Path, failed: Set[tuple[str, int]]) -> None:
     """Write into a run's outcomes that these sessions (name, copy) were not completed, and all others were."""
-    table = read_outcome_table(str(run / OUTCOMES))
-    keys = zip(table.column("session").to_pylist(), table.column("copy").to_pylist(), strict=True)
-    column = pa.array([key not in failed for key in keys], pa.bool_())
-    table = table.set_column(COMPLETED, schema.OUTCOMES.field("completed"), column)
+    table = completed_but(read_outcome_table(str(run / OUTCOMES)), failed)
     write_batches(str(run / OUTCOMES), table.to_batches(ROWS_PER_GROUP))
+
+
+def completed_but(rows: pa.Table, failed: Set[tuple[str, int]]) -> pa.Table:
+    """Outcomes of sessions that were completed but for these (name, copy)."""
+    keys = zip(rows.column("session").to_pylist(), rows.column("copy").to_pylist(), strict=True)
+    column = pa.array([key not in failed for key in keys], pa.bool_())
+    return rows.set_column(COMPLETED, schema.OUTCOMES.field("completed"), column)
 
 
 def read_journal(run: Path) -> pa.Table:
