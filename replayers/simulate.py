@@ -12,6 +12,8 @@ from keepwarm.replayers.sent import Sent
 from keepwarm.replayers.tree import Node
 from keepwarm.traces.model import NOT_ANSWERED, Outcome
 
+NOT_SENT = NOT_ANSWERED[0]
+
 
 class Simulated(NamedTuple):
     """A call's outcome, and what it could have read from each of the cluster's shadows at the same times."""
@@ -62,9 +64,7 @@ def _ended(schedule: Schedule[Node] | Sent[Node], running: Running, planned: Pla
         schedule.ended(planned, running.done_ns)
         return
     for skipped in schedule.failed(planned):
-        yield Simulated(
-            Outcome(skipped, planned.copy, endpoint="simulated", error=NOT_ANSWERED[0], completed=False), {}
-        )
+        yield Simulated(Outcome(skipped, planned.copy, endpoint="simulated", error=NOT_SENT, completed=False), {})
 
 
 def _outcome(running: Running, planned: Planned[Node]) -> Outcome:
