@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports.frame import Loaded, Rows, collect, first_of, recorded_side, time_scale
-from keepwarm.reports.metrics import AGENT, REPORTED, WARM, Links, with_previous
+from keepwarm.reports.metrics import AGENT, REPORTED, WARM, Links, spread, with_previous
 
 LOSS = 0.5
 SMALL = 32
@@ -46,13 +46,10 @@ def links_of(loaded: Loaded) -> Links:
     """What calls kept of the prompts before them. Only agents that lost a prefix are looked at for its cause."""
     known, lost = pl.col("retention").is_not_null(), pl.col("retention") < LOSS
     held = pl.min_horizontal("cache_read", "prev_prompt")
-    extending = (pl.col("planned_keep") >= pl.col("prev_planned_prompt")).fill_null(False)
-    each = {
-        "held": pl.when(known).then(held),
-        "left": pl.when(known).then("prev_prompt"),
-        "extending": pl.when(pl.col("prev_planned_prompt").is_not_null()).then(extending),
-    }
-    linked = collect(with_previous(loaded.scan).select("agent_no", "retention", **each))
+    planned, before = pl.col("planned_keep"), pl.col("prev_planned_prompt")
+    extending = pl.when(before.is_not_null()).then((planned >= before).fill_null(False))
+    each = ("agent_no", "retention", "prev_prompt")
+    linked = collect(with_previous(loaded.scan).select(*each, held=held, extending=extending))
     agents = linked.filter(lost)["agent_no"].unique().implode()
     causes = (
         with_previous(loaded.scan.filter(AGENT.is_in(agents)))
@@ -64,9 +61,15 @@ def links_of(loaded: Loaded) -> Links:
             could=pl.min_horizontal("prompt", "prev_prompt") - held,
         )
     )
-    held_tokens, left_tokens = linked.select(pl.col("held", "left").sum()).row(0)
-    extending_share = linked.select(pl.col("extending").mean()).item()
-    return Links(linked["retention"].drop_nulls(), held_tokens, left_tokens, extending_share, collect(causes))
+    tokens, left = (pl.col(name).filter(known).sum() for name in ("held", "prev_prompt"))
+    told = linked.select(
+        retention=spread(pl.col("retention"), 1, 5, 50, of_tokens=tokens, calls=known.sum()),
+        left=left,
+        extending=pl.col("extending").mean(),
+    ).row(0, named=True)
+    retention, left_tokens = told["retention"], told["left"]
+    retention["of_tokens"] = retention["of_tokens"] / left_tokens if left_tokens else None
+    return Links(retention, told["extending"], collect(causes))
 
 
 def table(loaded: Loaded, links: Links) -> list[dict[str, Any]]:

@@ -44,7 +44,8 @@ def _ratio(top: pl.Expr, bottom: pl.Expr, where: pl.Expr | None = None) -> pl.Ex
     return pl.when(total > 0).then(top.filter(known).sum() / total)
 
 
-def _total(name: str) -> pl.Expr:
+def total(name: str) -> pl.Expr:
+    """The sum of a column; null where no row tells it."""
     return pl.when(pl.col(name).count() > 0).then(pl.col(name).sum())
 
 
@@ -64,7 +65,7 @@ FIGURES: dict[str, pl.Expr] = {
     "warm_calls": CALLS.filter(WARM & REPORTED).sum(),
     "rate_prompt": PROMPT.filter(REPORTED).sum(),
     "warm_prompt": PROMPT.filter(WARM & REPORTED).sum(),
-    **{name: _total(name) for name in TOKENS},
+    **{name: total(name) for name in TOKENS},
     "output_calls": CALLS.filter(pl.col("output").is_not_null()).sum(),
     "output_est": pl.col("rec_output_est").filter(pl.col("output").is_null()).sum(),
     "write_source": _source(),
@@ -143,29 +144,51 @@ def with_previous(rows: RowsKind) -> RowsKind:
 
 
 class Links(NamedTuple):
-    """What calls kept of the prompts before them: the ``retention`` of each call that has one, the tokens ``held`` and
-    ``left`` over them, the share of later calls whose planned prompt holds the whole one before it, and prefix losses.
+    """What calls kept of the prompts before them: how the share that each read of it spreads, the share of later calls
+    whose planned prompt holds the whole one before it, and prefix losses.
     """
 
-    retention: pl.Series
-    held: int
-    left: int
+    retention: dict[str, Any]
     extending: float | None
     losses: pl.DataFrame
 
 
-def spread(values: pl.Series, *percents: float, unit: float = 1.0) -> dict[str, float | None]:
-    """Nearest-rank percentiles of values, by name, divided by ``unit``; None where there are none. 100 is ``max``."""
-    values = values.sort()
-    found = {"max" if p == 100 else f"p{p:g}": values.quantile(p / 100, "equiprobable") for p in percents}
-    return {name: None if value is None else value / unit for name, value in found.items()}
+def spread(values: pl.Expr, *percents: float, **beside: pl.Expr) -> pl.Expr:
+    """Nearest-rank percentiles of values, by name, and what stands beside them; null where there are none. 100 is
+    ``max``.
+    """
+    known = values.drop_nulls().sort()
+    named = {"max" if p == 100 else f"p{p:g}": known.quantile(p / 100, "equiprobable") for p in percents}
+    return pl.struct(value.alias(name) for name, value in (named | beside).items())
+
+
+def in_seconds(times: dict[str, float | None]) -> dict[str, float | None]:
+    """Times that were nanoseconds. Polars would multiply by the inverse, and may miss the last digit."""
+    return {name: None if ns is None else ns / SECOND for name, ns in times.items()}
+
+
+_TTFT = pl.col("first_token_ns") - pl.col("due_ns")
+_WARM_RATES = RATE.filter(OVER["inside_85_97"])
+_INSIDE = _WARM_RATES.is_between(*PUBLISHED_RANGE).mean()
+LAG = spread(pl.coalesce("first_sent_ns", "sent_ns") - pl.col("due_ns"), 50, 99, 100)
+"""How late calls were sent, for the first time, after they were due, in nanoseconds."""
+
+WHOLE = {
+    "hit_rate": FIGURES["hit_rate"],
+    "warm_hit_range": spread(_WARM_RATES, 5, 50, 95, inside_85_97=_INSIDE, calls=_WARM_RATES.len()),
+    "cold_write_share": _ratio(pl.when(~WARM).then(WRITTEN).otherwise(0), WRITTEN),
+    "early": _TTFT.filter(pl.col("turn_bucket") == "2-5").quantile(0.5, "equiprobable"),
+    "late": _TTFT.filter(pl.col("turn_bucket") == "50+").quantile(0.5, "equiprobable"),
+    "lag": LAG,
+}
+"""What figures of a whole run are made of: how the hit rates of single warm calls spread, and the share of them inside
+85-97 %; tokens written by agents' first calls over all that were written; the median ttft at turns 2 to 5 and from 50.
+"""
 
 
 def warm_hit_range(rows: Rows) -> dict[str, Any]:
-    """How the hit rates of single warm calls spread (p5, p50, p95), and the share of them inside 85-97 %."""
-    rates = collect(rows.lazy().filter(OVER["inside_85_97"]).select(RATE)).to_series()
-    inside = rates.is_between(*PUBLISHED_RANGE).mean() if len(rates) else None
-    return {**spread(rates, 5, 50, 95), "inside_85_97": inside, "calls": len(rates)}
+    """How the hit rates of single warm calls spread."""
+    return collect(rows.lazy().select(WHOLE["warm_hit_range"])).item()  # type: ignore[no-any-return]
 
 
 def hit_rate_macro(rows: Rows) -> float | None:
@@ -173,18 +196,6 @@ def hit_rate_macro(rows: Rows) -> float | None:
     agents = rows.lazy().filter(REPORTED).group_by("agent_no").agg(rate=_ratio(READ, PROMPT))
     rates = collect(agents.select("rate").drop_nulls()).to_series()
     return fsum(rates) / len(rates) if len(rates) else None
-
-
-def retention(links: Links) -> dict[str, Any]:
-    """Spread of the share of its predecessor's prompt that a call read, and over all tokens."""
-    of_tokens = links.held / links.left if links.left else None
-    return {**spread(links.retention, 1, 5, 50), "of_tokens": of_tokens, "calls": len(links.retention)}
-
-
-def cold_write_share(rows: Rows) -> float | None:
-    """Tokens written by agents' first calls over all tokens written."""
-    share: float | None = collect(rows.lazy().select(_ratio(pl.when(~WARM).then(WRITTEN).otherwise(0), WRITTEN))).item()
-    return share
 
 
 def bounded(loaded: Loaded) -> pl.LazyFrame:
@@ -215,47 +226,31 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
         recorded=(pl.col("rec_end_ns").max() - pl.col("rec_start_ns").min()),
         whole=pl.col("done_ns").is_not_null().all(),
     )
-    tasks = collect(sessions.filter("whole"))
     options, scale = loaded.told("options"), time_scale(loaded)
     same_plan = options.get("gap_cap_s") is None and (options.get("speed") or 1.0) in (1.0, scale)
-    stretch = tasks.filter(pl.col("recorded") > 0).select(s=pl.col("wall") * scale / pl.col("recorded"))["s"]
-    known = same_plan and loaded.kind == "run" and len(stretch) > 0
-    return {
-        "task_time": spread(tasks["wall"], 50, 90, 100, unit=SECOND),
-        "stretch": spread(stretch, 50, 90, 100) if known else None,
-    }
-
-
-def turn_drift(rows: Rows) -> float | None:
-    """Median ttft at turns from 50 over the median at turns 2 to 5: do the later turns still feel fast."""
-    ttft = rows.lazy().select("turn_bucket", ns=pl.col("first_token_ns") - pl.col("due_ns")).drop_nulls()
-    late, early = (
-        spread(collect(ttft.filter(pl.col("turn_bucket") == bucket).select("ns")).to_series(), 50)["p50"]
-        for bucket in ("50+", "2-5")
+    stretch = (pl.col("wall") * scale / pl.col("recorded")).filter(pl.col("recorded") > 0)
+    stretched = (stretch.len() > 0) & (same_plan and loaded.kind == "run")
+    tasks = sessions.filter("whole").select(
+        wall=spread(pl.col("wall"), 50, 90, 100), stretch=pl.when(stretched).then(spread(stretch, 50, 90, 100))
     )
-    return late / early if late is not None and early is not None and early > 0 else None
-
-
-def schedule_lag(rows: Rows) -> dict[str, Any]:
-    """How late calls were sent, for the first time, after they were due, in seconds."""
-    sent = pl.coalesce("first_sent_ns", "sent_ns")
-    lag = collect(rows.lazy().select(sent - pl.col("due_ns")).drop_nulls()).to_series()
-    return spread(lag, 50, 99, 100, unit=SECOND)
+    wall, stretches = collect(tasks).row(0)
+    return {"task_time": in_seconds(wall), "stretch": stretches}
 
 
 def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
-    """The figures that are given for a whole run only."""
-    rows, rates = loaded.scan, achievable(loaded)
-    hit, predicted = collect(rows.select(_ratio(READ, PROMPT))).item(), rates.pop("predicted", None)
+    """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
+    rates, told = achievable(loaded), collect(loaded.scan.select(**WHOLE)).row(0, named=True)
+    hit, predicted = told["hit_rate"], rates.pop("predicted", None)
+    late, early = told["late"], told["early"]
     return {
         "predicted_hit_rate": predicted,
-        "warm_hit_range": warm_hit_range(rows),
-        "hit_rate_macro": hit_rate_macro(rows),
-        "retention": retention(links),
-        "cold_write_share": cold_write_share(rows),
+        "warm_hit_range": told["warm_hit_range"],
+        "hit_rate_macro": hit_rate_macro(loaded.scan),
+        "retention": links.retention,
+        "cold_write_share": told["cold_write_share"],
         "achievable_hit_rate": rates or None,
         "efficiency": {b: hit / rate for b, rate in rates.items() if hit is not None and rate} or None,
-        "turn_drift": turn_drift(rows),
+        "turn_drift": late / early if late is not None and early else None,
         **task_time(loaded),
-        "schedule_lag": schedule_lag(rows) if loaded.kind == "run" else None,
+        "schedule_lag": in_seconds(told["lag"]) if loaded.kind == "run" else None,
     }

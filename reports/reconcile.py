@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports.frame import Loaded, collect
-from keepwarm.reports.metrics import REPORTED, bounded, with_previous
+from keepwarm.reports.metrics import REPORTED, bounded, total, with_previous
 from keepwarm.reports.validity import ANSWERED
 
 COLUMNS = {"prompt_tokens": "prompt", "cached_tokens": "cache_read", "output_tokens": "output"}
@@ -29,7 +29,7 @@ def reconcile(loaded: Loaded, figures: dict[str, Any]) -> dict[str, Any] | None:
         return None
     first, last = before.get("counters") or {}, after.get("counters") or {}
     server = {name: last[name] - first[name] for name in first if name in last}
-    sums = {name: pl.when(pl.col(column).count() > 0).then(pl.col(column).sum()) for name, column in COLUMNS.items()}
+    sums = {name: total(column) for name, column in COLUMNS.items()}
     client = collect(loaded.every.filter(ANSWERED).select(requests=pl.len(), **sums)).row(0, named=True)
     rows = [_row(name, value, server.get(name)) for name, value in client.items()]
     predicted = figures.get("predicted_hit_rate")

@@ -50,25 +50,24 @@ def breaks(linked: pl.DataFrame) -> list[dict[str, Any]]:
 
 def gaps(rows: pl.DataFrame) -> dict[str, dict[str, Any]]:
     """Gaps by kind: how many, p50 p90 p99 max in seconds, and the share of all gap time."""
-    known = rows.filter(pl.col("gap_ns").is_not_null()).select("gap_ns", kind=pl.col("gap_kind").fill_null("unknown"))
-    kinds = known["kind"].value_counts().sort("count", "kind", descending=[True, False])["kind"]
-    found, total = {}, int(known["gap_ns"].sum())
-    for kind in kinds:
-        values = known.filter(pl.col("kind") == kind)["gap_ns"]
-        percentiles = metrics.spread(values, 50, 90, 99, 100, unit=metrics.SECOND)
-        share = int(values.sum()) / total if total else None
-        found[kind] = {"count": len(values), **percentiles, "share_of_time": share}
-    return found
+    kinds = rows.drop_nulls("gap_ns").group_by(kind=pl.col("gap_kind").fill_null("unknown"))
+    spread, time = metrics.spread(pl.col("gap_ns"), 50, 90, 99, 100), pl.col("gap_ns").sum()
+    found = kinds.agg(count=pl.len(), spread=spread, time=time).sort("count", "kind", descending=[True, False])
+    total = rows["gap_ns"].sum()
+    return {
+        kind: {"count": count, **metrics.in_seconds(each), "share_of_time": spent / total if total else None}
+        for kind, count, each, spent in found.iter_rows()
+    }
 
 
 def growth(linked: pl.DataFrame) -> dict[str, Any]:
     """How prompts start and grow, in tokens: added a call over the one before, first prompts by role, the longest."""
-    added = linked.select(added=pl.col("prompt") - pl.col("prev_prompt"))["added"].drop_nulls()
+    added = pl.col("prompt") - pl.col("prev_prompt")
     first = linked.filter((pl.col("turn") == 0) & pl.col("prompt").is_not_null()).group_by("role")
     medians = first.agg(p50=pl.col("prompt").quantile(0.5, "equiprobable")).sort("role")
     return {
-        "added_a_call": metrics.spread(added, 50, 90, 99, 100),
-        "shrinking_calls": int((added < 0).sum()),
+        "added_a_call": linked.select(metrics.spread(added, 50, 90, 99, 100)).item(),
+        "shrinking_calls": linked.select((added < 0).sum()).item(),
         "first_prompt_p50": {role: int(p50) for role, p50 in medians.iter_rows()},
         "longest_prompt": linked["prompt"].max(),
     }
@@ -83,7 +82,7 @@ def fan_out(rows: pl.DataFrame) -> dict[str, Any]:
     peak_counts = peaks.group_by("peak").len().sort("peak")
     counts = sessions.group_by("subagents").len().sort("subagents")
     return {
-        "calls_a_session": metrics.spread(sessions["calls"], 50, 90, 99, 100),
+        "calls_a_session": sessions.select(metrics.spread(pl.col("calls"), 50, 90, 99, 100)).item(),
         "sessions_by_subagents": {str(number): count for number, count in counts.iter_rows()},
         "sessions_by_peak_at_once": {str(peak): count for peak, count in peak_counts.iter_rows()},
         "most_at_once": peaks["peak"].max(),

@@ -18,10 +18,11 @@ def summarise(loaded: Loaded, prices: Prices, counts: latency.Counts | None = No
     seconds, None where unknown; with validity, losses, latency, cost and, for a run, the recording beside it.
     ``counts`` are its times, where they were counted before.
     """
-    told = figures(loaded)
+    told, times = figures(loaded), counts or latency.counts_of(loaded.scan)
+    latencies = {f"by_{group}": latency.grouped(times, group) for group in metrics.GROUPS}
     return {
         **told,
-        "latency": times(loaded, counts or latency.counts_of(loaded.scan)),
+        "latency": {**latency.whole(times), **latencies, "time_scale": time_scale(loaded)},
         "cost": cost(loaded, prices),
         "reconciliation": reconcile(loaded, told),
         "recorded": losses.compare_recorded(loaded.scan) if loaded.kind == "run" else None,
@@ -45,9 +46,3 @@ def figures(loaded: Loaded) -> dict[str, Any]:
         **{f"by_{group}": told for group, told in grouped.items()},
         "losses": losses.table(loaded, links),
     }
-
-
-def times(loaded: Loaded, counts: latency.Counts) -> dict[str, Any]:
-    """Latencies of a run or recording, whole and by group, in seconds as they were measured."""
-    grouped = {f"by_{group}": latency.grouped(counts, group) for group in metrics.GROUPS}
-    return {**latency.whole(counts), **grouped, "time_scale": time_scale(loaded)}
