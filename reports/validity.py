@@ -72,7 +72,8 @@ def _check(
 def compression(loaded: Loaded) -> str | None:
     """``sound`` or ``unsound`` where the run's time was scaled or cut; None where it was not, or for a recording."""
     options, endpoint = loaded.told("options"), loaded.told("endpoint")
-    cut = options.get("gap_cap_s") is not None or bool(loaded.told("clock").get("skipped_s"))
+    skipped = options.get("idle_cap_s") is not None and loaded.told("clock").get("skipped_s") != 0
+    cut = options.get("gap_cap_s") is not None or skipped
     if loaded.kind != "run" or not (cut or (options.get("speed") or 1.0) != 1.0):
         return None
     sound = endpoint.get("has_ttl") is False or (bool(endpoint.get("clock_driven")) and not cut)
