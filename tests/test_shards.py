@@ -247,8 +247,10 @@ def test_no_shard_outlives_the_command(tmp_path: Path) -> None:
     with served(0.02) as url, under_way(trace, url, run, (("--processes", "2"), None)) as (process, found):
         process.kill()
         process.wait()
-        time.sleep(2)
-        left = [pid for pid in found if Path(f"/proc/{pid}").exists()]
+        for _ in range(200):
+            left = [pid for pid in found if Path(f"/proc/{pid}").exists()]
+            if left:
+                time.sleep(0.1)
     assert left == []
 
 
