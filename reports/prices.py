@@ -89,13 +89,16 @@ def price_of(prices: Prices, model: str | None) -> dict[str, Any] | None:
     return prices.models[max(fits, key=len)] if fits else None
 
 
-def _table(rows: Rows, prices: Prices) -> dict[str | None, dict[str, Any]]:
+Table = dict[str | None, dict[str, Any]]
+
+
+def _table(rows: Rows, prices: Prices) -> Table:
     """The prices of each model in some rows, none where it is not listed."""
     models = collect(rows.lazy().select("model").unique()).to_series().sort()
     return {model: price_of(prices, model) or {} for model in models}
 
 
-def _money(tokens: pl.Expr, kind: str, rows: dict[str | None, dict[str, Any]]) -> pl.Expr:
+def _money(tokens: pl.Expr, kind: str, rows: Table) -> pl.Expr:
     """Tokens at their price, by the tier of the call's prompt; no tokens cost nothing, whatever their price."""
 
     def listed(field: str, tier: str | None = None) -> pl.Expr:
@@ -115,11 +118,10 @@ def token_parts() -> dict[str, pl.Expr]:
     return {"uncached": pl.coalesce("uncached", rest), "read": pl.col("cache_read"), **writes, "output": output}
 
 
-def unpriced(rows: pl.LazyFrame, prices: Prices) -> dict[str, int]:
+def unpriced(rows: pl.LazyFrame, table: Table) -> dict[str, int]:
     """Calls without a known cost by what is missing, most first: ``model`` is not in the table; ``usage`` was not told;
     a column of tokens (``cache_write_other``) has no price in its model's row. A call may count under several.
     """
-    table = _table(rows, prices)
     known = pl.col("model").is_in([model for model, row in table.items() if row]).fill_null(False)
     told = ~pl.any_horizontal(tokens.is_null() for tokens in token_parts().values())
     missing = {"model": ~known, "usage": known & ~told}
@@ -136,13 +138,12 @@ def estimated_output() -> pl.Expr:
     return pl.col("output").is_null() | asked.fill_null(False)
 
 
-def priced(rows: pl.LazyFrame, prices: Prices) -> pl.LazyFrame:
+def priced(rows: pl.LazyFrame, table: Table) -> pl.LazyFrame:
     """Rows with ``cost`` and ``cost_estimated`` (the part of it that rests on estimated outputs), USD.
 
     A call is null where its usage or a price it needs is not known. A call that failed without usage costs nothing:
     only answers are billed.
     """
-    table = _table(rows, prices)
     money = {kind: _money(tokens, kind, table) for kind, tokens in token_parts().items()}
     outputs, inputs = money.pop("output"), reduce(add, money.values())
     free = pl.col("error").is_not_null() & pl.col("prompt").is_null()
@@ -163,7 +164,8 @@ def cost(loaded: Loaded, prices: Prices) -> dict[str, Any]:
 
     None where none completed, or where any of those calls has no known cost; what is missing is named and counted.
     """
-    rows = priced(loaded.scan, prices)
+    table = _table(loaded.scan, prices)
+    rows = priced(loaded.scan, table)
     calls = collect(rows.select("session_no", "completed", "cost", "cost_estimated"))
     # In the order of the rows, and then exactly: the last digit of a sum of floats is as it was added up.
     sessions = calls.group_by("session_no", maintain_order=True).agg(
@@ -175,7 +177,6 @@ def cost(loaded: Loaded, prices: Prices) -> dict[str, Any]:
     done = known.filter("completed").height
     spent = fsum(known["cost"]) if known.height and not known["without"].sum() else None
     without = int(sessions["without"].sum())
-    unlisted = [model for model, told in _table(loaded.scan, prices).items() if not told]
     return {
         "cost_per_completed_task": spent / done if done and spent is not None else None,
         "completed_means": completion(loaded),
@@ -183,8 +184,8 @@ def cost(loaded: Loaded, prices: Prices) -> dict[str, Any]:
         "sessions_completed": done,
         "sessions_without_cost": sessions.filter(pl.col("without") > 0).height,
         "calls_without_cost": without,
-        "unpriced": unpriced(rows, prices) if without else {},
-        "models_without_price": ["unknown" if model is None else model for model in unlisted],
+        "unpriced": unpriced(rows, table) if without else {},
+        "models_without_price": ["unknown" if model is None else model for model, told in table.items() if not told],
         "money": spent,
         "money_of_priced_calls": fsum(sessions["cost"]) if without < calls.height else None,
         "output_est_share": fsum(known["cost_estimated"]) / spent if spent else None,
