@@ -8,8 +8,8 @@ from typing import Any
 import click
 import orjson
 
+from keepwarm.harness.options import options
 from keepwarm.harness.progress import progress
-from keepwarm.harness.report_commands import JSON
 from keepwarm.harness.simulated import COUNT
 from keepwarm.replayers.engine import MAX_BATCHED
 from keepwarm.traces.shipped import shipped
@@ -22,7 +22,7 @@ POOR = 0.2
 @click.argument("run", metavar="RUN")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="TIMES.json")
 @click.option("--max-batched-tokens", "batched", type=COUNT, default=MAX_BATCHED, show_default=True)
-@JSON
+@options("json")
 def calibrate(run: str, output: Path | None, batched: int, as_json: bool) -> None:
     """Fit the simulator's step times to a measured run.
 

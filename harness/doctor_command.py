@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.duration import Duration
 from keepwarm.harness.options import options
 
 PARTS = 12
@@ -17,12 +16,7 @@ PARTS = 12
 
 @click.command()
 @click.argument("url")
-@options("endpoint")
-@click.option(
-    "--keep-alive-wait", type=Duration(), default=10.0, show_default=True, help="How long to hold a connection idle."
-)
-@click.option("--try-reset", is_flag=True, help="Empty the endpoint's cache, and see that it is empty.")
-@click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object.")
+@options("endpoint", "doctor", "json")
 def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **given: Any) -> None:
     """Say what an endpoint is and can do: its dialects, what it tells of its cache, what it does to times.
 

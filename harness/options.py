@@ -28,17 +28,20 @@ class Cap(click.ParamType[Any]):
 
 TYPES: dict[str, click.ParamType[Any]] = {
     "text": click.STRING,
+    "whole": click.INT,
     "path": click.Path(path_type=Path),
+    "file": click.Path(path_type=Path, dir_okay=False),
     "duration": Duration(),
     "cap": Cap(),
 }
+KEPT = ("metavar", "default", "multiple", "required", "help")
 DIALECT = click.option("--dialect", type=click.Choice(DIALECTS), default="messages", show_default=True)
 
 
-def options(*tables: str) -> Callable[..., Any]:
-    """Gives a command the options of some tables of options.toml."""
+def options(*tables: str, **types: click.ParamType[Any]) -> Callable[..., Any]:
+    """Gives a command the options of some tables of options.toml, which may name ``types`` of its own."""
     every = shipped("keepwarm.harness", "options.toml")
-    return options_of([(name, told) for table in tables for name, told in every[table].items()], TYPES)
+    return options_of([told for table in tables for told in every[table].items()], TYPES | types)
 
 
 def options_of(named: list[tuple[str, dict[str, Any]]], types: dict[str, click.ParamType[Any]]) -> Callable[..., Any]:
@@ -47,17 +50,12 @@ def options_of(named: list[tuple[str, dict[str, Any]]], types: dict[str, click.P
     def give(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, told in reversed(named):
             kind = {"type": _type(told["type"], types)} if "type" in told else {"is_flag": True}
-            more = {key: told[key] for key in ("metavar", "default", "multiple", "help") if key in told}
-            shown = "default" in told
-            command = click.option(f"--{name.replace('_', '-')}", show_default=shown, **kind, **more)(command)
+            more = {key: told[key] for key in KEPT if key in told}
+            flags = told.get("flags", [f"--{name.replace('_', '-')}"])
+            command = click.option(*flags, show_default="default" in told, **kind, **more)(command)
         return command
 
     return give
-
-
-def choice(name: str, choices: list[str] | tuple[str, ...], text: str) -> Callable[..., Any]:
-    """An option that is one of some words, the first unless it is given."""
-    return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
 
 
 def _type(told: Any, types: dict[str, click.ParamType[Any]]) -> click.ParamType[Any]:

@@ -17,13 +17,13 @@ from pathlib import Path
 import click
 import httpx
 
+from keepwarm.harness.options import options
 from keepwarm.harness.proxy import Proxy
 from keepwarm.harness.recorder import Recorder
 from keepwarm.harness.routes import Route, all_routes
 from keepwarm.replayers.address import trusting
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
-from keepwarm.traces.model import FLOWS
 from keepwarm.traces.recorded import close_journal
 from keepwarm.traces.records import RecordJournal
 
@@ -34,15 +34,7 @@ LIVE_S = 0.5
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--upstream", multiple=True, metavar="URL", help="Where requests go; repeatable.")
-@click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write, or a directory to add to.")
-@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0: a free one.")
-@click.option("--token-env", metavar="NAME", help="Environment variable with a token that clients must show.")
-@click.option("--ca-file", metavar="FILE", help="Certificates (PEM) to trust besides the usual ones.")
-@click.option("--flow", type=click.Choice(FLOWS), help="Who waits; else from the client's entrypoint.")
-@click.option("--salt-file", type=click.Path(path_type=Path, dir_okay=False), help="Keep the identities' salt there.")
-@click.option("--keep-text", is_flag=True, help="Keep the prompts' text in the trace. Nothing else is ever kept.")
-@click.option("--run", is_flag=True, help="Start COMMAND with its base URL set, and stop when it ends.")
+@options("record", "logged", "recorded")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def record(
     upstream: tuple[str, ...],

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import orjson
 
-from keepwarm.harness.duration import Number
+from keepwarm.harness.options import options
 from keepwarm.reports.frame import load
 from keepwarm.reports.gate import check
 from keepwarm.reports.latency import counts_of, write_hlog
@@ -27,17 +27,12 @@ from keepwarm.traces.errors import InputError
 def priced(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what things cost; the command gets them as ``prices``, a price table."""
 
-    @click.option("--prices", metavar="FILE", help="Price table (TOML) whose models go over the shipped ones.")
-    @click.option("--gpu-hour-price", type=Number(min=0), metavar="USD", help="Price of one GPU-hour.")
-    @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="GPUs the endpoint ran on (default 1).")
     @wraps(command)
-    def with_prices(prices: str | None, gpu_hour_price: float | None, gpus: int | None, **options: Any) -> None:
-        command(prices=load_prices(prices, gpu_hour_price, gpus), **options)
+    def with_prices(prices: str | None, gpu_hour_price: float | None, gpus: int | None, **given: Any) -> None:
+        command(prices=load_prices(prices, gpu_hour_price, gpus), **given)
 
-    return with_prices
-
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
+    given: Callable[..., None] = options("priced")(with_prices)
+    return given
 
 
 def tell(reports: list[dict[str, Any]], as_json: bool, render: Callable[[dict[str, Any]], None]) -> None:
@@ -53,10 +48,7 @@ def tell(reports: list[dict[str, Any]], as_json: bool, render: Callable[[dict[st
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="RUN...")
-@JSON
-@click.option(
-    "--by", multiple=True, type=click.Choice(list(GROUPS)), help="Group figures by this; repeatable (role, turn)."
-)
+@options("json", "by", group=click.Choice(list(GROUPS)))
 @priced
 def report(paths: tuple[str, ...], as_json: bool, by: tuple[str, ...], prices: Prices) -> None:
     """Say what a run meant: cache, latency, cost, validity.
@@ -81,15 +73,7 @@ def report(paths: tuple[str, ...], as_json: bool, by: tuple[str, ...], prices: P
 
 @click.command()
 @click.argument("path", metavar="RUN")
-@click.option(
-    "--require",
-    "requires",
-    multiple=True,
-    metavar="'METRIC OP VALUE'",
-    help="A required figure, such as 'warm_hit_rate >= 90%' or 'ttft.p99[role=main] <= baseline+5%'; repeatable.",
-)
-@click.option("--baseline", metavar="RUN", help="The run that 'baseline' in a requirement stands for.")
-@click.option("--across-traces", is_flag=True, help="Let the baseline be a run of another trace.")
+@options("gate")
 @priced
 def gate(path: str, requires: tuple[str, ...], baseline: str | None, across_traces: bool, prices: Prices) -> None:
     """Hold a run against required figures, or against a baseline: one line a check.
@@ -107,7 +91,7 @@ def gate(path: str, requires: tuple[str, ...], baseline: str | None, across_trac
 
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[T]...")
-@JSON
+@options("json")
 def reproduce(paths: tuple[str, ...], as_json: bool) -> None:
     """Set the published cache-reuse figures beside what a trace shows.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.duration import Duration, Number
+from keepwarm.harness.duration import Number
 from keepwarm.harness.options import DIALECT, options
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
@@ -22,11 +22,8 @@ from keepwarm.traces.errors import InputError
 
 DEMO_SPEED = 60.0
 SESSIONS = 8
-LEAST_SPEED, MOST_SPEED = 1e-3, 1e6
 
 OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
-GAP_CAP = click.option("--gap-cap", type=Duration(), metavar="TIME", help="Cut every gap to at most this.")
-FORCE = click.option("--force", is_flag=True, help="Replace a run that is there.")
 
 
 @contextmanager
@@ -60,8 +57,7 @@ def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False)
 @click.option("--endpoint", "url", required=True, metavar="URL", help="Base URL, with or without /v1.")
 @OUTPUT
 @DIALECT
-@options("endpoint", "load", "sent")
-@FORCE
+@options("endpoint", "load", "sent", "force")
 def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any) -> None:
     """Replay a trace against an HTTP endpoint.
 
@@ -123,10 +119,8 @@ def _check_load(options: dict[str, Any], placed: bool) -> None:
 
 @click.command()
 @OUTPUT
-@click.option(
-    "--speed", type=Number(1, MOST_SPEED), default=DEMO_SPEED, show_default=True, help="Of trace and cluster."
-)
-@FORCE
+@click.option("--speed", type=Number(1, 1e6), default=DEMO_SPEED, show_default=True, help="Of trace and cluster.")
+@options("force")
 def demo(output: Path | None, speed: float, force: bool) -> None:
     """The main job in seconds: the bundled trace, replayed over HTTP against the simulated cluster, reported.
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.options import choice
+from keepwarm.harness.options import options as options_given
 from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import Told, progress
-from keepwarm.harness.run_commands import FORCE, GAP_CAP, finish, run_directory
-from keepwarm.harness.simulated import COUNT, about_cache, about_cluster, cluster_options, make_cluster
+from keepwarm.harness.run_commands import finish, run_directory
+from keepwarm.harness.simulated import about_cache, about_cluster, cluster_options, make_cluster
 from keepwarm.harness.sweep import grid, sweep
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.rules import AS_RECORDED, RULES
@@ -28,14 +28,9 @@ from keepwarm.traces.store import write_outcomes
 @click.command()
 @click.argument("trace")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RUN", help="Of a sweep, a Parquet file.")
-@FORCE
+@options_given("force")
 @cluster_options
-@GAP_CAP
-@click.option("--sessions", type=COUNT, metavar="N", help="Run N at a time, not when they were recorded.")
-@choice("--assistant", ("live", "recorded"), "Whose answers later prompts repeat.")
-@click.option("--bound", "bounds", multiple=True, metavar="BOUND", help="Tell what else could be read; repeatable.")
-@click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B", help="Run once with each value; repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
+@options_given("simulate", "json")
 @click.pass_context
 def simulate(
     context: click.Context,

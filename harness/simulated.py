@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.duration import NO_TTL, Duration, Number, Ttl
+from keepwarm.harness.duration import NO_TTL, Ttl
+from keepwarm.harness.options import TYPES, options_of
 from keepwarm.replayers.cache import NEVER, BlockCache
 from keepwarm.replayers.cluster import Cluster, Link, Worker
 from keepwarm.replayers.engine import MAX_BATCHED, MAX_SEQS, Engine
@@ -52,26 +53,15 @@ _TYPES: dict[str, click.ParamType[Any]] = {
     "router": click.Choice(ROUTERS),
     "times": Times(),
     "ttl": Ttl(),
-    "duration": Duration(),
 }
-
-
-def _type(told: Any) -> click.ParamType[Any]:
-    """A type by its name, of words to choose from, or of numbers between two."""
-    if isinstance(told, str) or isinstance(told[0], str):
-        return _TYPES[told] if isinstance(told, str) else click.Choice(told)
-    return Number(*told) if isinstance(told[0], float) else click.IntRange(*told)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a simulated cluster."""
     own = {"block": ENGINE_BLOCK, "max_seqs": MAX_SEQS, "max_batched_tokens": MAX_BATCHED, **TIMES._asdict()}
-    for name, told in reversed(OPTIONS.items()):
-        more = {key: told[key] for key in ("metavar", "default") if key in told}
-        more |= {"type": _type(told["type"])} if "type" in told else {"is_flag": True}
-        help_, shown = told["help"].format_map(own), "default" in told
-        command = click.option(f"--{name.replace('_', '-')}", help=help_, show_default=shown, **more)(command)
-    return command
+    told = [(name, told | {"help": told["help"].format_map(own)}) for name, told in OPTIONS.items()]
+    given: Callable[..., Any] = options_of(told, TYPES | _TYPES)(command)
+    return given
 
 
 def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:

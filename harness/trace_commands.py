@@ -11,14 +11,13 @@ from typing import Any
 import click
 import orjson
 
-from keepwarm.harness.options import choice
+from keepwarm.harness.options import options
 from keepwarm.harness.progress import progress
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import new_salt, salt_from_file
 from keepwarm.traces.joined import join_traces
-from keepwarm.traces.model import FLOWS
 
 DAMAGED_SHOWN = 20
 MOST_PROCESSES = 4
@@ -28,13 +27,7 @@ MOST_PROCESSES = 4
 @click.command("import")
 @click.argument("source", type=click.Choice(["claude-code"]), expose_value=False)
 @click.argument("path", required=False)
-@click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write: a path or a pyarrow URI.")
-@choice("--prefix-breaks", ["blind", "recorded"], "recorded: cut prefixes to what was read where that was far less.")
-@click.option("--flow", type=click.Choice(FLOWS), help="Who waits; else from the client's entrypoint.")
-@click.option("--salt-file", type=click.Path(path_type=Path, dir_okay=False), help="Keep the identities' salt there.")
-@click.option("--join", metavar="TRACE", help="A recording of the same sessions, made with the same salt.")
-@click.option("--strict", is_flag=True, help="Fail at the first damaged line.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
+@options("trace", "import", "logged", "joined", "json")
 def import_(
     path: str | None,
     output: str,
@@ -111,9 +104,7 @@ def _tell(done: Imported, output: str, informed: bool) -> None:
 
 @click.command()
 @click.argument("workload")
-@click.option("-o", "--output", required=True, metavar="TRACE", help="The trace to write: a path or a pyarrow URI.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same trace.")
-@click.option("--sessions", type=click.IntRange(min=1), help="How many sessions; else the workload's own number.")
+@options("trace", "synth")
 def synth(workload: str, output: str, seed: int, sessions: int | None) -> None:
     """Make a synthetic trace fitted to published distributions.
 
@@ -132,8 +123,7 @@ def synth(workload: str, output: str, seed: int, sessions: int | None) -> None:
 
 @click.command("inspect")
 @click.argument("trace")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, nothing else.")
-@click.option("--by", multiple=True, type=click.Choice(list(GROUPS)), help="Group figures by this; repeatable.")
+@options("json", "by", group=click.Choice(list(GROUPS)))
 def inspect_(trace: str, as_json: bool, by: tuple[str, ...]) -> None:
     """Say what is in a trace, and how warm its recording was."""
     from keepwarm.reports.recording import inspect_summary
