@@ -94,11 +94,11 @@ def counts_of(rows: Rows) -> Counts:
 
 def _counted(values: pl.LazyFrame, cells: pl.DataFrame) -> pl.DataFrame:
     """First all values, by what a histogram tells apart; then those again among which a percentile of a group lies."""
-    us = lowest_us(pl.col("ns"))
-    rough = collect(values.select("cell", ns=us).group_by("cell", "ns").len())
+    values = values.with_columns(us=lowest_us(pl.col("ns")))
+    rough = collect(values.group_by("cell", ns="us").len())
     asked = pl.concat(added(rough, cells, group).group_by("value").agg(**RANKED) for group in VALUES)
     wanted = asked.drop("value").unpivot()["value"].unique().implode()
-    exact = collect(values.filter(us.is_in(wanted)).group_by("cell", "ns").len())
+    exact = collect(values.filter(pl.col("us").is_in(wanted)).group_by("cell", "ns").len())
     rest = rough.filter(~pl.col("ns").is_in(wanted)).with_columns(pl.col("ns") * 1000)
     return pl.concat([rest, exact])
 
