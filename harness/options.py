@@ -33,9 +33,9 @@ TYPES: dict[str, click.ParamType[Any]] = {
     "file": click.Path(path_type=Path, dir_okay=False),
     "duration": Duration(),
     "cap": Cap(),
+    "dialect": click.Choice(DIALECTS),
 }
 KEPT = ("metavar", "default", "multiple", "required", "help")
-DIALECT = click.option("--dialect", type=click.Choice(DIALECTS), default="messages", show_default=True)
 
 
 def options(*tables: str, **types: click.ParamType[Any]) -> Callable[..., Any]:

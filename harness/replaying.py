@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,12 @@ def replay_to(
     if assistant == "live" and asking.dialect == "completions":
         raise InputError("--assistant live: the completions dialect sends token ids, and gets text: use another")
     planned.check()
-    repeated = salt is not None
     run_salt = (salt or secrets.token_hex(4)) if start in ("salt", "cache-salt") else ""
     if resumed is not None:
         run_salt, asking = resumed.about["cache"]["salt"] or "", asking.at(resumed.costs)
         planned.go_on(resumed.over, resumed.last_ns, len(resumed.about.get("resumed") or ()) + 1)
     caps, started = caps or {}, runs.now()
-    about = _about_endpoint(planned, asking, start, run_salt, repeated=repeated)
+    about = _about_endpoint(planned, asking, start, run_salt, repeated=salt is not None)
     about["options"] = planned.options | {option: list(caps.get(name, ())) or None for name, option in CAPS.items()}
     about["options"] |= {"max_retries": max_retries, "idle_cap_s": idle_cap, "timeout_s": timeout}
     about["options"] |= {"stream": not no_stream, "assistant": assistant, "hints": hints}
@@ -77,16 +77,19 @@ def replay_to(
     sending = Sending(endpoint, caps, max_retries, idle_ns, resumed.last_ns if resumed else 0)
     came = _send(path, planned, asking, sending, processes, ray, ca)
     about["counters"]["after"] = read_counters(asking.address, metrics)
-    earlier: dict[str, Any] = resumed.about if resumed else {"clock": {"skipped_s": 0.0}}
-    skipped_s = earlier["clock"].get("skipped_s")
-    about["clock"] |= {"skipped_s": None if skipped_s is None else skipped_s + came.skipped_ns / SECOND}
-    about["client"] = [*(earlier.get("client") or ()), *came.clients]
-    about["interrupted"] = came.interrupted or came.lost > 0
-    if planned.window:
-        about["planned_calls"] = came.measured()
+    about |= _after(came, about["clock"], resumed.about if resumed else {"clock": {"skipped_s": 0.0}})
+    about |= {"planned_calls": came.measured()} if planned.window else {}
     runs.write_about(path, planned.about("replay", started, ended=runs.now(), **about))
     bound(path, planned, before or about["counters"]["after"], live=assistant == "live")
     return came
+
+
+def _after(came: Came, clock: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """What is known in the end, with what an earlier part of the run knew."""
+    skipped_s = earlier["clock"].get("skipped_s")
+    clock |= {"skipped_s": None if skipped_s is None else skipped_s + came.skipped_ns / SECOND}
+    clients = [*(earlier.get("client") or ()), *came.clients]
+    return {"clock": clock, "client": clients, "interrupted": came.interrupted or came.lost > 0}
 
 
 def _send(
@@ -97,11 +100,8 @@ def _send(
         return send_all(path, planned, asking, sending)
     from keepwarm.harness.shards import gather, in_processes, in_ray
 
-    if ray is None:
-        came = in_processes(path, planned, asking, sending, of=processes, ca=ca)
-    else:
-        came = in_ray(path, planned, asking, sending, of=processes, ca=ca, address=ray)
-    return gather(path, planned, asking.model, came)
+    send = in_processes if ray is None else partial(in_ray, address=ray)
+    return gather(path, planned, asking.model, send(path, planned, asking, sending, of=processes, ca=ca))
 
 
 def _about_endpoint(planned: Planned, asking: Asking, start: str, salt: str, *, repeated: bool) -> dict[str, Any]:

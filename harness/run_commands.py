@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from keepwarm.harness.duration import Number
-from keepwarm.harness.options import DIALECT, options
+from keepwarm.harness.options import options
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.caps import CAPS
@@ -56,8 +56,7 @@ def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False)
 @click.argument("trace")
 @click.option("--endpoint", "url", required=True, metavar="URL", help="Base URL, with or without /v1.")
 @OUTPUT
-@DIALECT
-@options("endpoint", "load", "sent", "force")
+@options("asked", "endpoint", "load", "sent", "force")
 def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any) -> None:
     """Replay a trace against an HTTP endpoint.
 

@@ -36,12 +36,12 @@ class Sending(NamedTuple):
     from_ns: int = 0
 
     def part(self, number: int, of: int) -> Sending:
-        """What one of so many processes may do: its share of each cap, at least one."""
-
-        def share(cap: Cap) -> Cap:
-            return cap[0], max((cap[1] - number + of - 1) // of, 1)
-
-        return self._replace(caps={name: tuple(map(share, each)) for name, each in self.caps.items()})
+        """What one of so many processes may do: its share of each cap."""
+        shares = {
+            name: tuple((flow, (most - number + of - 1) // of) for flow, most in each)
+            for name, each in self.caps.items()
+        }
+        return self._replace(caps=shares)
 
 
 class Came(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any
 
 from keepwarm.traces.model import Call
 
-HINTING = ("off", "recorded", "derived")
 PRIORITIES = {"interactive": 10, "background": 0}
 """Derived priorities: someone waits for an interactive call."""
 
