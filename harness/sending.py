@@ -119,6 +119,7 @@ def send_all(
         )
         if begun is not None:
             begun(replay)
+        schedule.next_due(sending.from_ns)  # the first sessions are read before the clock runs
         gc.collect()
         gc.freeze()
         before = gc.get_threshold()
