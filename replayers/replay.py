@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
+from itertools import chain
 from operator import attrgetter
 from random import Random
 from typing import Any
@@ -92,7 +93,7 @@ class Replay:
                 for _, task in self._running.values():
                     task.cancel()
         except BaseException as error:
-            for outcome in (*self._cut_off(), *self._rest()):
+            for outcome in chain(self._cut_off(), self._rest()):
                 self._emit(outcome)
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
