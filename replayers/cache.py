@@ -5,8 +5,8 @@ ends its blocks become evictable tail first, but for one that is not full, which
 will ask for (a generated one, or one computed twice) takes room until its turn to be evicted comes. A node of the tree
 owns the blocks that end inside its run, so a block over a fork belongs to each branch.
 
-Only the end of what a call used is marked when the call ends: its prefix was used no earlier, and is known to be idle
-when the last thing that goes on from it is evicted. So a call costs what is new in its prompt.
+Only the end of what a call used is marked at its end: its prefix was used no earlier, and is idle when the last thing
+that goes on from it is evicted. So a call costs what is new in its prompt.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from keepwarm.replayers.tree import Node, PromptTree
 
 NEVER = 1 << 60
 """A time that does not come, ns: 36 years."""
-_PINNED = 1 << 40
-"""A level above all others."""
+_PINNED = 1 << 40  # a level above all others
 
 
 class BlockCache:
