@@ -32,6 +32,7 @@ TYPES: dict[str, click.ParamType[Any]] = {
     "path": click.Path(path_type=Path),
     "file": click.Path(path_type=Path, dir_okay=False),
     "duration": Duration(),
+    "usd": Number(min=0),
     "cap": Cap(),
     "dialect": click.Choice(DIALECTS),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import reduce
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, NamedTuple
@@ -66,10 +67,7 @@ def same(resumed: Resumed, asked: dict[str, Any]) -> None:
 
 
 def _at(about: dict[str, Any], field: str) -> Any:
-    told: Any = about
-    for name in field.split("."):
-        told = told.get(name)
-    return told
+    return reduce(lambda told, name: told.get(name), field.split("."), about)
 
 
 def keep(run: Path, resumed: Resumed) -> None:
