@@ -67,7 +67,8 @@ def same(resumed: Resumed, asked: dict[str, Any]) -> None:
 
 
 def _at(about: dict[str, Any], field: str) -> Any:
-    return reduce(lambda told, name: told.get(name), field.split("."), about)
+    told: Any = about
+    return reduce(dict.get, field.split("."), told)
 
 
 def keep(run: Path, resumed: Resumed) -> None:
