@@ -66,9 +66,8 @@ def same(resumed: Resumed, asked: dict[str, Any]) -> None:
         raise InputError("--resume: the run has begun with a preflight or without, and must go on so")
 
 
-def _at(about: dict[str, Any], field: str) -> Any:
-    told: Any = about
-    return reduce(dict.get, field.split("."), told)
+def _at(about: Any, field: str) -> Any:
+    return reduce(dict.get, field.split("."), about)
 
 
 def keep(run: Path, resumed: Resumed) -> None:

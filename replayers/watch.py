@@ -13,7 +13,8 @@ TICKS = 20
 
 class Watch:
     """Samples while its block runs, in the running loop. ``told`` is what it found, in seconds: ``busiest_second`` is a
-    share of a core, None where no second was whole.
+    share of a core, None where no second was whole. Looks that a held-up loop missed count as late as
+    they would have been.
     """
 
     def __init__(self) -> None:
@@ -42,5 +43,6 @@ class Watch:
             for _ in range(TICKS):
                 due = monotonic() + TICK_S
                 await asyncio.sleep(TICK_S)
-                self._lags.append(max(monotonic() - due, 0.0))
+                late = max(monotonic() - due, 0.0)
+                self._lags += [late - missed * TICK_S for missed in range(1 + int(late / TICK_S))]
             self._busiest = max(self._busiest, (process_time() - cpu) / (monotonic() - wall))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from wire import event, events
 from keepwarm.replayers.caps import TokenBucket
 from keepwarm.replayers.endpoint import Answer, Request
 from keepwarm.replayers.retry import wait_s
+from keepwarm.replayers.watch import Watch
 from keepwarm.traces.model import Call, Segment
 
 FAILURES = [(429, "rate_limit"), (529, "overloaded"), (500, "other"), (503, "overloaded"), (408, "timeout")]
@@ -345,3 +347,18 @@ def test_over_http_a_call_is_sent_again_as_it_was(
         assert last <= row["first_token_ns"] <= row["done_ns"]
     for before, after in pairwise(row["attempts"]):
         assert after["sent_ns"] - before["done_ns"] >= (30 * MS if before["status"] == 429 else 375 * MS)
+
+
+def test_a_loop_that_is_held_up_is_late_for_all_that_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stall of 0.2 s among hundreds of looks 1 ms apart is two hundred late ones, not one: the p99 shows it."""
+    monkeypatch.setattr("keepwarm.replayers.watch.TICK_S", 0.001)
+    watch = Watch()
+
+    async def stalled() -> None:
+        with watch:
+            await asyncio.sleep(0.5)
+            time.sleep(0.2)  # it is what holds the loop up
+            await asyncio.sleep(0.01)
+
+    asyncio.run(stalled())
+    assert 0.15 < watch.told["loop_lag_p99_s"] <= watch.told["loop_lag_max_s"]

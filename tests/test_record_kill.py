@@ -182,6 +182,7 @@ def test_a_request_is_on_disk_while_its_answer_is_awaited(tmp_path: Path) -> Non
         await line.ask(asking())
         while not stage.records():
             await asyncio.sleep(0.01)
+        assert len(stage.records()) == 1
 
     with staged(tmp_path) as stage:
         stage.run(asyncio.wait_for(play(stage), PATIENCE_S))
