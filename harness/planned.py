@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -25,7 +24,7 @@ from keepwarm.traces.store import read_meta, read_sessions, read_trace_table
 AT_ONCE = 64
 """Rows of a trace that are made calls together: what is due meanwhile is late."""
 AHEAD = 10_000
-"""Calls that are read before a replay begins, because many sessions may begin at once."""
+"""Calls that are made ready before a replay begins, because many sessions may begin at once."""
 
 
 class Planned:
@@ -121,8 +120,7 @@ class Planned:
 
     def schedule(self) -> Schedule[tuple[Piece, ...]]:
         """Its calls as they come due, their prompts as pieces; some are read before they are needed."""
-        told = self._load()
-        return Schedule(_ahead(told.pop("sessions")), **told)
+        return Schedule(**self._load(), ahead=AHEAD)
 
     def schedule_in(self, tree: PromptTree) -> Schedule[Node]:
         """Its calls as they come due, their prompts as places in a simulated cluster's tree."""
@@ -140,17 +138,6 @@ class Planned:
         about = {"format": 1, "mode": mode, "trace": trace, "options": self.options}
         about |= {"planned_calls": self.planned_calls, "planned_sessions": sessions, **more}
         return about | {"started": started, "ended": ended, **runs.about_machine()}
-
-
-def _ahead(arrivals: Iterable[Arrival]) -> Iterator[Arrival]:
-    held, calls = deque[Arrival](), 0
-    for arrival in arrivals:
-        held.append(arrival)
-        calls += len(arrival.calls)
-        while calls > AHEAD:
-            calls -= len(held[0].calls)
-            yield held.popleft()
-    yield from held
 
 
 def _shared(trace: str) -> frozenset[int]:

@@ -6,6 +6,7 @@ Times are ns since the run's anchor.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -50,13 +51,13 @@ class _Waiting:
 
 
 class _Session(Generic[P]):
-    """A running session: its calls that wait for others, and what each call lets go. ``cold`` says whether it began
-    midway, ``seen`` which of its agents have been asked since.
+    """A session that is to run: its calls that wait for others, and what each call lets go. ``seen`` are those of its
+    agents that have been asked since it began midway.
     """
 
     def __init__(self, arrival: Arrival, grow: Grow[P]) -> None:
         calls = arrival.calls
-        self.copy, self.cold = arrival.copy, arrival.over > 0
+        self.arrival, self.copy = arrival, arrival.copy
         self.seen: set[str] = set()
         self.prompts = SessionPrompts(calls, grow)
         self.left = len(calls) - arrival.over
@@ -99,9 +100,9 @@ class Schedule(Generic[P]):
     """The calls of a run in the order in which they come due. ``grow`` makes their prompts.
 
     ``speed`` X divides every gap, ``gap_cap_ns`` cuts gaps first. Sessions start when their arrival says, or, those
-    without a time, in their order with ``at_once`` running at a time. They are read as they are needed. Of a ``window``
-    (from, to) in ns the calls due in it are measured; those before are warm-up, as is the first call of each agent of
-    a session that began midway, whose prompt nobody has cached.
+    without a time, in their order with ``at_once`` running at a time. They are read as they are needed, or so many
+    calls ``ahead``. Of a ``window`` (from, to) in ns the calls due in it are measured; those before are warm-up, as is
+    the first call of each agent of a session that began midway, whose prompt nobody has cached.
     """
 
     def __init__(
@@ -112,20 +113,20 @@ class Schedule(Generic[P]):
         gap_cap_ns: int | None = None,
         at_once: int | None = None,
         window: tuple[int, int] | None = None,
+        ahead: int = 0,
         grow: Grow[P] = as_pieces,  # type: ignore[assignment]
     ) -> None:
         if speed <= 0 or (at_once is not None and at_once < 1):
             raise ValueError("speed must be above 0 and at least one session must run at once")
-        self._sessions: Iterator[Arrival] = iter(sessions)
+        self._sessions = _ahead((_Session(arrival, grow) for arrival in sessions), ahead)
         self._speed = speed
         self._gap_cap_ns = gap_cap_ns
         self._at_once = at_once
         self._window = window
-        self._grow = grow
         self._running: dict[tuple[str, int], _Session[P]] = {}
         self._due: list[tuple[int, int, _Session[P], Call]] = []
         self._count = 0
-        self._peeked: Arrival | None = None
+        self._peeked: _Session[P] | None = None
         self.sessions_begun = 0
         self.partial: set[tuple[str, int]] = set()
         """Sessions that are not whole in this run: begun midway, or not over when ``cut`` was called."""
@@ -173,16 +174,16 @@ class Schedule(Generic[P]):
             yield call, session.copy
         for session in self._running.values():
             yield from ((waiting.call, session.copy) for waiting in session.waiting.values())
-        while (arrival := self._peek()) is not None:
+        while (coming := self._peek()) is not None:
             self._peeked = None
-            yield from ((call, arrival.copy) for call in arrival.calls[arrival.over :])
+            yield from ((call, coming.copy) for call in coming.arrival.calls[coming.arrival.over :])
 
     def cut(self) -> None:
         """The schedule is over; what is running is partial."""
         self.partial.update(self._running)
 
     def _phase(self, session: _Session[P], call: Call, due_ns: int, begin_ns: int, end_ns: int) -> str:
-        cold = session.cold and call.agent not in session.seen
+        cold = session.arrival.over and call.agent not in session.seen
         session.seen.add(call.agent)
         return "warmup" if due_ns < begin_ns or cold else "measured" if due_ns < end_ns else "drain"
 
@@ -192,31 +193,31 @@ class Schedule(Generic[P]):
         if not session.left:
             del self._running[planned.session]
 
-    def _peek(self) -> Arrival | None:
+    def _peek(self) -> _Session[P] | None:
         if self._peeked is None:
             self._peeked = next(self._sessions, None)
         return self._peeked
 
     def _admit(self, now_ns: int) -> None:
         """Begin the sessions whose time has come, or for which there is a place."""
-        while (arrival := self._peek()) is not None:
-            start_ns = arrival.start_ns
+        while self._at_once is None or len(self._running) < self._at_once:
+            if (coming := self._peek()) is None:
+                return
+            start_ns = coming.arrival.start_ns
             if start_ns is None:
                 start_ns = now_ns
             elif self._due and self._due[0][0] < start_ns:
                 return
-            if self._at_once is not None and len(self._running) >= self._at_once:
-                return
-            self._begin(arrival, start_ns)
+            self._begin(coming, start_ns)
 
-    def _begin(self, arrival: Arrival, start_ns: int) -> None:
+    def _begin(self, session: _Session[P], start_ns: int) -> None:
         self._peeked = None
         self.sessions_begun += 1
-        calls, over = arrival.calls, arrival.over
-        name = calls[0].session, arrival.copy
+        calls, over = session.arrival.calls, session.arrival.over
+        name = calls[0].session, session.copy
         if name in self._running:
             raise InputError(f"session {name[0]}: expected its calls once and in one file")
-        session = self._running[name] = _Session(arrival, self._grow)
+        self._running[name] = session
         for call in calls[over:]:
             if not call.after:
                 self._push(session, session.waiting.pop(call.call), start_ns)
@@ -249,3 +250,15 @@ class Schedule(Generic[P]):
         if self._gap_cap_ns is not None:
             gap_ns = min(gap_ns, self._gap_cap_ns)
         return round(gap_ns / self._speed)
+
+
+def _ahead(sessions: Iterable[_Session[P]], ahead: int) -> Iterator[_Session[P]]:
+    """Sessions in their order, each given when so many calls are held behind it."""
+    held, calls = deque[_Session[P]](), 0
+    for session in sessions:
+        held.append(session)
+        calls += len(session.arrival.calls)
+        while calls > ahead:
+            calls -= len(held[0].arrival.calls)
+            yield held.popleft()
+    yield from held
