@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from replays import scheduled
+from replays import scheduled, write
 
 from keepwarm.replayers.endpoint import Piece
-from keepwarm.replayers.plan import Planned, Schedule
+from keepwarm.replayers.plan import Planned, Schedule, check
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import After, Call, Segment
+from keepwarm.traces.store import refers_well
 
 
 def call(name: str, *after: After, session: str = "s", agent: str = "a", **fields: Any) -> Call:
@@ -230,6 +231,44 @@ def test_bad_references_are_one_line(calls: list[Call], said: str) -> None:
         drive(scheduled([calls]))
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
+
+
+@st.composite
+def referring(draw: st.DrawFn) -> list[list[Call]]:
+    """Two sessions of calls that refer to one another, most of them well."""
+    back = st.sampled_from((1, 1, 1, 1, 2, 3, 0, -1))
+    kept = st.sampled_from((0, 0, 3, 10, 10, 20, 11, -1))
+    told = st.tuples(st.none() | back, kept, st.lists(back, max_size=1), st.sampled_from((False,) * 6 + (True,)))
+    sessions = []
+    for session in "st":
+        calls: list[Call] = []
+        for number, (parent, keep, after, again) in enumerate(draw(st.lists(told, min_size=1, max_size=4))):
+            names = ("abcde"[max(number - one, 0)] for one in (*after, parent or 0))
+            *others, other = names
+            more = {"start_ns": number, "session_start_ns": int(session == "t"), "keep": 0}
+            if number and parent is not None:
+                more |= {"prompt_parent": other, "keep": keep}
+            edges = [After(one, "end", 0, "tool") for one in others if number]
+            calls.append(call("abcd"[max(number - again, 0)], *edges, session=session, **more))
+        sessions.append(calls)
+    return sessions
+
+
+@settings(max_examples=200)
+@given(sessions=referring())
+def test_columns_tell_what_refers_well_as_the_calls_do(
+    tmp_path_factory: pytest.TempPathFactory, sessions: list[list[Call]]
+) -> None:
+    """Read as columns, a trace is found good exactly where each of its sessions can be replayed."""
+    path = write(tmp_path_factory.mktemp("refers") / "t.parquet", *sessions)
+    event("well" if refers_well(path) else "ill")
+    try:
+        for calls in sessions:
+            check(calls)
+    except InputError:
+        assert not refers_well(path)
+    else:
+        assert refers_well(path)
 
 
 def test_a_session_in_two_places_is_refused() -> None:

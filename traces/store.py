@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from heapq import merge
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice, pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from keepwarm.traces import schema
 from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batch, content, order_of, outcomes_to_batch
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.model import Call, Outcome
+from keepwarm.traces.model import TRIGGERS, Call, Outcome
 from keepwarm.traces.place import first_line, locate
 from keepwarm.traces.sink import ParquetSink, leaves
 
@@ -245,15 +245,51 @@ def read_calls(path: str) -> Iterator[Call]:
 
 
 def _file_calls(name: str, at_once: int = ROWS_AT_ONCE) -> Iterator[Call]:
+    for batch in _batches(name, schema.TRACE, at_once * BATCHES):
+        for at in range(0, batch.num_rows, at_once):
+            yield from batch_to_calls(batch.slice(at, at_once))
+
+
+def _batches(name: str, columns: pa.Schema, rows_at_once: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
+    """So many rows of a trace file at a time; what columns there are beyond these is not looked at."""
     with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
-        rows = 0
-        for batch in file.iter_batches(at_once * BATCHES):
-            table = _conform(name, pa.Table.from_batches([batch]), int(meta["version"]), schema.TRACE, rows)
+        version, rows = int(meta["version"]), 0
+        known = None if version < schema.VERSION else [n for n in columns.names if n in file.schema_arrow.names]
+        for batch in file.iter_batches(rows_at_once, columns=known):
+            yield from _conform(name, pa.Table.from_batches([batch]), version, columns, rows).to_batches()
             rows += batch.num_rows
-            for part in table.to_batches():
-                for at in range(0, part.num_rows, at_once):
-                    yield from batch_to_calls(part.slice(at, at_once))
         _check_rows(name, meta, rows)
+
+
+def refers_well(path: str) -> bool:
+    """Whether each call of a trace refers to earlier calls of its session alone, and keeps no more of a prompt than it
+    has. Looks at columns, which takes a tenth of the time that reading sessions takes.
+    """
+    return all(map(_file_refers_well, trace_files(path)))
+
+
+def _file_refers_well(name: str) -> bool:
+    session, tokens = None, dict[str, int]()
+    names = "session", "call", "prompt_parent", "keep", "append", "after"
+    for batch in _batches(name, pa.schema([schema.TRACE.field(each) for each in names])):
+        *told, appended, after = (batch.column(each) for each in names)
+        if not set(after.flatten().field("trigger").unique().to_pylist()) <= set(TRIGGERS):
+            return False
+        lists = _split(appended, "tokens"), _split(after, "call")
+        for whose, call, parent, keep, own, others in zip(*(each.to_pylist() for each in told), *lists, strict=True):
+            if whose != session:
+                session, tokens = whose, {}
+            known = call not in tokens and all(other in tokens for other in others)
+            if not known or not 0 <= keep <= (0 if parent is None else tokens.get(parent, -1)):
+                return False
+            tokens[call] = keep + sum(own)
+    return True
+
+
+def _split(lists: Any, field: str) -> Iterator[list[Any]]:
+    """A field of the structs in each of some lists."""
+    values, ends = lists.flatten().field(field).to_pylist(), accumulate(lists.value_lengths().to_pylist(), initial=0)
+    return (values[begin:end] for begin, end in pairwise(ends))
 
 
 def read_sessions(path: str, *, at_once: int = ROWS_AT_ONCE) -> Iterator[list[Call]]:
