@@ -29,6 +29,7 @@ from statistics import median
 
 import orjson
 
+from keepwarm.replayers.arrivals import arrivals
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.endpoint import Piece
@@ -189,7 +190,8 @@ def ours(path: Path, capacity: int) -> tuple[float, float, float]:
     engine = Engine(BlockCache(tree, block=BLOCK, capacity=capacity), times=StepTimes())
     cluster = Cluster(tree, [engine], Router("round_robin", block=BLOCK))
     read = prompt = 0
-    for outcome, _ in simulate(Schedule(read_sessions(str(path)), grow=in_tree(tree)), cluster):
+    schedule = Schedule(arrivals(lambda: read_sessions(str(path)), recorded=True), grow=in_tree(tree))
+    for outcome, _ in simulate(schedule, cluster):
         read, prompt = read + (outcome.cache_read or 0), prompt + (outcome.prompt or 0)
     return time.perf_counter() - begun[0], time.process_time() - begun[1], read / prompt
 
