@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from heapq import merge
-from itertools import accumulate, groupby, islice, pairwise
+from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
@@ -263,7 +263,7 @@ def _batches(name: str, columns: pa.Schema, rows_at_once: int = ROWS_PER_GROUP) 
 
 def refers_well(path: str) -> bool:
     """Whether each call of a trace refers to earlier calls of its session alone, and keeps no more of a prompt than it
-    has. Looks at columns, which takes a tenth of the time that reading sessions takes.
+    has. Looks at columns, which takes a fifth of the time that reading sessions takes.
     """
     return all(map(_file_refers_well, trace_files(path)))
 
@@ -272,24 +272,14 @@ def _file_refers_well(name: str) -> bool:
     session, tokens = None, dict[str, int]()
     names = "session", "call", "prompt_parent", "keep", "append", "after"
     for batch in _batches(name, pa.schema([schema.TRACE.field(each) for each in names])):
-        *told, appended, after = (batch.column(each) for each in names)
-        if not set(after.flatten().field("trigger").unique().to_pylist()) <= set(TRIGGERS):
-            return False
-        lists = _split(appended, "tokens"), _split(after, "call")
-        for whose, call, parent, keep, own, others in zip(*(each.to_pylist() for each in told), *lists, strict=True):
+        for whose, call, parent, keep, appended, after in zip(*(c.to_pylist() for c in batch.columns), strict=True):
             if whose != session:
                 session, tokens = whose, {}
-            known = call not in tokens and all(other in tokens for other in others)
+            known = call not in tokens and all(e["call"] in tokens and e["trigger"] in TRIGGERS for e in after)
             if not known or not 0 <= keep <= (0 if parent is None else tokens.get(parent, -1)):
                 return False
-            tokens[call] = keep + sum(own)
+            tokens[call] = keep + sum([segment["tokens"] for segment in appended])
     return True
-
-
-def _split(lists: Any, field: str) -> Iterator[list[Any]]:
-    """A field of the structs in each of some lists."""
-    values, ends = lists.flatten().field(field).to_pylist(), accumulate(lists.value_lengths().to_pylist(), initial=0)
-    return (values[begin:end] for begin, end in pairwise(ends))
 
 
 def read_sessions(path: str, *, at_once: int = ROWS_AT_ONCE) -> Iterator[list[Call]]:
