@@ -85,14 +85,16 @@ class Connection(httpx.AsyncBaseTransport):
             self._wire = None
 
     async def _connect(self) -> _Wire:
-        loop = asyncio.get_running_loop()
+        connect = asyncio.get_running_loop().create_connection
         try:
             async with asyncio.timeout(CONNECT_S):
                 if self._tls is not None:
                     made = partial(_Stream, self._clock)
-                    _, self._wire = await loop.create_connection(made, self._host, self._port, ssl=self._tls)
+                    _, self._wire = await connect(made, self._host, self._port, ssl=self._tls)
                 else:
-                    self._wire = _Socket(self._clock, await _connected(loop, self._host, self._port))
+                    transport, _ = await connect(asyncio.Protocol, self._host, self._port)
+                    self._wire = _Socket(self._clock, transport.get_extra_info("socket").dup())
+                    transport.abort()
         except TimeoutError as error:
             raise httpx.ConnectTimeout("no connection") from error
         except OSError as error:
@@ -262,31 +264,6 @@ class _Socket(_Wire):
         """Nothing more comes."""
         self._loop.remove_reader(self._sock.fileno())
         super().end(error)
-
-
-async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
-    """A socket at the first of a host's addresses that takes it. It costs half of what it does with asyncio's own
-    transport, and a load may begin with hundreds.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    refused: BaseException = OSError("no address")
-    for *kind, _, address in found:
-        sock = socket.socket(*kind)
-        sock.setblocking(False)
-        try:
-            await loop.sock_connect(sock, address)
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-            refused = error
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-    raise refused
 
 
 class _Stream(_Wire, asyncio.Protocol):
