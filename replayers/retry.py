@@ -9,8 +9,8 @@ from keepwarm.replayers.endpoint import Answer
 RETRIES = 2
 """How often those SDKs try again."""
 STATUSES = (408, 409, 429)
-PASSING = ("reset", "overloaded", "rate_limit")
-"""Errors that may pass, told by a status or in a stream; a stream that was dropped is begun anew."""
+PASSING = ("reset", "timeout", "overloaded", "rate_limit")
+"""Errors that may pass, told by a status or in a stream; a stream that was dropped, or took too long, is begun anew."""
 FIRST_S, MOST_S, LONGEST_TOLD_S = 0.5, 8.0, 60.0
 
 

@@ -31,7 +31,7 @@ from keepwarm.replayers.watch import Watch
 from keepwarm.traces.model import Call, Segment
 
 FAILURES = [(429, "rate_limit"), (529, "overloaded"), (500, "other"), (503, "overloaded"), (408, "timeout")]
-FAILURES += [(409, "other"), (None, "reset"), (200, "reset"), (200, "overloaded")]
+FAILURES += [(409, "other"), (None, "reset"), (200, "reset"), (200, "overloaded"), (None, "timeout"), (200, "timeout")]
 FINAL = [(200, None), (400, "bad_request"), (401, "auth"), (403, "auth"), (404, "other"), (413, "overflow")]
 
 
