@@ -12,19 +12,15 @@ import pyarrow.compute as pc
 from keepwarm.harness.progress import progress
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.arrivals import Arrival, Law, arrivals
-from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.plan import Schedule, check
-from keepwarm.replayers.prompts import in_tree
+from keepwarm.replayers.prompts import Grow, P
 from keepwarm.replayers.times import SECOND
-from keepwarm.replayers.tree import Node, PromptTree
 from keepwarm.traces.model import Call
 from keepwarm.traces.scaled import scaled
 from keepwarm.traces.store import read_meta, read_sessions, read_trace_table, refers_well
 
 AT_ONCE = 64
 """Rows of a trace that are made calls together: what is due meanwhile is late."""
-AHEAD = 10_000
-"""Calls that are made ready before a replay begins, because many sessions may begin at once."""
 
 
 class Planned:
@@ -63,22 +59,13 @@ class Planned:
         self.marked = len(table.column("breakpoints").combine_chunks().flatten()) > 0
         self.meta = read_meta(trace)
         self._copies = repeat or (1 if duration is None else None)
-        self._come: dict[str, Any] = {
-            "law": None if law in (None, "recorded") else Law.read(str(law)),
-            "recorded": law == "recorded",
-            "speed": speed,
-            "repeat": self._copies,
-            "midway": at_once if duration is not None and law is None else 0,
-            "shared": frozenset() if self._copies == 1 else _shared(trace),
-            "seed": seed,
-        }
-        self.options: dict[str, Any] = {
-            "speed": speed,
-            "gap_cap_s": gap_cap,
-            "sessions": at_once,
-            "scale_tokens": scale,
-        }
-        self.options |= {"arrivals": law, "repeat": repeat, "seed": seed}
+        self._come: dict[str, Any] = {"speed": speed, "repeat": self._copies, "seed": seed}
+        self._come["law"] = None if law in (None, "recorded") else Law.read(str(law))
+        self._come["recorded"] = law == "recorded"
+        self._come["midway"] = at_once if duration is not None and law is None else 0
+        self._come["shared"] = frozenset() if self._copies == 1 else _shared(trace)
+        self.options: dict[str, Any] = {"speed": speed, "sessions": at_once, "scale_tokens": scale}
+        self.options |= {"arrivals": law, "repeat": repeat, "seed": seed, "gap_cap_s": gap_cap}
         self.options |= {"duration_s": duration, "warm_up_s": warm_up}
 
     def check(self) -> None:
@@ -114,19 +101,12 @@ class Planned:
                 arrival = arrival._replace(start_ns=self._from_ns + arrival.start_ns - first)
             yield arrival
 
-    def _load(self) -> dict[str, Any]:
+    def schedule(self, grow: Grow[P], *, ahead: int = 0) -> Schedule[P]:
+        """Its calls as they come due, their prompts as ``grow`` makes them, so many calls read ahead."""
         number, of = self.shard
         places = None if self.at_once is None else -(-(self.at_once - number) // of)
-        told = {"speed": self.speed, "gap_cap_ns": self._gap_cap_ns, "at_once": places, "window": self.window}
-        return {"sessions": self.arrivals(), **told}
-
-    def schedule(self) -> Schedule[tuple[Piece, ...]]:
-        """Its calls as they come due, their prompts as pieces; some are read before they are needed."""
-        return Schedule(**self._load(), ahead=AHEAD)
-
-    def schedule_in(self, tree: PromptTree) -> Schedule[Node]:
-        """Its calls as they come due, their prompts as places in a simulated cluster's tree."""
-        return Schedule(**self._load(), grow=in_tree(tree))
+        told: dict[str, Any] = {"gap_cap_ns": self._gap_cap_ns, "at_once": places, "window": self.window}
+        return Schedule(self.arrivals(), speed=self.speed, ahead=ahead, grow=grow, **told)
 
     @property
     def planned_calls(self) -> int | None:

@@ -16,11 +16,14 @@ from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import progress
 from keepwarm.replayers.caps import Cap, Caps
 from keepwarm.replayers.clock import RunClock
+from keepwarm.replayers.prompts import as_pieces
 from keepwarm.replayers.replay import Replay, run_replay
 from keepwarm.replayers.watch import Watch
 from keepwarm.traces.journal import Journal
 from keepwarm.traces.model import Outcome
 
+AHEAD = 10_000
+"""Calls that are made ready before a replay begins, because many sessions may begin at once."""
 Counts = Counter[tuple[str | None, str | None]]
 
 
@@ -97,7 +100,7 @@ def send_all(
     clock, counts = RunClock(), Counts()
     endpoint = asking.endpoint(clock=clock, **sending.endpoint)
     shown = nullcontext(lambda done, of: None) if at_ns else progress("replaying", planned.planned_calls)
-    schedule, watch = planned.schedule(), Watch()
+    schedule, watch = planned.schedule(as_pieces, ahead=AHEAD), Watch()
     with closing(Journal(path, partial=schedule.partial)) as journal, shown as told:
 
         def emit(outcome: Outcome) -> None:

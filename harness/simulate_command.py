@@ -16,6 +16,7 @@ from keepwarm.harness.run_commands import finish, run_directory
 from keepwarm.harness.simulated import about_cache, about_cluster, cluster_options, make_cluster
 from keepwarm.harness.sweep import grid, sweep
 from keepwarm.replayers import run as runs
+from keepwarm.replayers.prompts import in_tree
 from keepwarm.replayers.rules import AS_RECORDED, RULES
 from keepwarm.replayers.run import Bound
 from keepwarm.replayers.simulate import simulate as in_virtual_time
@@ -94,7 +95,7 @@ def simulate_to(planned: Planned, path: Path, *, tell: Told, bounds: tuple[str, 
     """Simulate into a run's directory; how many calls failed, those of a failed session that were not sent included."""
     started = runs.now()
     cluster = make_cluster(bounds=("endless", *bounds), **options)
-    results = in_virtual_time(planned.schedule_in(cluster.tree), cluster, live=options["assistant"] == "live")
+    results = in_virtual_time(planned.schedule(in_tree(cluster.tree)), cluster, live=options["assistant"] == "live")
     told: list[Bound] = []
     failed: Counter[tuple[str, int]] = Counter()
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from keepwarm.traces.shipped import shipped
+
 ROLES = ("main", "subagent", "side", "compaction")
 FLOWS = ("interactive", "background")
 TRIGGERS = ("start", "end")
-GAP_KINDS = ("tool", "subagent", "human", "retry", "unknown")
 SEGMENT_KINDS = ("tools", "system", "user", "answer", "tool_result", "lead", "hidden")
 DIALECTS = ("messages", "chat", "responses", "completions")
 USAGE_SOURCES = ("reported", "inferred", "absent")
@@ -24,16 +25,8 @@ BREAK_CHANGES = ("reordered", "added", "removed", "numbers", "cleared", "changed
 there on; nothing more.
 """
 
-PREFIX_CHANGES = ("compaction", "microcompaction", "model_switch", "shrunk", "recorded_break")
-
-_STOPS = """
-    end_turn stop_sequence tool_use max_tokens pause_turn refusal model_context_window_exceeded compaction
-    stop length tool_calls function_call content_filter abort error insufficient_system_resource
-    max_output_tokens incomplete failed cancelled in_progress queued
-"""
-STOP_REASONS = frozenset(_STOPS.split())
-_MISSES = "model_changed system_changed tools_changed messages_changed previous_message_not_found unavailable"
-MISS_REASONS = frozenset(_MISSES.split())
+_NAMES = shipped("keepwarm.traces", "names.toml")
+STOP_REASONS, MISS_REASONS = (frozenset(_NAMES[name].split()) for name in ("stop_reasons", "miss_reasons"))
 """What the APIs and the servers that speak them say. A word that none of them is known to say may tell anything: it is
 kept as ``other``.
 """
