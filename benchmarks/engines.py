@@ -36,6 +36,7 @@ import served
 from likeness import Asked, as_it_fell, by_lot
 from spread import held_against
 
+from keepwarm.replayers.arrivals import Arrival
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.replayers.prompts import SessionPrompts, as_pieces
@@ -88,10 +89,10 @@ async def drive(
     late_ms: int,
 ) -> list[Asked]:
     """Every call asked of a real engine, in the order in which they were sent."""
-    schedule, words, asked = Schedule(sessions, at_once=at_once, gap_cap_ns=0), Words(), []
+    schedule, words, asked = Schedule(map(Arrival, sessions), at_once=at_once, gap_cap_ns=0), Words(), []
     begun, lots = perf_counter_ns(), Random()
 
-    async def one(planned: Asking) -> Call:
+    async def one(planned: Asking) -> Asking:
         prompt = words.of(planned.prompt)
         await asyncio.sleep(lots.random() * late_ms / 1000)
         sent_ns = perf_counter_ns() - begun
@@ -101,9 +102,9 @@ async def drive(
         times = sent_ns, perf_counter_ns() - begun
         await asyncio.sleep(0 if concurrent else SETTLE_S)
         asked.append(Asked(planned.call.call, heard.prompt, len(heard.answer), heard.cached, heard.worker, *times))
-        return planned.call
+        return planned
 
-    running: set[asyncio.Task[Call]] = set()
+    running: set[asyncio.Task[Asking]] = set()
     async with httpx.AsyncClient(timeout=600, headers={"x-engine": kind}) as client:
         if late_ms:  # all that is slow only once; prompts of one token leave no block
             for planned in calls_of(sessions).values():
@@ -112,7 +113,7 @@ async def drive(
         while True:
             while len(running) < (at_once if concurrent else 1) and schedule.next_due(len(asked)) is not None:
                 planned = schedule.pop()
-                schedule.started(planned.call, len(asked))
+                schedule.started(planned, len(asked))
                 running.add(asyncio.create_task(one(planned)))
             if not running:
                 return sorted(asked, key=lambda each: each.sent_ns)

@@ -57,6 +57,8 @@ class Member:
         """What the router sees of it."""
         known = self.worker.cache if self.guess is None else self.guess
         cached, active = known.kept(node) if isinstance(known, BlockCache) else (0, 0)
+        if self.guess is None and isinstance(self.worker, Engine):
+            cached = self.worker.heard(node, cached)
         return View(*self.worker.load(), cached, active, self.host(node))
 
 

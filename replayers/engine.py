@@ -17,6 +17,7 @@ from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, OVERFLOW, Event
 from keepwarm.replayers.lease import Lease
 from keepwarm.replayers.queues import QUEUES
 from keepwarm.replayers.times import SECOND, StepTimes
+from keepwarm.replayers.tree import Node
 
 MAX_SEQS, MAX_BATCHED = 256, 8192
 
@@ -45,6 +46,13 @@ class _Step:
     steps: int
     kv: int
     chunks: list[tuple[_Work, int]]
+
+
+def _holding(node: Node, token: int) -> Node:
+    """The node on the way to a prompt's end in whose run a token is."""
+    while node.parent is not None and node.parent.end > token:
+        node = node.parent
+    return node
 
 
 @dataclass(eq=False)
@@ -101,6 +109,15 @@ class Engine:
         tokens = sum(work.target - work.running.read for work in self._prefilling)
         tokens += sum(work.target - work.running.overlap for work in queued)
         return tokens, self.cache.in_use + sum(work.target // self.cache.block for work in queued)
+
+    def heard(self, prompt: Node, cached: int) -> int:
+        """What a router knows by now of a prompt's ``cached`` tokens: workers tell at a step's end what it computes."""
+        for work, _ in self._step.chunks if self._step is not None else ():
+            if work.computed < cached and work.lease is not None:
+                held = work.lease.held.node
+                if _holding(prompt, work.computed) is _holding(held, work.computed):
+                    cached = work.computed // self.cache.block * self.cache.block
+        return cached
 
     def submit(
         self, running: Running, now_ns: int, *, load_upto: int = 0, load_ns: int = 0, generated: int = 0
