@@ -211,9 +211,8 @@ class Cluster:
         assert self.handover is not None
         views = [each.view(job.prompt) for each in self._decoding]
         chosen = self._decoding[self._decode_router.choose(job, views, range(len(self._decoding)))]
-        missing = job.prompt.end - chosen.cached(job.prompt)
         outer.where = chosen
-        moving_ns = self.handover.moving_ns(missing)
+        moving_ns = self.handover.moving_ns(job.prompt.end - chosen.cached(job.prompt))
         chosen.worker.submit(outer, event.at_ns, load_upto=job.prompt.end, load_ns=moving_ns, generated=1)
 
     def _unseen(self, running: Running, now_ns: int) -> None:
