@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from keepwarm.replayers.arrivals import Arrival
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.cluster import Cluster
+from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.engine import Engine
 from keepwarm.replayers.job import DONE, Job, Running
 from keepwarm.replayers.plan import Planned, Schedule
@@ -150,7 +151,8 @@ def as_sent(sessions: Iterable[list[Call]], asked: Sequence[Asked], meta: Mappin
     is the simulator's.
     """
     tree, router = PromptTree(), Told(meta["block"], asked, pinned=True)
-    cluster, calls, over = cluster_of(meta, tree, router), {}, {}
+    cluster, over = cluster_of(meta, tree, router), {}
+    calls: dict[str, tuple[Node, tuple[Piece, ...]]] = {}
     for session in sessions:
         prompts = SessionPrompts(session, in_tree(tree))
         calls.update((call.call, (prompts.prompt(call), prompts.answer(call))) for call in session)

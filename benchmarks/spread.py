@@ -37,7 +37,8 @@ def described_mean(differences: Sample) -> str:
 def fair(heads: int, tosses: int) -> float:
     """The p-value of so many heads under a fair coin, on both sides."""
     far = abs(2 * heads - tosses)
-    return sum(comb(tosses, at) for at in range(tosses + 1) if abs(2 * at - tosses) >= far) / 2**tosses
+    ways = sum(comb(tosses, at) for at in range(tosses + 1) if abs(2 * at - tosses) >= far)
+    return float(ways / (1 << tosses))
 
 
 def distance(ours: Sample, real: Sample) -> float:
