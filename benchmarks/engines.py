@@ -172,12 +172,13 @@ def report(run: Path) -> None:
     pressed = sum(each.prompt - each.cached for each in asked) // meta["block"]
     print(f"{run}: {meta['engine']}, {meta['workers']} workers of {meta['blocks']} blocks of {meta['block']};", end=" ")
     print(f"blocks computed {pressed:,}; calls per worker {sorted(Counter(each.worker for each in asked).values())}")
-    fell, sent = as_it_fell(sessions, asked, meta), as_sent(sessions, asked, meta)
+    fell = as_it_fell(sessions, asked, meta)
     print(f"simulated: {len(asked) - len(fell.moved)} of {len(asked)} calls on the same worker")
     compare("simulated", asked, fell.cached)
-    compare("told what went where and when", asked, sent.cached)
-    print(f"went to a worker dearer than another: {len(sent.router.apart)} of {len(asked)} calls")
     if meta["workers"] > 1:
+        sent = as_sent(sessions, asked, meta)
+        compare("told what went where and when", asked, sent.cached)
+        print(f"went to a worker dearer than another: {len(sent.router.apart)} of {len(asked)} calls")
         own = [by_lot(sessions, asked, meta, seed) for seed in range(8)]
         print("lots of its own, eight seeds: hit_rate", ", ".join(f"{rate:.2%}" for rate in sorted(own)))
     of_pool = partial(oracle, asked, calls, block=meta["block"], live=meta["live"])

@@ -189,7 +189,7 @@ def simulated(
     outputs = {each.call: each.output for each in asked}
     schedule = Schedule(map(Arrival, sessions), at_once=meta["at_once"], gap_cap_ns=0, grow=in_tree(tree))
     most, late_ns = meta["at_once"] if meta["concurrent"] else 1, meta.get("late_ms", 0) * SECOND // 1000
-    way_ns = round((HEAR_S + ASK_S) * SECOND)
+    way_ns = round((HEAR_S + ASK_S) * SECOND) if meta["engine"] == "dynamo" else 0
     leaving: list[tuple[int, int, Planned[Node]]] = []
     running: dict[Running, Planned[Node]] = {}
     over: dict[str, Running] = {}
