@@ -11,7 +11,8 @@ run at once take turns with one call in flight, or are --concurrent. With --live
 were really given: vLLM's own, and Dynamo's mock workers are told to give the recorded ones. RUN keeps the trace and
 what was heard, so that ``again`` needs no engine. With --runs N it keeps N runs, of a new engine each, and ``spread``
 holds their hit rates against those of --draws simulated runs with lots of their own: where a router draws lots, one
-run says little.
+run says little. It also tells each real run to the simulator, its lots or where all its calls went, for a comparison
+without that chance.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from array import array
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from functools import cache, partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -33,9 +34,10 @@ from typing import Any
 import httpx
 import orjson
 import served
-from likeness import Asked, as_it_fell, by_lot
-from spread import held_against
+from likeness import Asked, Fell, as_it_fell, as_sent, by_lot
+from spread import described_mean, fair, held_against
 
+from keepwarm.replayers.arrivals import Arrival
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.plan import Planned, Schedule
 from keepwarm.replayers.prompts import SessionPrompts, as_pieces
@@ -88,10 +90,10 @@ async def drive(
     late_ms: int,
 ) -> list[Asked]:
     """Every call asked of a real engine, in the order in which they were sent."""
-    schedule, words, asked = Schedule(sessions, at_once=at_once, gap_cap_ns=0), Words(), []
+    schedule, words, asked = Schedule(map(Arrival, sessions), at_once=at_once, gap_cap_ns=0), Words(), []
     begun, lots = perf_counter_ns(), Random()
 
-    async def one(planned: Asking) -> Call:
+    async def one(planned: Asking) -> Asking:
         prompt = words.of(planned.prompt)
         await asyncio.sleep(lots.random() * late_ms / 1000)
         sent_ns = perf_counter_ns() - begun
@@ -101,9 +103,9 @@ async def drive(
         times = sent_ns, perf_counter_ns() - begun
         await asyncio.sleep(0 if concurrent else SETTLE_S)
         asked.append(Asked(planned.call.call, heard.prompt, len(heard.answer), heard.cached, heard.worker, *times))
-        return planned.call
+        return planned
 
-    running: set[asyncio.Task[Call]] = set()
+    running: set[asyncio.Task[Asking]] = set()
     async with httpx.AsyncClient(timeout=600, headers={"x-engine": kind}) as client:
         if late_ms:  # all that is slow only once; prompts of one token leave no block
             for planned in calls_of(sessions).values():
@@ -112,7 +114,7 @@ async def drive(
         while True:
             while len(running) < (at_once if concurrent else 1) and schedule.next_due(len(asked)) is not None:
                 planned = schedule.pop()
-                schedule.started(planned.call, len(asked))
+                schedule.started(planned, len(asked))
                 running.add(asyncio.create_task(one(planned)))
             if not running:
                 return sorted(asked, key=lambda each: each.sent_ns)
@@ -170,10 +172,13 @@ def report(run: Path) -> None:
     pressed = sum(each.prompt - each.cached for each in asked) // meta["block"]
     print(f"{run}: {meta['engine']}, {meta['workers']} workers of {meta['blocks']} blocks of {meta['block']};", end=" ")
     print(f"blocks computed {pressed:,}; calls per worker {sorted(Counter(each.worker for each in asked).values())}")
-    told, same, _ = as_it_fell(sessions, asked, meta)
-    print(f"simulated: {same} of {len(asked)} calls on the same worker")
-    compare("simulated", asked, told)
+    fell = as_it_fell(sessions, asked, meta)
+    print(f"simulated: {len(asked) - len(fell.moved)} of {len(asked)} calls on the same worker")
+    compare("simulated", asked, fell.cached)
     if meta["workers"] > 1:
+        sent = as_sent(sessions, asked, meta)
+        compare("told what went where and when", asked, sent.cached)
+        print(f"went to a worker dearer than another: {len(sent.router.apart)} of {len(asked)} calls")
         own = [by_lot(sessions, asked, meta, seed) for seed in range(8)]
         print("lots of its own, eight seeds: hit_rate", ", ".join(f"{rate:.2%}" for rate in sorted(own)))
     of_pool = partial(oracle, asked, calls, block=meta["block"], live=meta["live"])
@@ -195,25 +200,48 @@ def spread(folders: Iterable[Path], draws: int) -> None:
     print(f"{len(asked)} calls, {meta['at_once']} sessions at once, {meta}")
     real = [sum(each.cached for each in run) / sum(each.prompt for each in run) for run in heard]
     print("real, in turn:", " ".join(f"{rate * 100:.2f}" for rate in real))
-    held_against([by_lot(sessions, asked, meta, seed) for seed in range(draws)], real)
+    own = [by_lot(sessions, asked, meta, seed) for seed in range(draws)]
+    held_against(own, real)
+    sent = [as_sent(sessions, run, meta) for run in heard]
+    halves(heard, sent)
     if not meta["concurrent"]:
-        with_its_lots(sessions, heard, meta, real)
+        with_its_lots(sessions, heard, meta, sent, fmean(own) - fmean(real))
+
+
+def halves(heard: list[list[Asked]], sent: list[Fell]) -> None:
+    """Print what each half of the simulator makes of real runs: the workers, told where calls went and when, and the
+    router, told what the workers had; and how its lots fell.
+    """
+    calls, equal = sum(map(len, heard)), sum(each.equal(run) for each, run in zip(sent, heard, strict=True))
+    apart = sum(len(each.router.apart) for each in sent)
+    off = described_mean([each.off(run) for each, run in zip(sent, heard, strict=True)])
+    print(f"workers, told what went where and when: {equal} of {calls} calls equal, hit rates {off}")
+    print(f"router, told what workers had: {calls - apart} of {calls} calls went where it would have sent them")
+    lots = [each.router.lots for each in sent]
+    drawn, again = Counter(chain(*lots)), [one == other for run in lots for one, other in pairwise(run)]
+    print(f"lots by worker {sorted(drawn.items())}, p {fair(drawn[0], drawn.total()):.2f};", end=" ")
+    print(f"as the one before {sum(again)} of {len(again)}, p {fair(sum(again), len(again)):.2f}")
 
 
 def with_its_lots(
-    sessions: list[list[Call]], heard: list[list[Asked]], meta: dict[str, Any], real: list[float]
+    sessions: list[list[Call]], heard: list[list[Asked]], meta: dict[str, Any], sent: list[Fell], apart: float
 ) -> None:
-    """Print what differs from each real run if its lots fall in the simulator too, and how they fell."""
-    equal, whole, off = 0, 0, []
-    drawn: Counter[int] = Counter()
-    for asked, rate in zip(heard, real, strict=True):
-        told, _, lots = as_it_fell(sessions, asked, meta)
-        same = sum(told[each.call] == each.cached for each in asked)
-        equal, whole = equal + same, whole + (same == len(asked))
-        off.append(sum(told.values()) / sum(each.prompt for each in asked) - rate)
-        drawn.update(lots)
-    print(f"the lots as they fell: {equal} of {len(heard) * len(heard[0])} calls equal, {whole} runs wholly,", end=" ")
-    print(f"hit rates {fmean(off) * 100:+.2f} points on the average; lots by worker {sorted(drawn.items())}")
+    """Print what differs from each real run if its lots fall in the simulator too, and which calls strayed. Of the
+    difference of the means, ``apart``, the rest is the lots'.
+    """
+    fell = [as_it_fell(sessions, run, meta) for run in heard]
+    off = [each.off(run) for each, run in zip(fell, heard, strict=True)]
+    equal = [each.equal(run) for each, run in zip(fell, heard, strict=True)]
+    print(
+        f"told its lots: {sum(equal)} of {sum(map(len, heard))} calls equal, {equal.count(len(heard[0]))} runs wholly;"
+    )
+    print(f"  simulated - real, run by run: {described_mean(off)}; the lots' part {(apart - fmean(off)) * 100:+.2f}")
+    strays = [(number, call) for number, each in enumerate(sent) for call in each.router.apart]
+    kept = [one for number, one in enumerate(off) if number not in dict(strays)]
+    print(f"  without the {len(off) - len(kept)} runs in which calls strayed: {described_mean(kept)}")
+    for number, name in strays:
+        at, one = next((at, each) for at, each in enumerate(heard[number]) if each.call == name)
+        print(f"  run {number} ({off[number] * 100:+.2f}): call {at} {name}, prompt {one.prompt}, cached {one.cached}")
 
 
 def reply(planned: Asking) -> bytes:

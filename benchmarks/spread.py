@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import comb
 from random import Random
 from statistics import fmean, quantiles, stdev
 
@@ -25,6 +26,19 @@ def interval(ours: Sample, real: Sample, *, draws: int = 10_000) -> tuple[float,
     means = [fmean(rng.choices(ours, k=len(ours))) - fmean(rng.choices(real, k=len(real))) for _ in range(draws)]
     cuts = quantiles(means, n=40)
     return cuts[0], cuts[-1]
+
+
+def described_mean(differences: Sample) -> str:
+    """The mean of differences of shares and where it lies in 95 % of bootstrap samples, in points."""
+    low, high = interval(differences, [0.0])
+    return f"{fmean(differences) * 100:+.3f} points ({low * 100:+.3f} to {high * 100:+.3f})"
+
+
+def fair(heads: int, tosses: int) -> float:
+    """The p-value of so many heads under a fair coin, on both sides."""
+    far = abs(2 * heads - tosses)
+    ways = sum(comb(tosses, at) for at in range(tosses + 1) if abs(2 * at - tosses) >= far)
+    return float(ways / (1 << tosses))
 
 
 def distance(ours: Sample, real: Sample) -> float:

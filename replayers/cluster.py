@@ -57,6 +57,8 @@ class Member:
         """What the router sees of it."""
         known = self.worker.cache if self.guess is None else self.guess
         cached, active = known.kept(node) if isinstance(known, BlockCache) else (0, 0)
+        if self.guess is None and isinstance(self.worker, Engine):
+            cached = self.worker.heard(node, cached)
         return View(*self.worker.load(), cached, active, self.host(node))
 
 
@@ -209,9 +211,8 @@ class Cluster:
         assert self.handover is not None
         views = [each.view(job.prompt) for each in self._decoding]
         chosen = self._decoding[self._decode_router.choose(job, views, range(len(self._decoding)))]
-        missing = job.prompt.end - chosen.cached(job.prompt)
         outer.where = chosen
-        moving_ns = self.handover.moving_ns(missing)
+        moving_ns = self.handover.moving_ns(job.prompt.end - chosen.cached(job.prompt))
         chosen.worker.submit(outer, event.at_ns, load_upto=job.prompt.end, load_ns=moving_ns, generated=1)
 
     def _unseen(self, running: Running, now_ns: int) -> None:

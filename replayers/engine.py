@@ -9,7 +9,7 @@ preempted: it lets go of its blocks and waits at the front. Steps in which nothi
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.decoding import Decoding
@@ -17,6 +17,7 @@ from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, OVERFLOW, Event
 from keepwarm.replayers.lease import Lease
 from keepwarm.replayers.queues import QUEUES
 from keepwarm.replayers.times import SECOND, StepTimes
+from keepwarm.replayers.tree import Node
 
 MAX_SEQS, MAX_BATCHED = 256, 8192
 
@@ -45,6 +46,13 @@ class _Step:
     steps: int
     kv: int
     chunks: list[tuple[_Work, int]]
+
+
+def _holding(node: Node, token: int) -> Node:
+    """The node on the way to a prompt's end in whose run a token is."""
+    while node.parent is not None and node.parent.end > token:
+        node = node.parent
+    return node
 
 
 @dataclass(eq=False)
@@ -91,9 +99,7 @@ class Engine:
     @property
     def kv_used(self) -> float | None:
         """The share of the cache that running calls hold; None without a capacity."""
-        if not self.cache.capacity:
-            return None
-        return self.cache.in_use / self.cache.capacity
+        return self.cache.in_use / self.cache.capacity if self.cache.capacity else None
 
     def load(self) -> tuple[int, int]:
         """Prompt tokens of calls without a first token that were not cached, and blocks of all calls here."""
@@ -101,6 +107,14 @@ class Engine:
         tokens = sum(work.target - work.running.read for work in self._prefilling)
         tokens += sum(work.target - work.running.overlap for work in queued)
         return tokens, self.cache.in_use + sum(work.target // self.cache.block for work in queued)
+
+    def heard(self, prompt: Node, cached: int) -> int:
+        """What a router knows by now of a prompt's ``cached`` tokens: workers tell at a step's end what it computes."""
+        for work, _ in self._step.chunks if self._step is not None else ():
+            at = work.computed
+            if at < cached and _holding(prompt, at) is _holding(work.running.job.prompt, at):
+                cached = at // self.cache.block * self.cache.block
+        return cached
 
     def submit(
         self, running: Running, now_ns: int, *, load_upto: int = 0, load_ns: int = 0, generated: int = 0
@@ -114,8 +128,7 @@ class Engine:
         heappush(self._arriving, (ready_ns, self._count, work))
         step = self._step
         if step is not None and not step.chunks and ready_ns < step.end_ns:
-            most = step.steps
-            step.steps = self.times.steps_within(ready_ns - step.begun_ns, len(self._decoding), step.kv, most)
+            step.steps = self.times.steps_within(ready_ns - step.begun_ns, len(self._decoding), step.kv, step.steps)
             step.end_ns = step.begun_ns + self.times.steps_ns(step.steps, len(self._decoding), step.kv)
 
     def next_ns(self) -> int | None:
@@ -155,10 +168,8 @@ class Engine:
         if work in self._admitted:
             self._leave(work, now_ns)
         else:
-            self._waiting = [entry for entry in self._waiting if entry[2] is not work]
-            self._arriving = [entry for entry in self._arriving if entry[2] is not work]
-            heapify(self._waiting)
-            heapify(self._arriving)
+            self._waiting = sorted(entry for entry in self._waiting if entry[2] is not work)
+            self._arriving = sorted(entry for entry in self._arriving if entry[2] is not work)
         running.error, running.done_ns = CANCELLED, now_ns
 
     def _arrive(self, work: _Work, now_ns: int) -> None:
@@ -199,9 +210,8 @@ class Engine:
         if not decoding:
             return None
         steps = self._decoding.left() if preempted == self.preemptions else 1  # who waits is looked at in the next
-        cache = self.cache
-        if cache.capacity is not None:
-            steps = self._decoding.steps_within(cache.capacity - cache.in_use, steps)
+        if (capacity := self.cache.capacity) is not None:
+            steps = self._decoding.steps_within(capacity - self.cache.in_use, steps)
         if self._arriving:
             steps = self.times.steps_within(self._arriving[0][0] - now_ns, decoding, kv, steps)
         return _Step(now_ns, now_ns + self.times.steps_ns(steps, decoding, kv), steps, kv, chunks)
@@ -243,10 +253,8 @@ class Engine:
 
     def _has_room(self, work: _Work, lease: Lease) -> bool:
         """Whether a waiting call's whole prompt fits beside what running calls hold, itself among them."""
-        cache = self.cache
-        return cache.capacity is None or (
-            cache.in_use + self._blocks(work.target) - lease.room // cache.block <= cache.capacity
-        )
+        need = self._blocks(work.target) - lease.room // self.cache.block
+        return self.cache.capacity is None or self.cache.in_use + need <= self.cache.capacity
 
     def _finish(self, step: _Step) -> None:
         """A step is over."""
@@ -302,8 +310,7 @@ class Engine:
 
     def _leave(self, work: _Work, now_ns: int) -> None:
         """A call is no more in the batch; what it has computed is found until it is evicted."""
-        running, lease = work.running, work.lease
-        job = running.job
+        job, lease = work.running.job, work.lease
         assert lease is not None
         self._blocked = False
         del self._admitted[work]
@@ -311,8 +318,7 @@ class Engine:
             self._prefilling.remove(work)
         else:
             self._stop(work, lease)
-        hints = job.hints
-        level = (hints.priority or 0) if hints is not None and self.priorities else 0
+        level = (job.hints.priority or 0) if job.hints is not None and self.priorities else 0
         if self.host is not None:
             self.host.remember(lease.held.node, lease.held.upto, now_ns)
         self.cache.release(lease, now_ns, level=level, keep_ns=job.keep_ns())

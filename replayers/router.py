@@ -19,7 +19,8 @@ from keepwarm.replayers.job import Job
 
 class View(NamedTuple):
     """What the router knows of a worker: prompt tokens that it has yet to compute, blocks of calls that run there; of
-    the call's tokens, those that it has cached, those that running calls hold, and those in its host tier.
+    the call's tokens, those that it had cached when its last step was over, those that running calls hold, and those in
+    its host tier.
     """
 
     prefill_tokens: int
@@ -82,17 +83,15 @@ class Router:
         if self.name == "random":
             return self._rng.choice(among)
         if self.name == "sticky" and job.session is not None:
-            home = self._homes.get(job.session)
-            if home is None or home not in among:
-                home = self._homes[job.session] = self._least(views, among)
-            return home
+            if self._homes.get(job.session) not in among:
+                self._homes[job.session] = self._least(views, among)
+            return self._homes[job.session]
         if self.name in COSTS:
             return self._cheapest(job, views, among)
         return self._least(views, among)
 
     def _least(self, views: Sequence[View], among: Sequence[int]) -> int:
-        block = self.block
-        return min(among, key=lambda i: (views[i].decode_blocks + views[i].prefill_tokens // block, i))
+        return min(among, key=lambda i: (views[i].decode_blocks + views[i].prefill_tokens // self.block, i))
 
     def _cheapest(self, job: Job, views: Sequence[View], among: Sequence[int]) -> int:
         cost, weights = COSTS[self.name], self._weights

@@ -122,6 +122,23 @@ def test_a_kv_aware_router_follows_the_prefix() -> None:
         assert found[9] == (500 + 9 * 64 if homes == 1 else 500 + 8 * 64) // 16 * 16
 
 
+def test_a_router_hears_of_a_steps_blocks_when_the_step_is_over() -> None:
+    """500 tokens take 0.51 s, in one step or in two: halfway none of another prompt's 480 first ones, or the 256 of the
+    step that is over, are known to be there, and all at the end. What was there before the step is known all the time.
+    """
+    for chunk, halfway in ((8192, 0), (256, 256)):
+        cluster = made(2, router="kv_aware", max_batched=chunk)
+        first = ask(cluster, 0, piece(0, 500))
+        other = cluster.tree.extend(cluster.tree.root, [piece(0, 480), piece(1, 100)])
+        for at_s, known in ((0.3, halfway), (0.6, 480)):
+            cluster.advance(round(at_s * SECOND))
+            seen = [member.view(other).cached for member in cluster.members]
+            assert seen == [known if str(at) == first.worker else 0 for at in range(2)]
+        ask(cluster, 1, piece(0, 500), piece(2, 300))
+        cluster.advance(round(1.1 * SECOND))
+        assert max(member.view(other).cached for member in cluster.members) == 480
+
+
 def test_background_calls_have_workers_for_themselves() -> None:
     """Of three workers the last serves the background, the others everybody else."""
     cluster = made(3, background=1)
