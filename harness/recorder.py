@@ -10,11 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import orjson
-
 from keepwarm.harness.answers import Answer, decoded
-from keepwarm.harness.bodies import Body, Pieces, Recent
-from keepwarm.harness.who import Headers, client, flow, who
+from keepwarm.harness.bodies import Body, Offer, Pieces, opened
+from keepwarm.harness.who import Client, Headers, client, flow, who
 from keepwarm.replayers.sse import string
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.records import AnswerRecord, RecordJournal, RequestRecord
@@ -23,20 +21,22 @@ from keepwarm.traces.threads import Placed, Threads
 
 INLINE_BYTES = 1 << 18
 """Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
-GATHER_S, GATHERED = 0.05, 16
-"""What comes within this time, up to this number, is done together: each alone finds nothing in the processor's caches.
+GATHER_S, HOLD_NS = 0.05, 1_000_000
+"""What comes within this time is done together, for each alone finds nothing in the processor's caches; but no stream
+waits for more than a part of it.
 """
 MOST_BYTES = 64 << 20
 MOST_STORED = 1024
 RECENT = 128
 
 _DIALECTS = (("/messages", "messages"), ("/chat/completions", "chat"), ("/responses", "responses"))
-_WALL_NS = time.time_ns() - time.monotonic_ns()
+WALL_NS = time.time_ns() - time.monotonic_ns()
+"""What the monotonic clock, which never steps, is behind the time since 1970."""
 
 
 def now() -> int:
-    """Ns since 1970 on a clock that never steps."""
-    return time.monotonic_ns() + _WALL_NS
+    """Ns since 1970."""
+    return time.monotonic_ns() + WALL_NS
 
 
 def dialect_of(method: str, path: str) -> str | None:
@@ -61,7 +61,7 @@ class Recorder:
         self.threads.recall(self.journal.found)
         self.next = 1 + max((record.number for record in self.journal.found), default=-1)
         self.journal.found.clear()
-        self.recent: Recent = deque(maxlen=RECENT)
+        self.offers: deque[Offer] = deque(maxlen=RECENT)
         self.stored: OrderedDict[str, Sequence[Piece]] = OrderedDict()
         self.beside = ThreadPoolExecutor(1, "keepwarm record")
         self.calls = self.failed = self.lost = 0
@@ -77,10 +77,16 @@ class Recorder:
     def soon(self, what: Callable[[], None]) -> None:
         """Do something in its turn, a moment later and together with what else comes until then."""
         if not self._waiting:
-            asyncio.get_running_loop().call_later(GATHER_S, self.catch_up)
+            asyncio.get_running_loop().call_later(GATHER_S, self._go_on)
         self._waiting.append(what)
-        if len(self._waiting) >= GATHERED:
-            self.catch_up()
+
+    def _go_on(self) -> None:
+        """Do what waits, for a moment, and the rest when all others have had their turn."""
+        until = time.monotonic_ns() + HOLD_NS
+        while self._waiting and time.monotonic_ns() < until:
+            self._waiting.popleft()()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def catch_up(self) -> None:
         """Do now what waits."""
@@ -104,8 +110,8 @@ class Recorder:
 
 
 class Passing:
-    """One call on its way: the request's body, then the answer, then its end. Times are ns since 1970, but those of the
-    monotonic clock in ``coming``: what has come of the answer and waits to be read, the time before the pieces.
+    """One call on its way: the request's body, then the answer, then its end. ``coming`` is what has come of the answer
+    and waits to be read, before the pieces the time when they came.
     """
 
     def __init__(self, recorder: Recorder, dialect: str, headers: Headers, at_ns: int) -> None:
@@ -115,7 +121,7 @@ class Passing:
         self._at_ns = at_ns
         self._body: list[bytes] = []
         self._size = 0
-        self._client = client(headers, {})
+        self._client = Client()
         self._placed: Placed | None = None
         self._pieces: Sequence[Piece] = ()
         self._number = -1
@@ -157,12 +163,17 @@ class Passing:
     def _take(self, body: bytes) -> Body | None:
         """The request's body taken apart; None where it is no request of its dialect."""
         try:
-            told = orjson.loads(decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES))
-            self._client = client(self._headers, told)
             recorder = self._recorder
+            body = decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES)
+            told, offer = opened(body, tuple(recorder.offers))
+            self._client = client(self._headers, told)
             before = recorder.stored.get(string(told.get("previous_response_id")) or "", ())
             whose = recorder.identity, self._at_ns, self._client.session
-            return Pieces(*whose, recorder.keep_text, recorder.recent, before).body(self._dialect, told)
+            pieces = Pieces(*whose, recorder.keep_text, offer, before)
+            found = pieces.body(self._dialect, told)
+            if offer is None and pieces.offer is not None and pieces.offer.raw in body:
+                recorder.offers.appendleft(pieces.offer)
+            return found
         except Exception:  # whatever is wrong with it, it passes by
             return None
 
@@ -171,6 +182,8 @@ class Passing:
         recorder, threads = self._recorder, self._recorder.threads
         body = body or Body()
         self._pieces = body.pieces[body.front :]
+        if not any(self._client):
+            self._client = client(self._headers, {})
         told = who(self._client, recorder.identity, compacts=body.compacts)
         placed = self._placed = threads.place(told, body.pieces)
         self._number, recorder.next = recorder.next, recorder.next + 1
@@ -197,19 +210,14 @@ class Passing:
 
     def answering(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """The answer's head is there."""
-        self._first_byte_ns = int(self.coming[-1]) + _WALL_NS
+        self._first_byte_ns = int(self.coming[-1])
         kind, encoding = (headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding"))
         self._answer = Answer(self._dialect, status, kind, encoding, MOST_BYTES)
 
     def read(self) -> None:
         """Read what has come of the answer."""
-        at_ns = 0
         if self._answer is not None:
-            for one in self.coming:
-                if isinstance(one, int):
-                    at_ns = one + _WALL_NS
-                else:
-                    self._answer.feed(one, at_ns)
+            self._answer.read(self.coming)
         self.coming.clear()
 
     def ended(self, error: str | None = None) -> None:

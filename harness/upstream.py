@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from keepwarm.harness.exchange import BUFFER
+from keepwarm.harness.recorder import WALL_NS
 from keepwarm.harness.routes import Route
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Upstream(asyncio.BufferedProtocol):
         if not self.broken:
             passing = exchange.passing
             if passing is not None:
-                passing.coming.append(monotonic_ns())
+                passing.coming.append(monotonic_ns() + WALL_NS)
                 self._unread += nbytes
             try:
                 self._parser.feed_data(data)

@@ -36,21 +36,26 @@ UNKNOWN: Counts = dict.fromkeys(NUMBERS.values())
 
 
 def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
-    """The account in outcome columns; what was not told, or cannot hold, is None.
+    """The account in outcome columns. ``usage_extra`` is JSON of the fields that are not understood, disagree with the
+    account or cannot hold; a value that is too long is null there, and empty ones are left out.
+    """
+    columns, got = counted(told or {}, dialect)
+    return columns | {"usage_extra": _extra(_keyed(told or {}), got)}
+
+
+def counted(told: Mapping[str, Any], dialect: str) -> tuple[dict[str, Any], Counts]:
+    """The columns that count, and the numbers that they come of; what was not told, or cannot hold, is None.
 
     Most tell the whole input; Anthropic and Bedrock tell the rest beside the cached parts, in which sum the untold
     stands as nothing; gateways do either (see ``_is_rest``). A field that was left out means none in two places only:
     Google's, whose JSON omits zeros, and the read beside such a rest where the written part is told, because Dynamo
     leaves out just a read of zero there. A server that tells neither part knows nothing of caches: None.
-    ``usage_extra`` is JSON of the fields that are not understood, disagree with the account or cannot hold; a value
-    that is too long is null there, and empty ones are left out.
     """
-    told = _keyed(told or {})
-    fields = _fields(told, (), {})
+    fields = _fields(_keyed(told), (), {})
     counts = tuple(path for path, value in fields.items() if path in NUMBERS and count(value) is not None)
     where = _where(counts, OWN.get(dialect, ("prompt_", "completion_")))
     if "input" not in where:
-        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, {})}
+        return {"usage_source": "absent", "write_source": "absent"}, {}
     got: Counts = UNKNOWN | {number: fields[path] for number, path in where.items()}
     rest = where["input"] == ("inputTokens",) or (dialect == "messages" and where["input"] == ("input_tokens",))
     google = where["input"] == ("promptTokenCount",)
@@ -58,7 +63,7 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
     prompt = _split(got, rest or _is_rest(got, fields))
     output = _answer(got, prompt, google)
     read, written, short, long = (got[name] for name in ("read", "written", "short", "long"))
-    return {
+    columns = {
         "prompt": prompt,
         "uncached": None if read is None else prompt - read - (written or 0),
         "cache_read": read,
@@ -70,15 +75,16 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
         "reasoning": got["reasoning"],
         "usage_source": "reported",
         "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
-        "usage_extra": _extra(told, got),
     }
+    return columns, got
 
 
 def _keyed(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same with Bedrock's list of writes as a mapping from TTL to tokens, where it is such a list."""
+    listed = told.get("cacheDetails")
     with suppress(TypeError, KeyError):
-        rows = {row["ttl"]: row["inputTokens"] for row in told.get("cacheDetails", ())}
-        return {**told, "cacheDetails": rows} if 0 < len(rows) == len(told["cacheDetails"]) else told
+        rows = {row["ttl"]: row["inputTokens"] for row in listed} if listed else {}
+        return {**told, "cacheDetails": rows} if listed and len(rows) == len(listed) else told
     return told
 
 

@@ -22,15 +22,16 @@ class Events:
         if b"\n" not in chunk:
             self._rest.append(chunk)  # a line may be megabytes
             return []
-        *lines, rest = b"".join((*self._rest, chunk)).split(b"\n")
-        self._rest = [rest]
-        found = []
+        lines = (b"".join((*self._rest, chunk)) if self._rest else chunk).split(b"\n")
+        rest = lines.pop()
+        self._rest = [rest] if rest else []
+        found, data = [], self._data
         for line in lines:
             if line.startswith(b"data:"):
-                self._data.append(line[5:].removesuffix(b"\r").removeprefix(b" "))
-            elif self._data and line in (b"", b"\r"):
-                found.append(b"\n".join(self._data))
-                self._data.clear()
+                data.append(line[5:].removesuffix(b"\r").removeprefix(b" "))
+            elif data and line in (b"", b"\r"):
+                found.append(b"\n".join(data))
+                data.clear()
         return found
 
 
@@ -54,7 +55,8 @@ class Heard:
     def token(self, now_ns: int, text: Any) -> None:
         """An event that carried output, and its text if it has one."""
         self.token_ns.append(now_ns)
-        self.says(text)
+        if self.text is not None:
+            self.says(text)
 
     def routed(self, event: dict[str, Any]) -> None:
         """What Dynamo tells of its worker, in ``nvext``."""
