@@ -123,6 +123,9 @@ Reader = _Message | _Completion | _Response
 READERS: dict[str, Callable[[], Reader]] = {"messages": _Message, "chat": _Completion, "responses": _Response}
 
 
+_ZIPPED = {"gzip": 31, "x-gzip": 31, "deflate": 47}
+
+
 class Answer:
     """An answer as it passes by: taken in piece by piece, whatever its encoding, and never an error for who sends it.
 
@@ -139,9 +142,9 @@ class Answer:
         self._events = Events() if kind.startswith("text/event-stream") and status < 300 else None
         self._kept: list[tuple[int, bytes]] = []
         self._most = self._room = most
-        zipped = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(self._encoding)
+        zipped = _ZIPPED.get(self._encoding)
         self._zipped = zlib.decompressobj(zipped) if zipped else None
-        self._live = self._zipped is not None or self._encoding in ("", "identity")
+        self._live = zipped is not None or self._encoding in ("", "identity")
 
     def read(self, coming: Iterable[int | bytes]) -> None:
         """Pieces of the body as they came, before each the time when it did."""
@@ -195,10 +198,10 @@ class Answer:
         told, _ = counted(self.reader.heard.usage or {}, self._dialect)
         if told["usage_source"] == "absent":
             return None, told
-        read, writes = told["cache_read"], (told["cache_write_5m"], told["cache_write_1h"], told["cache_write_other"])
-        short, long, other = (tokens or 0 for tokens in writes)
-        rest = told["prompt"] - (read or 0) - short - long - other
-        return Usage(rest, read or 0, short, long, other, read is not None, writes != (None, None, None)), told
+        parts = told["cache_read"], told["cache_write_5m"], told["cache_write_1h"], told["cache_write_other"]
+        read, short, long, other = (tokens or 0 for tokens in parts)
+        rest = told["prompt"] - read - short - long - other
+        return Usage(rest, read, short, long, other, parts[0] is not None, parts[1:] != (None, None, None)), told
 
     def record(
         self, number: int, identity: Identity, session: str, first_byte_ns: int | None, end_ns: int, error: str | None

@@ -296,6 +296,8 @@ def item(entry: Any) -> Blocks:
 
 def hints(body: dict[str, Any]) -> Hints | None:
     """The scheduling hints in a body, as ``nvext`` has them."""
+    if "nvext" not in body:
+        return None
     told, cache = part(part(body, "nvext"), "agent_hints"), part(part(body, "nvext"), "cache_control")
     prefill, ttl = told.get("speculative_prefill"), str(cache.get("ttl") or "")[:9]
     seconds = {"s": 1, "m": 60, "h": 3600}.get(ttl[-1:], 0)

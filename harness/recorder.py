@@ -42,7 +42,10 @@ def now() -> int:
 def dialect_of(method: str, path: str) -> str | None:
     """The dialect of a request that is a call; None for anything else."""
     bare = path.partition("?")[0] if method == "POST" else ""
-    return next((name for end, name in _DIALECTS if bare.endswith(end)), None)
+    for end, name in _DIALECTS:
+        if bare.endswith(end):
+            return name
+    return None
 
 
 class Recorder:
@@ -211,7 +214,8 @@ class Passing:
     def answering(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """The answer's head is there."""
         self._first_byte_ns = int(self.coming[-1])
-        kind, encoding = (headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding"))
+        kind = headers.get(b"content-type", b"").decode("latin-1")
+        encoding = headers.get(b"content-encoding", b"").decode("latin-1")
         self._answer = Answer(self._dialect, status, kind, encoding, MOST_BYTES)
 
     def read(self) -> None:

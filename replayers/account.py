@@ -62,7 +62,7 @@ def counted(told: Mapping[str, Any], dialect: str) -> tuple[dict[str, Any], Coun
     _fill(got, fields, rest, google)
     prompt = _split(got, rest or _is_rest(got, fields))
     output = _answer(got, prompt, google)
-    read, written, short, long = (got[name] for name in ("read", "written", "short", "long"))
+    read, written, short, long = got["read"], got["written"], got["short"], got["long"]
     columns = {
         "prompt": prompt,
         "uncached": None if read is None else prompt - read - (written or 0),
@@ -81,10 +81,10 @@ def counted(told: Mapping[str, Any], dialect: str) -> tuple[dict[str, Any], Coun
 
 def _keyed(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same with Bedrock's list of writes as a mapping from TTL to tokens, where it is such a list."""
-    listed = told.get("cacheDetails")
-    with suppress(TypeError, KeyError):
-        rows = {row["ttl"]: row["inputTokens"] for row in listed} if listed else {}
-        return {**told, "cacheDetails": rows} if listed and len(rows) == len(listed) else told
+    if "cacheDetails" in told:
+        with suppress(TypeError, KeyError):
+            rows = {row["ttl"]: row["inputTokens"] for row in told["cacheDetails"]}
+            return {**told, "cacheDetails": rows} if 0 < len(rows) == len(told["cacheDetails"]) else told
     return told
 
 
