@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from keepwarm.harness.bodies import Pieces, item, json_object, said
+from keepwarm.harness.bodies import item, json_object, piece, said
 from keepwarm.replayers import chat, messages, responses
 from keepwarm.replayers.account import counted
 from keepwarm.replayers.sse import Events, failure, fault, part, string
@@ -160,16 +160,13 @@ class Answer:
                 self._kept.append((at_ns, one))
             else:
                 try:
-                    for event in events.feed(one if self._zipped is None else self._unzipped(one)):
+                    if self._zipped is not None:
+                        one = self._zipped.decompress(one, max(1, self._room))
+                        self._room -= len(one)
+                    for event in events.feed(one):
                         self.reader.event(event, at_ns)
                 except Exception:  # whatever is wrong with it, it passes by
                     self.error = self.error or "other"
-
-    def _unzipped(self, data: bytes) -> bytes:
-        assert self._zipped is not None
-        data = self._zipped.decompress(data, max(1, self._room))
-        self._room -= len(data)
-        return data
 
     def end(self) -> None:
         """There is no more of it."""
@@ -209,11 +206,11 @@ class Answer:
         """All of it for the journal; ``session`` is the client's own id."""
         self.end()
         usage, told = self.usage()
-        reader, pieces = self.reader, Pieces(identity, end_ns, session)
+        reader = self.reader
         streamed = self._events is not None and reader.heard.token_ns
         try:
             blocks = reader.said(end_ns)
-            said = tuple(pieces.piece("answer", block) for block, _ in blocks)
+            said = tuple([piece(identity, "answer", block) for block, _ in blocks])
             uses = [one for one in blocks if isinstance(one[0], dict) and one[0].get("type") == "tool_use"]
             tools = tuple(_asked(*use, identity, session) for use in uses)
         except Exception:  # it makes no sense, and was passed on

@@ -92,16 +92,8 @@ class Pieces:
             self._since.clear()
         else:
             self._since.append((len(self.pieces), block))
-        self.pieces.append(self.piece(kind, block))
+        self.pieces.append(piece(self.identity, kind, block, self.keep_text))
         self._mark(block)
-
-    def piece(self, kind: str, block: Any) -> Piece:
-        """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
-        content = content_bytes(block)
-        hash_ = self.identity.hash(content)
-        shape = self.identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
-        text = content.partition(b"\0")[2].decode("utf-8", "replace") if self.keep_text else None
-        return Piece(kind, hash_, shape, _weight(kind, block, content), text)
 
     def _mark(self, block: Any) -> None:
         """The cache_control mark that a block, or a body for its last one, may have."""
@@ -174,10 +166,19 @@ class Pieces:
         inputs = [
             (at, given)
             for at, block in self._since
-            if (piece := self.pieces[at]).kind != "tools"
-            for given in self._inputs(piece, block)
+            if self.pieces[at].kind != "tools"
+            for given in self._inputs(self.pieces[at], block)
         ]
         return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body), begun)
+
+
+def piece(identity: Identity, kind: str, block: Any, keep_text: bool = False) -> Piece:
+    """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
+    content = content_bytes(block)
+    hash_ = identity.hash(content)
+    shape = identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
+    text = content.partition(b"\0")[2].decode("utf-8", "replace") if keep_text else None
+    return Piece(kind, hash_, shape, _weight(kind, block, content), text)
 
 
 def _weight(kind: str, block: Any, content: bytes) -> float:
@@ -296,8 +297,6 @@ def item(entry: Any) -> Blocks:
 
 def hints(body: dict[str, Any]) -> Hints | None:
     """The scheduling hints in a body, as ``nvext`` has them."""
-    if "nvext" not in body:
-        return None
     told, cache = part(part(body, "nvext"), "agent_hints"), part(part(body, "nvext"), "cache_control")
     prefill, ttl = told.get("speculative_prefill"), str(cache.get("ttl") or "")[:9]
     seconds = {"s": 1, "m": 60, "h": 3600}.get(ttl[-1:], 0)

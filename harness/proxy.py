@@ -46,29 +46,23 @@ class Proxy:
         """The protocol of a client that connects."""
         return Client(self)
 
-    def admits(self, path: str, headers: dict[str, str]) -> tuple[bool, str]:
-        """Whether a request may pass, and its path without the token."""
-        if self.token is None:
-            return True, path
-        shown = headers.pop(TOKEN, None)
-        if shown is None:
-            shown, _, rest = path.removeprefix("/").partition("/")
-            path = f"/{rest}"
-        return hmac.compare_digest(shown.encode("latin-1"), os.fsencode(self.token)), path
-
     def leads(self, method: str, url: bytes, version: str, fields: Fields) -> Led:
         """What a request's head leads to."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in fields}
-        admitted, path = self.admits(url.decode("latin-1"), headers)
+        path = url.decode("latin-1")
+        if self.token is not None:
+            shown = headers.pop(TOKEN, None)
+            if shown is None:
+                shown, _, rest = path.removeprefix("/").partition("/")
+                path = f"/{rest}"
+            if not hmac.compare_digest(shown.encode("latin-1"), os.fsencode(self.token)):
+                told = refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
+                return Led(path, headers, refused=told)
         chosen = choose(self.routes, path, headers)
-        if not admitted:
-            refused = refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
-        elif chosen is None:
-            refused = refusal(404, "Not Found", "no upstream for this path", "not_found_error")
-        else:
-            told = head(method, version, fields, chosen, path)
-            return Led(path, headers, dialect_of(method, path), chosen, told)
-        return Led(path, headers, refused=refused)
+        if chosen is None:
+            return Led(path, headers, refused=refusal(404, "Not Found", "no upstream for this path", "not_found_error"))
+        told = head(method, version, fields, chosen, path)
+        return Led(path, headers, dialect_of(method, path), chosen, told)
 
 
 class Client(asyncio.BufferedProtocol):

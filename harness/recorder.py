@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from keepwarm.harness.answers import Answer, decoded
@@ -21,10 +22,11 @@ from keepwarm.traces.threads import Placed, Threads
 
 INLINE_BYTES = 1 << 18
 """Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
-GATHER_S, HOLD_NS = 0.05, 1_000_000
-"""What comes within this time is done together, for each alone finds nothing in the processor's caches; but no stream
-waits for more than a part of it.
+GATHER_S, GATHERED = 0.2, 16
+"""What comes within this time, up to this number, is done together: each alone finds nothing in the processor's caches.
 """
+HOLD_NS = 1_000_000
+"""Then so much of it is done at a time that no stream waits for long."""
 MOST_BYTES = 64 << 20
 MOST_STORED = 1024
 RECENT = 128
@@ -42,10 +44,7 @@ def now() -> int:
 def dialect_of(method: str, path: str) -> str | None:
     """The dialect of a request that is a call; None for anything else."""
     bare = path.partition("?")[0] if method == "POST" else ""
-    for end, name in _DIALECTS:
-        if bare.endswith(end):
-            return name
-    return None
+    return next((name for end, name in _DIALECTS if bare.endswith(end)), None)
 
 
 class Recorder:
@@ -79,21 +78,21 @@ class Recorder:
 
     def soon(self, what: Callable[[], None]) -> None:
         """Do something in its turn, a moment later and together with what else comes until then."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_later(GATHER_S, self._go_on)
         self._waiting.append(what)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(GATHER_S, self._go_on)
+        elif len(self._waiting) == GATHERED:
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
         """Do what waits, for a moment, and the rest when all others have had their turn."""
-        until = time.monotonic_ns() + HOLD_NS
-        while self._waiting and time.monotonic_ns() < until:
-            self._waiting.popleft()()
+        self.catch_up(time.monotonic_ns() + HOLD_NS)
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._go_on)
 
-    def catch_up(self) -> None:
-        """Do now what waits."""
-        while self._waiting:
+    def catch_up(self, until_ns: float = inf) -> None:
+        """Do now what waits, as much as can be begun until then."""
+        while self._waiting and time.monotonic_ns() < until_ns:
             self._waiting.popleft()()
 
     def write(self, record: RequestRecord | AnswerRecord) -> bool:

@@ -60,11 +60,9 @@ def all_routes(told: Sequence[str]) -> list[Route]:
 
 def choose(routes: Sequence[Route], path: str, headers: dict[str, str]) -> Route | None:
     """The route of a request: a header's before a path's, the longest path's first."""
-    bare, best = path.partition("?")[0] + "/", None
     for one in routes:
-        if one.header:
-            if headers.get(one.header) == one.value:
-                return one
-        elif bare.startswith(one.prefix + "/") and (best is None or len(one.prefix) > len(best.prefix)):
-            best = one
-    return best
+        if one.header and headers.get(one.header) == one.value:
+            return one
+    bare = path.partition("?")[0] + "/"
+    fitting = [one for one in routes if not one.header and bare.startswith(one.prefix + "/")]
+    return max(fitting, key=lambda one: len(one.prefix), default=None)

@@ -35,6 +35,8 @@ class Upstream(asyncio.BufferedProtocol):
         self._transport: Any = None
         self._connecting: asyncio.Task[None] | None = None
         self._gone = False
+        self._fields: dict[bytes, bytes] = {}
+        self.on_header = self._fields.__setitem__
         self.forget()
 
     def forget(self) -> None:
@@ -152,16 +154,14 @@ class Upstream(asyncio.BufferedProtocol):
     def on_message_begin(self) -> None:
         if self._over:
             raise ValueError("more than one answer")
-        self._headers: dict[bytes, bytes] = {}
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        self._fields.clear()
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
         if 100 <= self._status < 200:
             return
         self.begun = True
+        self._headers = {name.lower(): value for name, value in self._fields.items()}
         exchange = self.exchange
         assert exchange is not None
         if exchange.passing is not None:

@@ -27,9 +27,9 @@ class Events:
         self._rest = [rest] if rest else []
         found, data = [], self._data
         for line in lines:
-            if line.startswith(b"data:"):
+            if line[:5] == b"data:":
                 data.append(line[5:].removesuffix(b"\r").removeprefix(b" "))
-            elif data and line in (b"", b"\r"):
+            elif data and (not line or line == b"\r"):
                 found.append(b"\n".join(data))
                 data.clear()
         return found
