@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from keepwarm.harness.bodies import item, json_object, piece, said
 from keepwarm.replayers import chat, messages, responses
-from keepwarm.replayers.account import counted
+from keepwarm.replayers.account import account
 from keepwarm.replayers.sse import Events, failure, fault, part, string
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
@@ -123,9 +123,6 @@ Reader = _Message | _Completion | _Response
 READERS: dict[str, Callable[[], Reader]] = {"messages": _Message, "chat": _Completion, "responses": _Response}
 
 
-_ZIPPED = {"gzip": 31, "x-gzip": 31, "deflate": 47}
-
-
 class Answer:
     """An answer as it passes by: taken in piece by piece, whatever its encoding, and never an error for who sends it.
 
@@ -142,7 +139,7 @@ class Answer:
         self._events = Events() if kind.startswith("text/event-stream") and status < 300 else None
         self._kept: list[tuple[int, bytes]] = []
         self._most = self._room = most
-        zipped = _ZIPPED.get(self._encoding)
+        zipped = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(self._encoding)
         self._zipped = zlib.decompressobj(zipped) if zipped else None
         self._live = zipped is not None or self._encoding in ("", "identity")
 
@@ -192,7 +189,7 @@ class Answer:
 
     def usage(self) -> tuple[Usage | None, dict[str, Any]]:
         """The account, and what else it tells, in trace columns."""
-        told, _ = counted(self.reader.heard.usage or {}, self._dialect)
+        told = account(self.reader.heard.usage, self._dialect, extra=False)
         if told["usage_source"] == "absent":
             return None, told
         parts = told["cache_read"], told["cache_write_5m"], told["cache_write_1h"], told["cache_write_other"]

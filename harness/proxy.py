@@ -320,7 +320,7 @@ class Client(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         self.slow = True
         for upstream in self._upstreams.values():
-            upstream.pause()
+            upstream.go_on()
 
     def resume_writing(self) -> None:
         self.slow = False

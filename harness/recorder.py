@@ -13,7 +13,7 @@ from pathlib import Path
 
 from keepwarm.harness.answers import Answer, decoded
 from keepwarm.harness.bodies import Body, Offer, Pieces, opened
-from keepwarm.harness.who import Client, Headers, client, flow, who
+from keepwarm.harness.who import Headers, client, flow, who
 from keepwarm.replayers.sse import string
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.records import AnswerRecord, RecordJournal, RequestRecord
@@ -79,10 +79,9 @@ class Recorder:
     def soon(self, what: Callable[[], None]) -> None:
         """Do something in its turn, a moment later and together with what else comes until then."""
         self._waiting.append(what)
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_later(GATHER_S, self._go_on)
-        elif len(self._waiting) == GATHERED:
-            asyncio.get_running_loop().call_soon(self._go_on)
+        after_s = {1: GATHER_S, GATHERED: 0}.get(len(self._waiting))
+        if after_s is not None:
+            asyncio.get_running_loop().call_later(after_s, self._go_on)
 
     def _go_on(self) -> None:
         """Do what waits, for a moment, and the rest when all others have had their turn."""
@@ -123,7 +122,7 @@ class Passing:
         self._at_ns = at_ns
         self._body: list[bytes] = []
         self._size = 0
-        self._client = Client()
+        self._client = client(headers, {})
         self._placed: Placed | None = None
         self._pieces: Sequence[Piece] = ()
         self._number = -1
@@ -184,8 +183,6 @@ class Passing:
         recorder, threads = self._recorder, self._recorder.threads
         body = body or Body()
         self._pieces = body.pieces[body.front :]
-        if not any(self._client):
-            self._client = client(self._headers, {})
         told = who(self._client, recorder.identity, compacts=body.compacts)
         placed = self._placed = threads.place(told, body.pieces)
         self._number, recorder.next = recorder.next, recorder.next + 1

@@ -70,8 +70,7 @@ class Upstream(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self.ready = True
-        if self._client.slow:
-            self.pause()
+        self.go_on()
         self._client.go_on()
 
     def write(self, data: bytes) -> None:
@@ -86,14 +85,11 @@ class Upstream(asyncio.BufferedProtocol):
         self.full = False
         self._client.resume()
 
-    def pause(self) -> None:
-        """The client reads too slowly."""
-        if self.ready:
-            self._transport.pause_reading()
-
     def go_on(self) -> None:
-        """The client reads again."""
-        if self.ready and not self._client.slow:
+        """Take more from the upstream, unless the client reads too slowly."""
+        if self.ready and self._client.slow:
+            self._transport.pause_reading()
+        elif self.ready:
             self._transport.resume_reading()
 
     def abort(self) -> None:

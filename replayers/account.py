@@ -35,27 +35,23 @@ Counts = dict[str, int | None]
 UNKNOWN: Counts = dict.fromkeys(NUMBERS.values())
 
 
-def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
-    """The account in outcome columns. ``usage_extra`` is JSON of the fields that are not understood, disagree with the
-    account or cannot hold; a value that is too long is null there, and empty ones are left out.
-    """
-    columns, got = counted(told or {}, dialect)
-    return columns | {"usage_extra": _extra(_keyed(told or {}), got)}
-
-
-def counted(told: Mapping[str, Any], dialect: str) -> tuple[dict[str, Any], Counts]:
-    """The columns that count, and the numbers that they come of; what was not told, or cannot hold, is None.
+def account(told: Mapping[str, Any] | None, dialect: str, *, extra: bool = True) -> dict[str, Any]:
+    """The account in outcome columns; what was not told, or cannot hold, is None.
 
     Most tell the whole input; Anthropic and Bedrock tell the rest beside the cached parts, in which sum the untold
     stands as nothing; gateways do either (see ``_is_rest``). A field that was left out means none in two places only:
     Google's, whose JSON omits zeros, and the read beside such a rest where the written part is told, because Dynamo
     leaves out just a read of zero there. A server that tells neither part knows nothing of caches: None.
+    ``usage_extra`` is JSON of the fields that are not understood, disagree with the account or cannot hold; a value
+    that is too long is null there, and empty ones are left out; it is None where no ``extra`` is wanted.
     """
-    fields = _fields(_keyed(told), (), {})
+    told = _keyed(told or {})
+    fields = _fields(told, (), {})
     counts = tuple(path for path, value in fields.items() if path in NUMBERS and count(value) is not None)
     where = _where(counts, OWN.get(dialect, ("prompt_", "completion_")))
     if "input" not in where:
-        return {"usage_source": "absent", "write_source": "absent"}, {}
+        left = _extra(told, {}) if extra else None
+        return {"usage_source": "absent", "write_source": "absent", "usage_extra": left}
     got: Counts = UNKNOWN | {number: fields[path] for number, path in where.items()}
     rest = where["input"] == ("inputTokens",) or (dialect == "messages" and where["input"] == ("input_tokens",))
     google = where["input"] == ("promptTokenCount",)
@@ -63,7 +59,7 @@ def counted(told: Mapping[str, Any], dialect: str) -> tuple[dict[str, Any], Coun
     prompt = _split(got, rest or _is_rest(got, fields))
     output = _answer(got, prompt, google)
     read, written, short, long = got["read"], got["written"], got["short"], got["long"]
-    columns = {
+    return {
         "prompt": prompt,
         "uncached": None if read is None else prompt - read - (written or 0),
         "cache_read": read,
@@ -75,8 +71,8 @@ def counted(told: Mapping[str, Any], dialect: str) -> tuple[dict[str, Any], Coun
         "reasoning": got["reasoning"],
         "usage_source": "reported",
         "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
+        "usage_extra": _extra(told, got) if extra else None,
     }
-    return columns, got
 
 
 def _keyed(told: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,8 +22,7 @@ class Events:
         if b"\n" not in chunk:
             self._rest.append(chunk)  # a line may be megabytes
             return []
-        lines = (b"".join((*self._rest, chunk)) if self._rest else chunk).split(b"\n")
-        rest = lines.pop()
+        *lines, rest = (b"".join((*self._rest, chunk)) if self._rest else chunk).split(b"\n")
         self._rest = [rest] if rest else []
         found, data = [], self._data
         for line in lines:
@@ -55,8 +54,7 @@ class Heard:
     def token(self, now_ns: int, text: Any) -> None:
         """An event that carried output, and its text if it has one."""
         self.token_ns.append(now_ns)
-        if self.text is not None:
-            self.says(text)
+        self.says(text)
 
     def routed(self, event: dict[str, Any]) -> None:
         """What Dynamo tells of its worker, in ``nvext``."""
