@@ -25,10 +25,9 @@ Fields = Sequence[tuple[bytes, bytes]]
 
 class Led(NamedTuple):
     """What a request's head leads to: the ``head`` that its upstream gets, or the answer that it is refused with.
-    ``path`` is without the token, ``headers`` are by lower-case name.
+    ``headers`` are by lower-case name, ``dialect`` is that of the calls that are posted to its path.
     """
 
-    path: str
     headers: dict[str, str]
     dialect: str | None = None
     route: Route | None = None

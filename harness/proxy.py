@@ -57,12 +57,11 @@ class Proxy:
                 path = f"/{rest}"
             if not hmac.compare_digest(shown.encode("latin-1"), os.fsencode(self.token)):
                 told = refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
-                return Led(path, headers, refused=told)
+                return Led(headers, refused=told)
         chosen = choose(self.routes, path, headers)
         if chosen is None:
-            return Led(path, headers, refused=refusal(404, "Not Found", "no upstream for this path", "not_found_error"))
-        told = head(method, version, fields, chosen, path)
-        return Led(path, headers, dialect_of(method, path), chosen, told)
+            return Led(headers, refused=refusal(404, "Not Found", "no upstream for this path", "not_found_error"))
+        return Led(headers, dialect_of(path), chosen, head(method, version, fields, chosen, path))
 
 
 class Client(asyncio.BufferedProtocol):
@@ -171,11 +170,12 @@ class Client(asyncio.BufferedProtocol):
         exchange.hasty = upgrade or "expect" in led.headers
         self.exchanges.append(exchange)
         exchange.refused = led.refused
-        if upgrade and led.route is not None and dialect_of("POST", led.path) == "responses":
+        if upgrade and led.dialect == "responses":
             exchange.refused = refusal(426, "Upgrade Required", "calls are recorded over HTTP, not WebSocket")
         if exchange.refused is None:
             exchange.route = led.route
-            exchange.passing = self.proxy.recorder.passing(led.dialect, led.headers) if led.dialect else None
+            if led.dialect and exchange.method == "POST":
+                exchange.passing = self.proxy.recorder.passing(led.dialect, led.headers)
             self._pass(exchange, led.head.replace(LENGTH, exchange.length))
 
     def on_body(self, data: bytes) -> None:

@@ -41,9 +41,9 @@ def now() -> int:
     return time.monotonic_ns() + WALL_NS
 
 
-def dialect_of(method: str, path: str) -> str | None:
-    """The dialect of a request that is a call; None for anything else."""
-    bare = path.partition("?")[0] if method == "POST" else ""
+def dialect_of(path: str) -> str | None:
+    """The dialect of the calls that are posted to a path; None for any other path."""
+    bare = path.partition("?")[0]
     return next((name for end, name in _DIALECTS if bare.endswith(end)), None)
 
 
