@@ -25,7 +25,7 @@ INLINE_BYTES = 1 << 18
 GATHER_S, GATHERED = 0.2, 16
 """What comes within this time, up to this number, is done together: each alone finds nothing in the processor's caches.
 """
-HOLD_NS = 1_000_000
+HOLD_NS = 500_000
 """Then so much of it is done at a time that no stream waits for long."""
 MOST_BYTES = 64 << 20
 MOST_STORED = 1024
