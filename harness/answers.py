@@ -6,13 +6,13 @@ They are the replayers' own readers, which also keep what was said until the ans
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from keepwarm.harness.bodies import Pieces, item, json_object, said
+from keepwarm.harness.bodies import item, json_object, piece, said
 from keepwarm.replayers import chat, messages, responses
 from keepwarm.replayers.account import account
 from keepwarm.replayers.sse import Events, failure, fault, part, string
@@ -126,8 +126,8 @@ READERS: dict[str, Callable[[], Reader]] = {"messages": _Message, "chat": _Compl
 class Answer:
     """An answer as it passes by: taken in piece by piece, whatever its encoding, and never an error for who sends it.
 
-    Times are those of the recorder's clock. What is no stream, or has an encoding that only whole files are read of, is
-    kept until the end; past ``most`` bytes it is let go.
+    Times are ns since 1970. What is no stream, or has an encoding that only whole files are read of, is kept until the
+    end; past ``most`` bytes it is let go.
     """
 
     def __init__(self, dialect: str, status: int, kind: str, encoding: str, most: int) -> None:
@@ -141,25 +141,29 @@ class Answer:
         self._most = self._room = most
         zipped = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(self._encoding)
         self._zipped = zlib.decompressobj(zipped) if zipped else None
-        self._live = self._zipped is not None or self._encoding in ("", "identity")
+        self._live = zipped is not None or self._encoding in ("", "identity")
 
-    def feed(self, data: bytes, now_ns: int) -> None:
-        """A piece of the body as it came."""
-        self._room -= len(data)
-        if self._room < 0:
-            self._kept.clear()
-            return
-        if self._events is None or not self._live:
-            self._kept.append((now_ns, data))
-            return
-        try:
-            if self._zipped is not None:
-                data = self._zipped.decompress(data, max(1, self._room))
-                self._room -= len(data)
-            for event in self._events.feed(data):
-                self.reader.event(event, now_ns)
-        except Exception:  # whatever is wrong with it, it passes by
-            self.error = self.error or "other"
+    def read(self, coming: Iterable[int | bytes]) -> None:
+        """Pieces of the body as they came, before each the time when it did."""
+        at_ns, events = 0, self._events if self._live else None
+        for one in coming:
+            if isinstance(one, int):
+                at_ns = one
+                continue
+            self._room -= len(one)
+            if self._room < 0:
+                self._kept.clear()
+            elif events is None:
+                self._kept.append((at_ns, one))
+            else:
+                try:
+                    if self._zipped is not None:
+                        one = self._zipped.decompress(one, max(1, self._room))
+                        self._room -= len(one)
+                    for event in events.feed(one):
+                        self.reader.event(event, at_ns)
+                except Exception:  # whatever is wrong with it, it passes by
+                    self.error = self.error or "other"
 
     def end(self) -> None:
         """There is no more of it."""
@@ -185,14 +189,13 @@ class Answer:
 
     def usage(self) -> tuple[Usage | None, dict[str, Any]]:
         """The account, and what else it tells, in trace columns."""
-        told = account(self.reader.heard.usage, self._dialect)
+        told = account(self.reader.heard.usage, self._dialect, extra=False)
         if told["usage_source"] == "absent":
             return None, told
-        read, writes = told["cache_read"], [told.get(f"cache_write_{ttl}") for ttl in ("5m", "1h", "other")]
-        short, long, other = (tokens or 0 for tokens in writes)
-        rest = told["prompt"] - (read or 0) - short - long - other
-        write_told = any(tokens is not None for tokens in writes)
-        return Usage(rest, read or 0, short, long, other, read is not None, write_told), told
+        parts = told["cache_read"], told["cache_write_5m"], told["cache_write_1h"], told["cache_write_other"]
+        read, short, long, other = (tokens or 0 for tokens in parts)
+        rest = told["prompt"] - read - short - long - other
+        return Usage(rest, read, short, long, other, parts[0] is not None, parts[1:] != (None, None, None)), told
 
     def record(
         self, number: int, identity: Identity, session: str, first_byte_ns: int | None, end_ns: int, error: str | None
@@ -200,11 +203,11 @@ class Answer:
         """All of it for the journal; ``session`` is the client's own id."""
         self.end()
         usage, told = self.usage()
-        reader, pieces = self.reader, Pieces(identity, end_ns, session)
+        reader = self.reader
         streamed = self._events is not None and reader.heard.token_ns
         try:
             blocks = reader.said(end_ns)
-            said = tuple(pieces.piece("answer", block) for block, _ in blocks)
+            said = tuple([piece(identity, "answer", block) for block, _ in blocks])
             uses = [one for one in blocks if isinstance(one[0], dict) and one[0].get("type") == "tool_use"]
             tools = tuple(_asked(*use, identity, session) for use in uses)
         except Exception:  # it makes no sense, and was passed on

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ SUMMARISES = (
 )
 """What Claude Code, Codex and OpenCode say in the request that compacts a conversation."""
 
+_OFFER, _KNOWN = b'"tools":', b'"tools":0'
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _UNSEEN = ("id", "status", "internal_chat_message_metadata_passthrough")
 _CLIENTS = dict.fromkeys(("agent_message", "compaction_trigger", "compaction"), "user")
@@ -40,9 +40,16 @@ _SHAPED = ("system", "user")
 _WEIGHTS = {"tools": 0.25, "system": 0.25, **CHARACTER_TOKENS}
 _PICTURES = ("image", "input_image", "image_url", "document")
 
-Recent = deque[tuple[Sequence[Any], Sequence[Piece]]]
 Blocks = list[tuple[str, Any]]
 """A prompt's blocks in the order in which a model sees them, each with its kind."""
+
+
+class Offer(NamedTuple):
+    """A list of tools as it stands in bodies: most of a request by size, and rarely another than before."""
+
+    raw: bytes
+    pieces: Sequence[Piece]
+    marks: Sequence[tuple[int, int]]
 
 
 class Body(NamedTuple):
@@ -64,16 +71,15 @@ class Body(NamedTuple):
 
 @dataclass
 class Pieces:
-    """A prompt being taken apart. ``session`` is the client's own id of it, ``at_ns`` when it came; ``recent`` are tool
-    lists taken apart before, most of a request by size, which rarely change. ``before`` is what the provider has of the
-    conversation already.
+    """A prompt being taken apart. ``session`` is the client's own id of it, ``at_ns`` when it came; ``offer`` are its
+    tools where they are known, ``before`` is what the provider has of the conversation already.
     """
 
     identity: Identity
     at_ns: int
     session: str
     keep_text: bool = False
-    recent: Recent = field(default_factory=deque)
+    offer: Offer | None = None
     before: Sequence[Piece] = ()
     pieces: list[Piece] = field(default_factory=list)
     marks: list[tuple[int, int]] = field(default_factory=list)
@@ -86,26 +92,8 @@ class Pieces:
             self._since.clear()
         else:
             self._since.append((len(self.pieces), block))
-        self.pieces.append(self.piece(kind, block))
+        self.pieces.append(piece(self.identity, kind, block, self.keep_text))
         self._mark(block)
-
-    def _tools(self, tools: Sequence[Any]) -> None:
-        """The list of tools."""
-        made = next((made for known, made in tuple(self.recent) if known == tools), None)
-        if made is None:
-            made = [self.piece("tools", tool) for tool in tools]
-            self.recent.appendleft((tools, made))
-        for tool, piece in zip(tools, made, strict=True):
-            self.pieces.append(piece)
-            self._mark(tool)
-
-    def piece(self, kind: str, block: Any) -> Piece:
-        """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
-        content = content_bytes(block)
-        hash_ = self.identity.hash(content)
-        shape = self.identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
-        text = content.partition(b"\0")[2].decode("utf-8", "replace") if self.keep_text else None
-        return Piece(kind, hash_, shape, _weight(kind, block, content), text)
 
     def _mark(self, block: Any) -> None:
         """The cache_control mark that a block, or a body for its last one, may have."""
@@ -158,7 +146,13 @@ class Pieces:
     def body(self, dialect: str, body: dict[str, Any]) -> Body:
         """All of a request's body."""
         front, conversation = READERS[dialect](body)
-        self._tools(listed(body.get("tools")))
+        if self.offer is not None:
+            self.pieces += self.offer.pieces
+            self.marks += self.offer.marks
+        elif tools := listed(body.get("tools")):
+            for tool in tools:
+                self._add("tools", tool)
+            self.offer = Offer(_OFFER + orjson.dumps(tools), tuple(self.pieces), tuple(self.marks))
         for kind, block in front:
             self._add(kind, block)
         begun = len(self.pieces)
@@ -172,10 +166,19 @@ class Pieces:
         inputs = [
             (at, given)
             for at, block in self._since
-            if (piece := self.pieces[at]).kind != "tools"
-            for given in self._inputs(piece, block)
+            if self.pieces[at].kind != "tools"
+            for given in self._inputs(self.pieces[at], block)
         ]
         return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body), begun)
+
+
+def piece(identity: Identity, kind: str, block: Any, keep_text: bool = False) -> Piece:
+    """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
+    content = content_bytes(block)
+    hash_ = identity.hash(content)
+    shape = identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
+    text = content.partition(b"\0")[2].decode("utf-8", "replace") if keep_text else None
+    return Piece(kind, hash_, shape, _weight(kind, block, content), text)
 
 
 def _weight(kind: str, block: Any, content: bytes) -> float:
@@ -188,6 +191,17 @@ def _weight(kind: str, block: Any, content: bytes) -> float:
 
 def _type(block: Any) -> str:
     return str(block.get("type")) if isinstance(block, dict) else ""
+
+
+def opened(body: bytes, offers: Iterable[Offer]) -> tuple[dict[str, Any], Offer | None]:
+    """A body as an object, and its tools if they are among the known ones; then they are not read again."""
+    at = body.find(_OFFER)
+    offer = next((one for one in offers if body.startswith(one.raw, at)), None)
+    if offer is not None:
+        known = orjson.loads(body[:at] + _KNOWN + body[at + len(offer.raw) :])
+        if known.get("tools") == 0:  # else a list like it stands somewhere deeper
+            return known, offer
+    return orjson.loads(body), None
 
 
 def listed(value: Any) -> Sequence[Any]:

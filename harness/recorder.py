@@ -8,12 +8,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from math import inf
 from pathlib import Path
 
-import orjson
-
 from keepwarm.harness.answers import Answer, decoded
-from keepwarm.harness.bodies import Body, Pieces, Recent
+from keepwarm.harness.bodies import Body, Offer, Pieces, opened
 from keepwarm.harness.who import Headers, client, flow, who
 from keepwarm.replayers.sse import string
 from keepwarm.traces.identity import Identity
@@ -23,25 +22,28 @@ from keepwarm.traces.threads import Placed, Threads
 
 INLINE_BYTES = 1 << 18
 """Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
-GATHER_S, GATHERED = 0.05, 16
+GATHER_S, GATHERED = 0.2, 16
 """What comes within this time, up to this number, is done together: each alone finds nothing in the processor's caches.
 """
+HOLD_NS = 500_000
+"""Then so much of it is done at a time that no stream waits for long."""
 MOST_BYTES = 64 << 20
 MOST_STORED = 1024
 RECENT = 128
 
 _DIALECTS = (("/messages", "messages"), ("/chat/completions", "chat"), ("/responses", "responses"))
-_WALL_NS = time.time_ns() - time.monotonic_ns()
+WALL_NS = time.time_ns() - time.monotonic_ns()
+"""What the monotonic clock, which never steps, is behind the time since 1970."""
 
 
 def now() -> int:
-    """Ns since 1970 on a clock that never steps."""
-    return time.monotonic_ns() + _WALL_NS
+    """Ns since 1970."""
+    return time.monotonic_ns() + WALL_NS
 
 
-def dialect_of(method: str, path: str) -> str | None:
-    """The dialect of a request that is a call; None for anything else."""
-    bare = path.partition("?")[0] if method == "POST" else ""
+def dialect_of(path: str) -> str | None:
+    """The dialect of the calls that are posted to a path; None for any other path."""
+    bare = path.partition("?")[0]
     return next((name for end, name in _DIALECTS if bare.endswith(end)), None)
 
 
@@ -61,7 +63,7 @@ class Recorder:
         self.threads.recall(self.journal.found)
         self.next = 1 + max((record.number for record in self.journal.found), default=-1)
         self.journal.found.clear()
-        self.recent: Recent = deque(maxlen=RECENT)
+        self.offers: deque[Offer] = deque(maxlen=RECENT)
         self.stored: OrderedDict[str, Sequence[Piece]] = OrderedDict()
         self.beside = ThreadPoolExecutor(1, "keepwarm record")
         self.calls = self.failed = self.lost = 0
@@ -76,15 +78,20 @@ class Recorder:
 
     def soon(self, what: Callable[[], None]) -> None:
         """Do something in its turn, a moment later and together with what else comes until then."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_later(GATHER_S, self.catch_up)
         self._waiting.append(what)
-        if len(self._waiting) >= GATHERED:
-            self.catch_up()
+        after_s = {1: GATHER_S, GATHERED: 0}.get(len(self._waiting))
+        if after_s is not None:
+            asyncio.get_running_loop().call_later(after_s, self._go_on)
 
-    def catch_up(self) -> None:
-        """Do now what waits."""
-        while self._waiting:
+    def _go_on(self) -> None:
+        """Do what waits, for a moment, and the rest when all others have had their turn."""
+        self.catch_up(time.monotonic_ns() + HOLD_NS)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def catch_up(self, until_ns: float = inf) -> None:
+        """Do now what waits, as much as can be begun until then."""
+        while self._waiting and time.monotonic_ns() < until_ns:
             self._waiting.popleft()()
 
     def write(self, record: RequestRecord | AnswerRecord) -> bool:
@@ -104,8 +111,8 @@ class Recorder:
 
 
 class Passing:
-    """One call on its way: the request's body, then the answer, then its end. Times are ns since 1970, but those of the
-    monotonic clock in ``coming``: what has come of the answer and waits to be read, the time before the pieces.
+    """One call on its way: the request's body, then the answer, then its end. ``coming`` is what has come of the answer
+    and waits to be read, before the pieces the time when they came.
     """
 
     def __init__(self, recorder: Recorder, dialect: str, headers: Headers, at_ns: int) -> None:
@@ -157,12 +164,17 @@ class Passing:
     def _take(self, body: bytes) -> Body | None:
         """The request's body taken apart; None where it is no request of its dialect."""
         try:
-            told = orjson.loads(decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES))
-            self._client = client(self._headers, told)
             recorder = self._recorder
+            body = decoded(body, self._headers.get("content-encoding", ""), MOST_BYTES)
+            told, offer = opened(body, tuple(recorder.offers))
+            self._client = client(self._headers, told)
             before = recorder.stored.get(string(told.get("previous_response_id")) or "", ())
             whose = recorder.identity, self._at_ns, self._client.session
-            return Pieces(*whose, recorder.keep_text, recorder.recent, before).body(self._dialect, told)
+            pieces = Pieces(*whose, recorder.keep_text, offer, before)
+            found = pieces.body(self._dialect, told)
+            if offer is None and pieces.offer is not None and pieces.offer.raw in body:
+                recorder.offers.appendleft(pieces.offer)
+            return found
         except Exception:  # whatever is wrong with it, it passes by
             return None
 
@@ -197,19 +209,15 @@ class Passing:
 
     def answering(self, status: int, headers: Mapping[bytes, bytes]) -> None:
         """The answer's head is there."""
-        self._first_byte_ns = int(self.coming[-1]) + _WALL_NS
-        kind, encoding = (headers.get(name, b"").decode("latin-1") for name in (b"content-type", b"content-encoding"))
+        self._first_byte_ns = int(self.coming[-1])
+        kind = headers.get(b"content-type", b"").decode("latin-1")
+        encoding = headers.get(b"content-encoding", b"").decode("latin-1")
         self._answer = Answer(self._dialect, status, kind, encoding, MOST_BYTES)
 
     def read(self) -> None:
         """Read what has come of the answer."""
-        at_ns = 0
         if self._answer is not None:
-            for one in self.coming:
-                if isinstance(one, int):
-                    at_ns = one + _WALL_NS
-                else:
-                    self._answer.feed(one, at_ns)
+            self._answer.read(self.coming)
         self.coming.clear()
 
     def ended(self, error: str | None = None) -> None:

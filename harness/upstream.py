@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from keepwarm.harness.exchange import BUFFER
+from keepwarm.harness.recorder import WALL_NS
 from keepwarm.harness.routes import Route
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Upstream(asyncio.BufferedProtocol):
         self._transport: Any = None
         self._connecting: asyncio.Task[None] | None = None
         self._gone = False
+        self._fields: dict[bytes, bytes] = {}
+        self.on_header = self._fields.__setitem__
         self.forget()
 
     def forget(self) -> None:
@@ -67,8 +70,7 @@ class Upstream(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self.ready = True
-        if self._client.slow:
-            self.pause()
+        self.go_on()
         self._client.go_on()
 
     def write(self, data: bytes) -> None:
@@ -83,14 +85,11 @@ class Upstream(asyncio.BufferedProtocol):
         self.full = False
         self._client.resume()
 
-    def pause(self) -> None:
-        """The client reads too slowly."""
-        if self.ready:
-            self._transport.pause_reading()
-
     def go_on(self) -> None:
-        """The client reads again."""
-        if self.ready and not self._client.slow:
+        """Take more from the upstream, unless the client reads too slowly."""
+        if self.ready and self._client.slow:
+            self._transport.pause_reading()
+        elif self.ready:
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -112,7 +111,7 @@ class Upstream(asyncio.BufferedProtocol):
         if not self.broken:
             passing = exchange.passing
             if passing is not None:
-                passing.coming.append(monotonic_ns())
+                passing.coming.append(monotonic_ns() + WALL_NS)
                 self._unread += nbytes
             try:
                 self._parser.feed_data(data)
@@ -151,16 +150,14 @@ class Upstream(asyncio.BufferedProtocol):
     def on_message_begin(self) -> None:
         if self._over:
             raise ValueError("more than one answer")
-        self._headers: dict[bytes, bytes] = {}
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        self._fields.clear()
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
         if 100 <= self._status < 200:
             return
         self.begun = True
+        self._headers = {name.lower(): value for name, value in self._fields.items()}
         exchange = self.exchange
         assert exchange is not None
         if exchange.passing is not None:

@@ -35,7 +35,7 @@ Counts = dict[str, int | None]
 UNKNOWN: Counts = dict.fromkeys(NUMBERS.values())
 
 
-def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
+def account(told: Mapping[str, Any] | None, dialect: str, *, extra: bool = True) -> dict[str, Any]:
     """The account in outcome columns; what was not told, or cannot hold, is None.
 
     Most tell the whole input; Anthropic and Bedrock tell the rest beside the cached parts, in which sum the untold
@@ -43,21 +43,22 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
     Google's, whose JSON omits zeros, and the read beside such a rest where the written part is told, because Dynamo
     leaves out just a read of zero there. A server that tells neither part knows nothing of caches: None.
     ``usage_extra`` is JSON of the fields that are not understood, disagree with the account or cannot hold; a value
-    that is too long is null there, and empty ones are left out.
+    that is too long is null there, and empty ones are left out; it is None where no ``extra`` is wanted.
     """
     told = _keyed(told or {})
     fields = _fields(told, (), {})
     counts = tuple(path for path, value in fields.items() if path in NUMBERS and count(value) is not None)
     where = _where(counts, OWN.get(dialect, ("prompt_", "completion_")))
     if "input" not in where:
-        return {"usage_source": "absent", "write_source": "absent", "usage_extra": _extra(told, {})}
+        left = _extra(told, {}) if extra else None
+        return {"usage_source": "absent", "write_source": "absent", "usage_extra": left}
     got: Counts = UNKNOWN | {number: fields[path] for number, path in where.items()}
     rest = where["input"] == ("inputTokens",) or (dialect == "messages" and where["input"] == ("input_tokens",))
     google = where["input"] == ("promptTokenCount",)
     _fill(got, fields, rest, google)
     prompt = _split(got, rest or _is_rest(got, fields))
     output = _answer(got, prompt, google)
-    read, written, short, long = (got[name] for name in ("read", "written", "short", "long"))
+    read, written, short, long = got["read"], got["written"], got["short"], got["long"]
     return {
         "prompt": prompt,
         "uncached": None if read is None else prompt - read - (written or 0),
@@ -70,15 +71,16 @@ def account(told: Mapping[str, Any] | None, dialect: str) -> dict[str, Any]:
         "reasoning": got["reasoning"],
         "usage_source": "reported",
         "write_source": "reported" if written is not None else "inferred" if read is not None else "absent",
-        "usage_extra": _extra(told, got),
+        "usage_extra": _extra(told, got) if extra else None,
     }
 
 
 def _keyed(told: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same with Bedrock's list of writes as a mapping from TTL to tokens, where it is such a list."""
-    with suppress(TypeError, KeyError):
-        rows = {row["ttl"]: row["inputTokens"] for row in told.get("cacheDetails", ())}
-        return {**told, "cacheDetails": rows} if 0 < len(rows) == len(told["cacheDetails"]) else told
+    if "cacheDetails" in told:
+        with suppress(TypeError, KeyError):
+            rows = {row["ttl"]: row["inputTokens"] for row in told["cacheDetails"]}
+            return {**told, "cacheDetails": rows} if 0 < len(rows) == len(told["cacheDetails"]) else told
     return told
 
 

@@ -22,15 +22,15 @@ class Events:
         if b"\n" not in chunk:
             self._rest.append(chunk)  # a line may be megabytes
             return []
-        *lines, rest = b"".join((*self._rest, chunk)).split(b"\n")
-        self._rest = [rest]
-        found = []
+        *lines, rest = (b"".join((*self._rest, chunk)) if self._rest else chunk).split(b"\n")
+        self._rest = [rest] if rest else []
+        found, data = [], self._data
         for line in lines:
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].removesuffix(b"\r").removeprefix(b" "))
-            elif self._data and line in (b"", b"\r"):
-                found.append(b"\n".join(self._data))
-                self._data.clear()
+            if line[:5] == b"data:":
+                data.append(line[5:].removesuffix(b"\r").removeprefix(b" "))
+            elif data and (not line or line == b"\r"):
+                found.append(b"\n".join(data))
+                data.clear()
         return found
 
 

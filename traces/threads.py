@@ -150,7 +150,7 @@ class Threads:
 
     def _remember(self, thread: _Thread, pieces: Iterable[Piece]) -> None:
         """A thread has a request with these pieces; the one that nobody went on with for longest may be forgotten."""
-        thread.pieces = [piece._replace(text=None) for piece in pieces]
+        thread.pieces = [piece if piece.text is None else piece._replace(text=None) for piece in pieces]
         thread.calls += 1
         thread.asking += 1
         if thread.calls == 1:
