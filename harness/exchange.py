@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -18,23 +17,6 @@ BUFFER = memoryview(bytearray(1 << 18))
 """Where each connection in turn reads what has come: a new one each time costs more than what stands in it."""
 
 
-LENGTH = b"\0"
-"""What stands for the length of a body in the heads that are alike but for it: no header's value holds it."""
-Fields = Sequence[tuple[bytes, bytes]]
-
-
-class Led(NamedTuple):
-    """What a request's head leads to: the ``head`` that its upstream gets, or the answer that it is refused with.
-    ``headers`` are by lower-case name, ``dialect`` is that of the calls that are posted to its path.
-    """
-
-    headers: dict[str, str]
-    dialect: str | None = None
-    route: Route | None = None
-    head: bytes = b""
-    refused: bytes | None = None
-
-
 class Exchange:
     """A request on its way, and what waits to be written of it while there is nowhere to write. ``hasty`` where its
     client waits for a word before it sends the rest.
@@ -45,7 +27,6 @@ class Exchange:
         self.headers: list[tuple[bytes, bytes]] = []
         self.trailers: list[tuple[bytes, bytes]] = []
         self.method = ""
-        self.length = b""
         self.chunked = self.hasty = self.whole = self.answered = False
         self.waiting: list[bytes] = []
         self.route: Route | None = None
@@ -69,12 +50,12 @@ def refusal(status: int, reason: str, told: str, kind: str = "api_error") -> byt
     return head.encode() + b"connection: close\r\n\r\n" + body
 
 
-def head(method: str, version: str, headers: Fields, chosen: Route, path: str) -> bytes:
-    """A request's head as the upstream gets it."""
+def head(exchange: Exchange, version: str, chosen: Route, path: str) -> bytes:
+    """The request's head as the upstream gets it."""
     target = chosen.path + path[len(chosen.prefix) :]
     slash = "" if target.startswith("/") else "/"
-    lines = [f"{method} {slash}{target} HTTP/{version}".encode("latin-1")]
-    for name, value in headers:
+    lines = [f"{exchange.method} {slash}{target} HTTP/{version}".encode("latin-1")]
+    for name, value in exchange.headers:
         lower = name.lower()
         if lower != TOKEN.encode():
             lines.append(b"%b: %b" % (name, chosen.netloc.encode() if lower == b"host" else value))

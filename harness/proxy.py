@@ -20,7 +20,7 @@ from typing import Any
 
 import httptools
 
-from keepwarm.harness.exchange import BUFFER, LENGTH, TOKEN, Exchange, Fields, Led, head, refusal
+from keepwarm.harness.exchange import BUFFER, TOKEN, Exchange, head, refusal
 from keepwarm.harness.recorder import Recorder, dialect_of
 from keepwarm.harness.routes import Route, choose
 from keepwarm.harness.upstream import Upstream
@@ -46,22 +46,15 @@ class Proxy:
         """The protocol of a client that connects."""
         return Client(self)
 
-    def leads(self, method: str, url: bytes, version: str, fields: Fields) -> Led:
-        """What a request's head leads to."""
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in fields}
-        path = url.decode("latin-1")
-        if self.token is not None:
-            shown = headers.pop(TOKEN, None)
-            if shown is None:
-                shown, _, rest = path.removeprefix("/").partition("/")
-                path = f"/{rest}"
-            if not hmac.compare_digest(shown.encode("latin-1"), os.fsencode(self.token)):
-                told = refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
-                return Led(headers, refused=told)
-        chosen = choose(self.routes, path, headers)
-        if chosen is None:
-            return Led(headers, refused=refusal(404, "Not Found", "no upstream for this path", "not_found_error"))
-        return Led(headers, dialect_of(path), chosen, head(method, version, fields, chosen, path))
+    def admits(self, path: str, headers: dict[str, str]) -> tuple[bool, str]:
+        """Whether a request may pass, and its path without the token."""
+        if self.token is None:
+            return True, path
+        shown = headers.pop(TOKEN, None)
+        if shown is None:
+            shown, _, rest = path.removeprefix("/").partition("/")
+            path = f"/{rest}"
+        return hmac.compare_digest(shown.encode("latin-1"), os.fsencode(self.token)), path
 
 
 class Client(asyncio.BufferedProtocol):
@@ -75,7 +68,6 @@ class Client(asyncio.BufferedProtocol):
         self._upstreams: dict[Route, Upstream] = {}
         self._parser = httptools.HttpRequestParser(self)
         self._coming = Exchange()
-        self._asked: tuple[str, bytes, str, Fields] | None = None
         self._raw = False
         self._held = self._heading = 0
 
@@ -151,32 +143,30 @@ class Client(asyncio.BufferedProtocol):
         self._coming.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        exchange = self._coming
-        if exchange.method:
-            exchange.trailers.append((name, value))
-            return
-        if name.lower() == b"content-length":
-            exchange.length, value = value, LENGTH
-        exchange.headers.append((name, value))
+        (self._coming.trailers if self._coming.method else self._coming.headers).append((name, value))
 
     def on_headers_complete(self) -> None:
         exchange = self._coming
         exchange.method = self._parser.get_method().decode()
-        asked = exchange.method, exchange.url, self._parser.get_http_version(), exchange.headers
-        if asked != self._asked:  # a client's calls rarely differ in more than their length
-            self._asked, self._led = asked, self.proxy.leads(*asked)
-        led, upgrade = self._led, self._parser.should_upgrade()
-        exchange.chunked = "transfer-encoding" in led.headers
-        exchange.hasty = upgrade or "expect" in led.headers
+        upgrade = self._parser.should_upgrade()
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in exchange.headers}
+        exchange.chunked = "transfer-encoding" in headers
+        exchange.hasty = upgrade or "expect" in headers
         self.exchanges.append(exchange)
-        exchange.refused = led.refused
-        if upgrade and led.dialect == "responses":
+        admitted, path = self.proxy.admits(exchange.url.decode("latin-1"), headers)
+        chosen = choose(self.proxy.routes, path, headers)
+        dialect = dialect_of(path)
+        if not admitted:
+            exchange.refused = refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
+        elif chosen is None:
+            exchange.refused = refusal(404, "Not Found", "no upstream for this path", "not_found_error")
+        elif upgrade and dialect == "responses":
             exchange.refused = refusal(426, "Upgrade Required", "calls are recorded over HTTP, not WebSocket")
-        if exchange.refused is None:
-            exchange.route = led.route
-            if led.dialect and exchange.method == "POST":
-                exchange.passing = self.proxy.recorder.passing(led.dialect, led.headers)
-            self._pass(exchange, led.head.replace(LENGTH, exchange.length))
+        else:
+            exchange.route = chosen
+            if dialect and exchange.method == "POST":
+                exchange.passing = self.proxy.recorder.passing(dialect, headers)
+            self._pass(exchange, head(exchange, self._parser.get_http_version(), chosen, path))
 
     def on_body(self, data: bytes) -> None:
         exchange = self._coming
