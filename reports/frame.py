@@ -166,10 +166,10 @@ def written(prefix: str = "") -> pl.Expr:
     )
 
 
-def first_of(cases: Iterable[tuple[pl.Expr, Any]], otherwise: Any) -> pl.Expr:
-    """What stands beside the first condition that holds: an expression, or a text."""
-    told = [pl.when(holds).then(pl.lit(what) if isinstance(what, str) else what) for holds, what in cases]
-    return pl.coalesce(*told, pl.lit(otherwise) if isinstance(otherwise, str) else otherwise)
+def first_of(cases: Iterable[tuple[pl.Expr, Any]], otherwise: Any, kind: Any = pl.String) -> pl.Expr:
+    """What stands beside the first condition that holds: an expression, or a text, which is told as of that kind."""
+    told = [pl.when(holds).then(pl.lit(what, kind) if isinstance(what, str) else what) for holds, what in cases]
+    return pl.coalesce(*told, pl.lit(otherwise, kind) if isinstance(otherwise, str) else otherwise)
 
 
 def arranged(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -179,11 +179,12 @@ def arranged(rows: pl.LazyFrame) -> pl.LazyFrame:
     """
     turns = [(pl.col("turn") <= last, name) for last, name in TURNS]
     gaps = [(pl.col("gap_ns") < end * 1_000_000_000, name) for end, name in GAPS]
+    gaps = [(pl.col("gap_ns").is_null(), "none"), *gaps]
     return rows.with_columns(
         pl.struct("copy", "session").hash().alias("session_no"),
         pl.struct("copy", "session", "agent").hash().alias("agent_no"),
-        first_of(turns, "50+").alias("turn_bucket"),
-        first_of([(pl.col("gap_ns").is_null(), "none"), *gaps], ">1h").alias("gap_bucket"),
+        first_of(turns, "50+", pl.Enum(TURN_NAMES)).alias("turn_bucket"),
+        first_of(gaps, ">1h", pl.Enum(GAP_NAMES)).alias("gap_bucket"),
         written().alias("written"),
     )
 

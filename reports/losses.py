@@ -47,12 +47,15 @@ def links_of(loaded: Loaded) -> Links:
     known, lost = pl.col("retention").is_not_null(), pl.col("retention") < LOSS
     held = pl.min_horizontal("cache_read", "prev_prompt")
     planned, before = pl.col("planned_keep"), pl.col("prev_planned_prompt")
-    extending = pl.when(before.is_not_null()).then((planned >= before).fill_null(False))
-    each = ("agent_no", "retention", "prev_prompt")
-    linked = collect(with_previous(loaded.scan).select(*each, held=held, extending=extending))
-    agents = linked.filter(lost)["agent_no"].unique().implode()
+    linked = with_previous(loaded.scan).select(
+        retention=spread(pl.col("retention"), 1, 5, 50, of_tokens=held.filter(known).sum(), calls=known.sum()),
+        left=pl.col("prev_prompt").filter(known).sum(),
+        extending=(planned >= before).fill_null(False).filter(before.is_not_null()).mean(),
+        agents=AGENT.filter(lost).unique().implode(),
+    )
+    told = collect(linked)
     causes = (
-        with_previous(loaded.scan.filter(AGENT.is_in(agents)))
+        with_previous(loaded.scan.filter(AGENT.is_in(told["agents"])))
         .filter(lost)
         .select(
             "written",
@@ -61,15 +64,9 @@ def links_of(loaded: Loaded) -> Links:
             could=pl.min_horizontal("prompt", "prev_prompt") - held,
         )
     )
-    tokens, left = (pl.col(name).filter(known).sum() for name in ("held", "prev_prompt"))
-    told = linked.select(
-        retention=spread(pl.col("retention"), 1, 5, 50, of_tokens=tokens, calls=known.sum()),
-        left=left,
-        extending=pl.col("extending").mean(),
-    ).row(0, named=True)
-    retention, left_tokens = told["retention"], told["left"]
-    retention["of_tokens"] = retention["of_tokens"] / left_tokens if left_tokens else None
-    return Links(retention, told["extending"], collect(causes))
+    retention, left, extending, _ = told.row(0)
+    retention["of_tokens"] = retention["of_tokens"] / left if left else None
+    return Links(retention, extending, collect(causes))
 
 
 def table(loaded: Loaded, links: Links) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ GROUPS |= {"turn": "turn_bucket", "gap": "gap_bucket"}
 ORDERED = {"turn": TURN_NAMES, "gap": GAP_NAMES}
 """The groups whose values have an order of their own."""
 
-VALUES = {group: pl.col(column).fill_null("unknown") for group, column in GROUPS.items()} | {"all": pl.lit("all")}
+VALUES = {group: pl.col(column).cast(pl.String).fill_null("unknown") for group, column in GROUPS.items()}
+VALUES |= {"all": pl.lit("all")}
 """A call's value of each group, and of the one that all are in."""
 
 CELL = pl.struct(*GROUPS.values()).hash()
@@ -136,7 +137,10 @@ def with_previous(rows: RowsKind) -> RowsKind:
     carried = {name: pl.when(pl.col(name).is_not_null()).then(AGENT) for name in ("prompt", "write_ttl_s")}
     held = pl.min_horizontal("cache_read", "prev_prompt")
     known = pl.col("cache_read").is_not_null() & (pl.col("prev_prompt") > 0)
-    linked = rows.sort("agent_no", "turn").with_columns(
+    # One number of 64 bits is sorted by in a third of the time that two columns take.
+    agents = rows.select("agent_no").unique().with_row_index("number")
+    place = pl.col("number").cast(pl.UInt64) * 2**32 + pl.col("turn").cast(pl.UInt64)
+    linked = rows.join(agents, on="agent_no").with_columns(place=place).sort("place").with_columns(
         *(left(name, AGENT, pl.col(name)) for name in ("uncached", "done_ns", "model", "planned_prompt")),
         *(left(name, by.forward_fill(), pl.col(name).forward_fill()) for name, by in carried.items()),
     )

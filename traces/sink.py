@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Self
+from zlib import crc32
 
 import orjson
 import pyarrow as pa
@@ -14,6 +15,11 @@ from keepwarm.traces.place import first_line, locate
 from keepwarm.traces.schema import VERSION
 
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
+MARK = b"keepwarm CRC-32:"
+"""What stands, with the checksum of all other bytes of the file, between the pages and the footer, where no reader of
+Parquet looks.
+"""
+SUM_SIZE = len(MARK) + 4
 
 
 def leaves(fields: Any, above: str = "") -> list[str]:
@@ -24,6 +30,43 @@ def leaves(fields: Any, above: str = "") -> list[str]:
         kind = field.type.value_type if pa.types.is_list(field.type) else field.type
         names += leaves(kind, name + ".") if pa.types.is_struct(kind) else [name]
     return names
+
+
+def is_whole(path: str) -> bool | None:
+    """Whether a Parquet file on this machine has the bytes that were written; None where it has no checksum of them."""
+    with pa.memory_map(path) as file:
+        data = file.read_buffer()
+    footer = data.size - 8 - int.from_bytes(data[-8:-4], "little")
+    kept = data[max(footer - SUM_SIZE, 0) : footer].to_pybytes()
+    if not kept.startswith(MARK):
+        return None
+    return crc32(data[footer:], crc32(data[: footer - SUM_SIZE])) == int.from_bytes(kept[len(MARK) :])
+
+
+class _Summed:
+    """A stream of bytes and their checksum, which is put between the pages and the footer."""
+
+    closed = False
+
+    def __init__(self, sink: Any) -> None:
+        self._sink = sink
+        self._crc = self._size = 0
+        self.footer: list[bytes] | None = None
+
+    def write(self, data: bytes) -> None:
+        self._crc = crc32(data, self._crc)
+        self._size += len(data)
+        if self.footer is None:
+            self._sink.write(data)
+        else:
+            self.footer.append(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        self._sink.write(b"".join([MARK, self._crc.to_bytes(4), *(self.footer or ())]))
+        self._sink.close()
 
 
 class ParquetSink:
@@ -41,7 +84,7 @@ class ParquetSink:
         if self._fs.get_file_info(self._inner).type == pafs.FileType.Directory:
             raise InputError(f"{path}: is a directory, expected the name of a file to write")
         try:
-            self._sink = self._fs.open_output_stream(self._part)
+            self._sink = _Summed(self._fs.open_output_stream(self._part))
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
         self._writer = pq.ParquetWriter(self._sink, columns, **PARQUET)
@@ -56,6 +99,7 @@ class ParquetSink:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
+        self._sink.footer = []
         self._writer.close()
         self._sink.close()
         if kind is None:

@@ -25,7 +25,7 @@ from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batc
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Call, Outcome
 from keepwarm.traces.place import first_line, locate
-from keepwarm.traces.sink import ParquetSink, leaves
+from keepwarm.traces.sink import ParquetSink, is_whole, leaves
 
 ROWS_PER_GROUP = 8192
 ROWS_AT_ONCE = 256
@@ -276,11 +276,15 @@ def read_outcome_table(path: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def check_outcomes(path: str, names: list[str]) -> bool:
-    """Read an outcome file to its end, and drop it: InputError if it is damaged. Whether the named columns stand in it
-    just as the schema has them, or may be missing and are.
+    """Read an outcome file on this machine to its end, and drop it: InputError if it is damaged. Whether the named
+    columns stand in it just as the schema has them, or may be missing and are.
     """
     with _opened(path, schema.OUTCOMES_KEY, "outcome") as (file, meta):
-        _check_pages(file)
+        whole = is_whole(path)
+        if whole is None:
+            _check_pages(file)
+        elif not whole:
+            raise InputError(f"{path}: damaged: its bytes are not those that were written")
         there = file.schema_arrow
         asked = (schema.OUTCOMES.field(name) for name in names)
         alike = all(there.field(f.name).equals(f) if f.name in there.names else f.nullable for f in asked)
