@@ -75,6 +75,11 @@ def collect(rows: Rows) -> pl.DataFrame:
     return rows.lazy().collect(engine="streaming")
 
 
+def each(rows: Rows, asked: dict[str, pl.Expr]) -> dict[str, Any]:
+    """What single figures of some rows are, worked out one after the other: sorted values of one fill memory at most."""
+    return {name: collect(rows.lazy().select(figure)).item() for name, figure in asked.items()}
+
+
 def _exists(path: str) -> bool:
     system, inner = locate(path)
     return bool(system.get_file_info(inner).type != 0)

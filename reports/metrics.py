@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, Rows, collect, first_of, time_scale
+from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, Rows, collect, each, first_of, time_scale
 
 READ, PROMPT, UNCACHED, WRITTEN = (pl.col(name) for name in ("cache_read", "prompt", "uncached", "written"))
 CALLS, AGENT = pl.col("calls"), pl.col("agent_no")
@@ -138,9 +138,9 @@ def with_previous(rows: RowsKind) -> RowsKind:
     held = pl.min_horizontal("cache_read", "prev_prompt")
     known = pl.col("cache_read").is_not_null() & (pl.col("prev_prompt") > 0)
     # One number of 64 bits is sorted by in a third of the time that two columns take.
-    agents = rows.select("agent_no").unique().with_row_index("number")
+    agents = collect(rows.lazy().select("agent_no").unique()).with_row_index("number")
     place = pl.col("number").cast(pl.UInt64) * 2**32 + pl.col("turn").cast(pl.UInt64)
-    linked = rows.join(agents, on="agent_no").with_columns(place=place).sort("place").with_columns(
+    linked = rows.join(type(rows)(agents), on="agent_no").with_columns(place=place).sort("place").with_columns(
         *(left(name, AGENT, pl.col(name)) for name in ("uncached", "done_ns", "model", "planned_prompt")),
         *(left(name, by.forward_fill(), pl.col(name).forward_fill()) for name, by in carried.items()),
     )
@@ -243,7 +243,7 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
 
 def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
-    rates, told = achievable(loaded), collect(loaded.scan.select(**WHOLE)).row(0, named=True)
+    rates, told = achievable(loaded), each(loaded.scan, WHOLE)
     hit, predicted = told["hit_rate"], rates.pop("predicted", None)
     late, early = told["late"], told["early"]
     return {

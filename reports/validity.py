@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import PARTS, Loaded, Rows, collect
+from keepwarm.reports.frame import PARTS, Loaded, Rows, collect, each
 from keepwarm.reports.metrics import LAG, REPORTED, SECOND, Links, spread
 
 COVERAGE = 0.99
@@ -125,12 +125,10 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
             failed=FAILED_CALL.sum(),
             skipped=SKIPPED.fill_null(False).mean(),
             cut_off=CUT_OFF.fill_null(False).mean(),
-            prompt=fidelity("prompt"),
-            output=fidelity("output"),
-            lag=LAG,
-            latency=LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable"),
         )
     ).row(0, named=True)
+    spreads = {"prompt": fidelity("prompt"), "output": fidelity("output"), "lag": LAG}
+    told |= each(rows, spreads | {"latency": LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable")})
     covered = told["answered"] if planned is None or told["calls"] <= planned else told["calls"]
     off, output = told["prompt"], told["output"]
     same_bytes = loaded.told("fidelity").get("match") == "bytes"
