@@ -76,7 +76,7 @@ def collect(rows: Rows) -> pl.DataFrame:
 
 
 def each(rows: Rows, asked: dict[str, pl.Expr]) -> dict[str, Any]:
-    """What single figures of some rows are, worked out one after the other: sorted values of one fill memory at most."""
+    """What single figures of some rows are, one after the other: the sorted values of all might fill memory."""
     return {name: collect(rows.lazy().select(figure)).item() for name, figure in asked.items()}
 
 

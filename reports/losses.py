@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded, Rows, collect, first_of, recorded_side, time_scale
-from keepwarm.reports.metrics import AGENT, REPORTED, WARM, Links, spread, with_previous
+from keepwarm.reports.frame import Loaded, Rows, collect, each, first_of, recorded_side, time_scale
+from keepwarm.reports.metrics import AGENT, LAG, REPORTED, WARM, Links, spread, with_previous
 
 LOSS = 0.5
 SMALL = 32
@@ -66,7 +66,7 @@ def links_of(loaded: Loaded) -> Links:
     )
     retention, left, extending, _ = told.row(0)
     retention["of_tokens"] = retention["of_tokens"] / left if left else None
-    return Links(retention, extending, collect(causes))
+    return Links(retention, extending, collect(causes), each(loaded.scan, {"lag": LAG})["lag"])
 
 
 def table(loaded: Loaded, links: Links) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from heapq import merge
@@ -186,11 +185,16 @@ def _check_rows(path: str, meta: dict[str, Any], rows: int) -> None:
         raise InputError(f"{path}: damaged: {meta['rows']} rows were written, {rows} are there")
 
 
-def _check_pages(file: pq.ParquetFile, seen: Iterable[str] = ()) -> None:
-    """Read what nobody asked for too, and drop it: a file damaged anywhere is believed nowhere."""
+def _check_pages(path: str, file: pq.ParquetFile, seen: Iterable[str] = ()) -> None:
+    """A file damaged anywhere is believed nowhere. Where no checksum of all its bytes is at hand, what nobody asked for
+    is read too, and dropped.
+    """
+    whole = None if "://" in path else is_whole(path)
+    if whole is False:
+        raise OSError("its bytes are not those that were written")
     rest = [name for name in file.schema_arrow.names if name not in seen]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(file.scan_contents, filter(None, (rest[::2], rest[1::2]))))
+    if rest and whole is None:
+        file.scan_contents(rest)
 
 
 def read_meta(path: str) -> Meta:
@@ -276,15 +280,11 @@ def read_outcome_table(path: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def check_outcomes(path: str, names: list[str]) -> bool:
-    """Read an outcome file on this machine to its end, and drop it: InputError if it is damaged. Whether the named
-    columns stand in it just as the schema has them, or may be missing and are.
+    """Read an outcome file to its end, and drop it: InputError if it is damaged. Whether the named columns stand in it
+    just as the schema has them, or may be missing and are.
     """
     with _opened(path, schema.OUTCOMES_KEY, "outcome") as (file, meta):
-        whole = is_whole(path)
-        if whole is None:
-            _check_pages(file)
-        elif not whole:
-            raise InputError(f"{path}: damaged: its bytes are not those that were written")
+        _check_pages(path, file)
         there = file.schema_arrow
         asked = (schema.OUTCOMES.field(name) for name in names)
         alike = all(there.field(f.name).equals(f) if f.name in there.names else f.nullable for f in asked)
@@ -299,7 +299,7 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
             version = int(meta["version"])
             known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
             table = file.read(columns=known)
-            _check_pages(file, table.column_names)
+            _check_pages(name, file, table.column_names)
             _check_rows(name, meta, table.num_rows)
             tables.append(_conform(name, table, version, wanted))
     return pa.concat_tables(tables)
