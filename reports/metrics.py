@@ -139,7 +139,7 @@ def with_previous(rows: RowsKind) -> RowsKind:
     known = pl.col("cache_read").is_not_null() & (pl.col("prev_prompt") > 0)
     # One number of 64 bits is sorted by in a third of the time that two columns take.
     agents = collect(rows.lazy().select("agent_no").unique()).with_row_index("number")
-    place = pl.col("number").cast(pl.UInt64) * 2**32 + pl.col("turn").cast(pl.UInt64)
+    place = pl.col("number").cast(pl.Int64) * 2**32 + pl.col("turn")
     rows = rows.join(type(rows)(agents), on="agent_no").with_columns(place=place).sort("place")
     linked = rows.with_columns(
         *(left(name, AGENT, pl.col(name)) for name in ("uncached", "done_ns", "model", "planned_prompt")),

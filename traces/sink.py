@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 from zlib import crc32
 
@@ -44,29 +45,20 @@ def is_whole(path: str) -> bool | None:
 
 
 class _Summed:
-    """A stream of bytes and their checksum, which is put between the pages and the footer."""
+    """A stream that knows the size and the checksum of what was written, and hands it on to ``out``."""
 
     closed = False
 
-    def __init__(self, sink: Any) -> None:
-        self._sink = sink
-        self._crc = self._size = 0
-        self.footer: list[bytes] | None = None
+    def __init__(self, out: Callable[[bytes], object]) -> None:
+        self.out, self.size, self.crc = out, 0, 0
 
     def write(self, data: bytes) -> None:
-        self._crc = crc32(data, self._crc)
-        self._size += len(data)
-        if self.footer is None:
-            self._sink.write(data)
-        else:
-            self.footer.append(data)
+        self.out(data)
+        self.size += len(data)
+        self.crc = crc32(data, self.crc)
 
     def tell(self) -> int:
-        return self._size
-
-    def close(self) -> None:
-        self._sink.write(b"".join([MARK, self._crc.to_bytes(4), *(self.footer or ())]))
-        self._sink.close()
+        return self.size
 
 
 class ParquetSink:
@@ -84,10 +76,11 @@ class ParquetSink:
         if self._fs.get_file_info(self._inner).type == pafs.FileType.Directory:
             raise InputError(f"{path}: is a directory, expected the name of a file to write")
         try:
-            self._sink = _Summed(self._fs.open_output_stream(self._part))
+            self._sink = self._fs.open_output_stream(self._part)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
-        self._writer = pq.ParquetWriter(self._sink, columns, **PARQUET)
+        self._summed = _Summed(self._sink.write)
+        self._writer = pq.ParquetWriter(self._summed, columns, **PARQUET)
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)
@@ -99,8 +92,10 @@ class ParquetSink:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
-        self._sink.footer = []
+        footer: list[bytes] = []
+        self._summed.out = footer.append
         self._writer.close()
+        self._sink.write(b"".join([MARK, self._summed.crc.to_bytes(4), *footer]))
         self._sink.close()
         if kind is None:
             self._fs.move(self._part, self._inner)
