@@ -183,8 +183,8 @@ def arranged(rows: pl.LazyFrame) -> pl.LazyFrame:
     The numbers are hashes of 64 bits: in one run of 400,000 with ten million agents, two of them share theirs.
     """
     turns = [(pl.col("turn") <= last, name) for last, name in TURNS]
-    gaps = [(pl.col("gap_ns") < end * 1_000_000_000, name) for end, name in GAPS]
-    gaps = [(pl.col("gap_ns").is_null(), "none"), *gaps]
+    gap = pl.col("gap_ns")
+    gaps = [(gap.is_null(), "none"), *((gap < end * 1_000_000_000, name) for end, name in GAPS)]
     return rows.with_columns(
         pl.struct("copy", "session").hash().alias("session_no"),
         pl.struct("copy", "session", "agent").hash().alias("agent_no"),

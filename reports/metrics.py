@@ -249,8 +249,7 @@ def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
     rates, told = achievable(loaded), each(loaded.scan, WHOLE)
     hit, predicted = told["hit_rate"], rates.pop("predicted", None)
-    turns = loaded.scan.group_by("turn_bucket").agg(_TTFT.quantile(0.5, "equiprobable"))
-    ttft = dict(collect(turns).iter_rows())
+    ttft = dict(collect(loaded.scan.group_by("turn_bucket").agg(_TTFT.quantile(0.5, "equiprobable"))).iter_rows())
     late, early = ttft.get("50+"), ttft.get("2-5")
     return {
         "predicted_hit_rate": predicted,

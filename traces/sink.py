@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
 
@@ -33,32 +33,28 @@ def leaves(fields: Any, above: str = "") -> list[str]:
     return names
 
 
-def is_whole(path: str) -> bool | None:
-    """Whether a Parquet file on this machine has the bytes that were written; None where it has no checksum of them."""
+def _parts(path: str) -> tuple[pa.Buffer, int]:
+    """The bytes of a Parquet file on this machine, and where its footer begins."""
     with pa.memory_map(path) as file:
         data = file.read_buffer()
-    footer = data.size - 8 - int.from_bytes(data[-8:-4], "little")
-    kept = data[max(footer - SUM_SIZE, 0) : footer].to_pybytes()
-    if not kept.startswith(MARK):
-        return None
-    return crc32(data[footer:], crc32(data[: footer - SUM_SIZE])) == int.from_bytes(kept[len(MARK) :])
+    return data, data.size - 8 - int.from_bytes(data[-8:-4], "little")
 
 
-class _Summed:
-    """A stream that knows the size and the checksum of what was written, and hands it on to ``out``."""
+def seal(path: str) -> None:
+    """Put the checksum of its bytes into a Parquet file on this machine."""
+    data, footer = _parts(path)
+    tail = MARK + crc32(data).to_bytes(4) + data[footer:].to_pybytes()
+    with Path(path).open("r+b") as file:
+        file.seek(footer)
+        file.write(tail)
 
-    closed = False
 
-    def __init__(self, out: Callable[[bytes], object]) -> None:
-        self.out, self.size, self.crc = out, 0, 0
-
-    def write(self, data: bytes) -> None:
-        self.out(data)
-        self.size += len(data)
-        self.crc = crc32(data, self.crc)
-
-    def tell(self) -> int:
-        return self.size
+def is_whole(path: str) -> bool | None:
+    """Whether a Parquet file on this machine has the bytes that were written; None where it has no checksum of them."""
+    data, footer = _parts(path)
+    pages = max(footer - SUM_SIZE, 0)
+    kept = data[pages:footer].to_pybytes()
+    return crc32(data[footer:], crc32(data[:pages])).to_bytes(4) == kept[-4:] if kept.startswith(MARK) else None
 
 
 class ParquetSink:
@@ -79,8 +75,7 @@ class ParquetSink:
             self._sink = self._fs.open_output_stream(self._part)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
-        self._summed = _Summed(self._sink.write)
-        self._writer = pq.ParquetWriter(self._summed, columns, **PARQUET)
+        self._writer = pq.ParquetWriter(self._sink, columns, **PARQUET)
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)
@@ -92,11 +87,10 @@ class ParquetSink:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
-        footer: list[bytes] = []
-        self._summed.out = footer.append
         self._writer.close()
-        self._sink.write(b"".join([MARK, self._summed.crc.to_bytes(4), *footer]))
         self._sink.close()
+        if kind is None and isinstance(self._fs, pafs.LocalFileSystem):
+            seal(self._part)
         if kind is None:
             self._fs.move(self._part, self._inner)
         else:
