@@ -146,15 +146,12 @@ def load_recording(path: str) -> Loaded:
 def recorded_side(rows: pl.LazyFrame) -> pl.LazyFrame:
     """The same rows with what was recorded in the place of what was measured."""
     start = pl.col("session_start_ns").fill_null(0)
+    times = {"due": "start", "sent": "start", "first_token": "first_token", "done": "end"}
+    ttls = [(pl.col("rec_cache_write_5m") > 0, 300), (pl.col("rec_cache_write_1h") > 0, 3600)]
     return rows.with_columns(
         *(pl.col(f"rec_{name}").alias(name) for name in (*USAGE, *SOURCES)),
-        (start + pl.col("rec_start_ns")).alias("due_ns"),
-        (start + pl.col("rec_start_ns")).alias("sent_ns"),
-        (start + pl.col("rec_first_token_ns")).alias("first_token_ns"),
-        (start + pl.col("rec_end_ns")).alias("done_ns"),
-        first_of([(pl.col("rec_cache_write_5m") > 0, 300), (pl.col("rec_cache_write_1h") > 0, 3600)], None)
-        .cast(pl.Int32)
-        .alias("write_ttl_s"),
+        *((start + pl.col(f"rec_{recorded}_ns")).alias(f"{name}_ns") for name, recorded in times.items()),
+        first_of(ttls, None).cast(pl.Int32).alias("write_ttl_s"),
         written("rec_").alias("written"),
     )
 

@@ -54,16 +54,10 @@ def links_of(loaded: Loaded) -> Links:
         agents=AGENT.filter(lost).unique().implode(),
     )
     told = collect(linked)
-    causes = (
-        with_previous(loaded.scan.filter(AGENT.is_in(told["agents"])))
-        .filter(lost)
-        .select(
-            "written",
-            cause=cause(time_scale(loaded), provider=loaded.kind == "recording"),
-            lost=pl.col("prev_prompt") - held,
-            could=pl.min_horizontal("prompt", "prev_prompt") - held,
-        )
-    )
+    losers = with_previous(loaded.scan.filter(AGENT.is_in(told["agents"])))
+    why = cause(time_scale(loaded), provider=loaded.kind == "recording")
+    could = pl.min_horizontal("prompt", "prev_prompt") - held
+    causes = losers.filter(lost).select("written", cause=why, lost=pl.col("prev_prompt") - held, could=could)
     retention, left, extending, _ = told.row(0)
     retention["of_tokens"] = retention["of_tokens"] / left if left else None
     return Links(retention, extending, collect(causes), each(loaded.scan, {"lag": LAG})["lag"])
@@ -90,12 +84,8 @@ def compare_recorded(rows: Rows) -> dict[str, Any] | None:
     Rates are over the calls that have both. ``explained`` groups run minus recorded by what the recording shows.
     """
     both = REPORTED & pl.col("rec_cache_read").is_not_null() & (pl.col("rec_prompt") > 0) & (pl.col("prompt") > 0)
-    measured = rows.lazy().with_columns(
-        both=both,
-        difference=pl.col("cache_read") - pl.col("rec_cache_read"),
-        run_prompt="prompt",
-        run_read="cache_read",
-    )
+    difference = pl.col("cache_read") - pl.col("rec_cache_read")
+    measured = rows.lazy().with_columns(both=both, difference=difference, run_prompt="prompt", run_read="cache_read")
     if not collect(measured.select(both.any())).item():
         return None
     linked = collect(with_previous(recorded_side(measured)).filter("both").select(BESIDE, cause=explanation()))
