@@ -238,10 +238,8 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
     same_plan = options.get("gap_cap_s") is None and (options.get("speed") or 1.0) in (1.0, scale)
     stretch = (pl.col("wall") * scale / pl.col("recorded")).filter(pl.col("recorded") > 0)
     stretched = (stretch.len() > 0) & (same_plan and loaded.kind == "run")
-    tasks = sessions.filter("whole").select(
-        wall=spread(pl.col("wall"), 50, 90, 100), stretch=pl.when(stretched).then(spread(stretch, 50, 90, 100))
-    )
-    wall, stretches = collect(tasks).row(0)
+    times = spread(pl.col("wall"), 50, 90, 100), pl.when(stretched).then(spread(stretch, 50, 90, 100)).alias("stretch")
+    wall, stretches = collect(sessions.filter("whole").select(*times)).row(0)
     return {"task_time": in_seconds(wall), "stretch": stretches}
 
 

@@ -117,16 +117,15 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     """The checks of a run. Where the same bytes were sent to all endpoints, tokens are told and not judged. The lag's
     limit is 50 ms, or a tenth of the median latency where that is more."""
     rows, planned = loaded.scan, loaded.about.get("planned_calls")
-    told = collect(
-        rows.select(
-            calls=pl.len(),
-            answered=ANSWERED.sum(),
-            reported=REPORTED.filter(ANSWERED).mean(),
-            failed=FAILED_CALL.sum(),
-            skipped=SKIPPED.fill_null(False).mean(),
-            cut_off=CUT_OFF.fill_null(False).mean(),
-        )
-    ).row(0, named=True)
+    counts = rows.select(
+        calls=pl.len(),
+        answered=ANSWERED.sum(),
+        reported=REPORTED.filter(ANSWERED).mean(),
+        failed=FAILED_CALL.sum(),
+        skipped=SKIPPED.fill_null(False).mean(),
+        cut_off=CUT_OFF.fill_null(False).mean(),
+    )
+    told = collect(counts).row(0, named=True)
     median = LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable")
     told |= each(rows, {"prompt": fidelity("prompt"), "output": fidelity("output"), "latency": median})
     covered = told["answered"] if planned is None or told["calls"] <= planned else told["calls"]
