@@ -13,7 +13,7 @@ import orjson
 from keepwarm.harness.options import options
 from keepwarm.reports.frame import load
 from keepwarm.reports.gate import check
-from keepwarm.reports.latency import counts_of, write_hlog
+from keepwarm.reports.latency import write_hlog
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.reports.prices import Prices, load_prices
 from keepwarm.reports.render import render_report
@@ -59,8 +59,8 @@ def report(paths: tuple[str, ...], as_json: bool, by: tuple[str, ...], prices: P
     reports = []
     for path in paths:
         loaded = load(path)
-        counts = counts_of(loaded.scan)
-        reports.append(summarise(loaded, prices, counts))
+        told, counts = summarise(loaded, prices)
+        reports.append(told)
         if loaded.kind == "run":
             try:
                 write_hlog(loaded, counts)

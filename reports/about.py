@@ -31,7 +31,7 @@ def read_about(path: str) -> dict[str, Any]:
         raise InputError(f"{path}: expected a JSON object")
     for name, expected in FIELDS.items():
         for field in expected["fields"].split():
-            value, kind = _value(about, field), KINDS[name]
+            value, kind = value_at(about, field), KINDS[name]
             if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
                 raise InputError(f"{path}: field {field!r} is {value!r:.40}, expected {expected['told']}")
     version = about.get("format") or FORMAT
@@ -40,6 +40,8 @@ def read_about(path: str) -> dict[str, Any]:
     return about
 
 
-def _value(about: dict[str, Any], field: str) -> Any:
-    outer, _, inner = field.rpartition(".")
-    return (about.get(outer) or {}).get(inner) if outer else about.get(inner)
+def value_at(told: Any, place: str) -> Any:
+    """What stands at a place, such as ``endpoint.url``, in objects that lie in one another; None where nothing does."""
+    for name in place.split("."):
+        told = told.get(name) if isinstance(told, dict) else None
+    return told

@@ -75,6 +75,11 @@ def collect(rows: Rows) -> pl.DataFrame:
     return rows.lazy().collect(engine="streaming")
 
 
+def each(rows: Rows, asked: dict[str, pl.Expr]) -> dict[str, Any]:
+    """What single figures of some rows are, one after the other: the sorted values of all might fill memory."""
+    return {name: collect(rows.lazy().select(figure)).item() for name, figure in asked.items()}
+
+
 def _exists(path: str) -> bool:
     system, inner = locate(path)
     return bool(system.get_file_info(inner).type != 0)
@@ -141,15 +146,12 @@ def load_recording(path: str) -> Loaded:
 def recorded_side(rows: pl.LazyFrame) -> pl.LazyFrame:
     """The same rows with what was recorded in the place of what was measured."""
     start = pl.col("session_start_ns").fill_null(0)
+    times = {"due": "start", "sent": "start", "first_token": "first_token", "done": "end"}
+    ttls = [(pl.col("rec_cache_write_5m") > 0, 300), (pl.col("rec_cache_write_1h") > 0, 3600)]
     return rows.with_columns(
         *(pl.col(f"rec_{name}").alias(name) for name in (*USAGE, *SOURCES)),
-        (start + pl.col("rec_start_ns")).alias("due_ns"),
-        (start + pl.col("rec_start_ns")).alias("sent_ns"),
-        (start + pl.col("rec_first_token_ns")).alias("first_token_ns"),
-        (start + pl.col("rec_end_ns")).alias("done_ns"),
-        first_of([(pl.col("rec_cache_write_5m") > 0, 300), (pl.col("rec_cache_write_1h") > 0, 3600)], None)
-        .cast(pl.Int32)
-        .alias("write_ttl_s"),
+        *((start + pl.col(f"rec_{recorded}_ns")).alias(f"{name}_ns") for name, recorded in times.items()),
+        first_of(ttls, None).cast(pl.Int32).alias("write_ttl_s"),
         written("rec_").alias("written"),
     )
 
@@ -166,10 +168,10 @@ def written(prefix: str = "") -> pl.Expr:
     )
 
 
-def first_of(cases: Iterable[tuple[pl.Expr, Any]], otherwise: Any) -> pl.Expr:
-    """What stands beside the first condition that holds: an expression, or a text."""
-    told = [pl.when(holds).then(pl.lit(what) if isinstance(what, str) else what) for holds, what in cases]
-    return pl.coalesce(*told, pl.lit(otherwise) if isinstance(otherwise, str) else otherwise)
+def first_of(cases: Iterable[tuple[pl.Expr, Any]], otherwise: Any, kind: Any = pl.String) -> pl.Expr:
+    """What stands beside the first condition that holds: an expression, or a text, which is told as of that kind."""
+    told = [pl.when(holds).then(pl.lit(what, kind) if isinstance(what, str) else what) for holds, what in cases]
+    return pl.coalesce(*told, pl.lit(otherwise, kind) if isinstance(otherwise, str) else otherwise)
 
 
 def arranged(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -178,12 +180,13 @@ def arranged(rows: pl.LazyFrame) -> pl.LazyFrame:
     The numbers are hashes of 64 bits: in one run of 400,000 with ten million agents, two of them share theirs.
     """
     turns = [(pl.col("turn") <= last, name) for last, name in TURNS]
-    gaps = [(pl.col("gap_ns") < end * 1_000_000_000, name) for end, name in GAPS]
+    gap = pl.col("gap_ns")
+    gaps = [(gap.is_null(), "none"), *((gap < end * 1_000_000_000, name) for end, name in GAPS)]
     return rows.with_columns(
         pl.struct("copy", "session").hash().alias("session_no"),
         pl.struct("copy", "session", "agent").hash().alias("agent_no"),
-        first_of(turns, "50+").alias("turn_bucket"),
-        first_of([(pl.col("gap_ns").is_null(), "none"), *gaps], ">1h").alias("gap_bucket"),
+        first_of(turns, "50+", pl.Enum(TURN_NAMES)).alias("turn_bucket"),
+        first_of(gaps, ">1h", pl.Enum(GAP_NAMES)).alias("gap_bucket"),
         written().alias("written"),
     )
 

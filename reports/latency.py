@@ -86,10 +86,10 @@ def added(table: pl.DataFrame, cells: pl.DataFrame, group: str) -> pl.DataFrame:
 def counts_of(rows: Rows) -> Counts:
     """The times of some rows, counted."""
     cells = collect(rows.lazy().group_by(cell=CELL).agg(pl.col(*GROUPS.values()).first())).select("cell", **VALUES)
+    between = _counted(times(rows, "itl", cell=CELL), cells)
     calls = collect(rows.lazy().filter(ENDED).select(cell=CELL, **TIMES)).lazy()
-    values = {name: calls.select("cell", ns=name).drop_nulls("ns") for name in TIMES}
-    values["itl"] = times(rows, "itl", cell=CELL)
-    return Counts(cells, {name: _counted(values[name], cells) for name in NAMES})
+    tables = {name: _counted(calls.select("cell", ns=name).drop_nulls("ns"), cells) for name in TIMES}
+    return Counts(cells, tables | {"itl": between})
 
 
 def _counted(values: pl.LazyFrame, cells: pl.DataFrame) -> pl.DataFrame:

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded, Rows, collect, first_of, recorded_side, time_scale
-from keepwarm.reports.metrics import AGENT, REPORTED, WARM, Links, spread, with_previous
+from keepwarm.reports.frame import Loaded, Rows, collect, each, first_of, recorded_side, time_scale
+from keepwarm.reports.metrics import AGENT, LAG, REPORTED, WARM, Links, spread, with_previous
 
 LOSS = 0.5
 SMALL = 32
@@ -47,29 +47,20 @@ def links_of(loaded: Loaded) -> Links:
     known, lost = pl.col("retention").is_not_null(), pl.col("retention") < LOSS
     held = pl.min_horizontal("cache_read", "prev_prompt")
     planned, before = pl.col("planned_keep"), pl.col("prev_planned_prompt")
-    extending = pl.when(before.is_not_null()).then((planned >= before).fill_null(False))
-    each = ("agent_no", "retention", "prev_prompt")
-    linked = collect(with_previous(loaded.scan).select(*each, held=held, extending=extending))
-    agents = linked.filter(lost)["agent_no"].unique().implode()
-    causes = (
-        with_previous(loaded.scan.filter(AGENT.is_in(agents)))
-        .filter(lost)
-        .select(
-            "written",
-            cause=cause(time_scale(loaded), provider=loaded.kind == "recording"),
-            lost=pl.col("prev_prompt") - held,
-            could=pl.min_horizontal("prompt", "prev_prompt") - held,
-        )
+    linked = with_previous(loaded.scan).select(
+        retention=spread(pl.col("retention"), 1, 5, 50, of_tokens=held.filter(known).sum(), calls=known.sum()),
+        left=pl.col("prev_prompt").filter(known).sum(),
+        extending=(planned >= before).fill_null(False).filter(before.is_not_null()).mean(),
+        agents=AGENT.filter(lost).unique().implode(),
     )
-    tokens, left = (pl.col(name).filter(known).sum() for name in ("held", "prev_prompt"))
-    told = linked.select(
-        retention=spread(pl.col("retention"), 1, 5, 50, of_tokens=tokens, calls=known.sum()),
-        left=left,
-        extending=pl.col("extending").mean(),
-    ).row(0, named=True)
-    retention, left_tokens = told["retention"], told["left"]
-    retention["of_tokens"] = retention["of_tokens"] / left_tokens if left_tokens else None
-    return Links(retention, told["extending"], collect(causes))
+    told = collect(linked)
+    losers = with_previous(loaded.scan.filter(AGENT.is_in(told["agents"])))
+    why = cause(time_scale(loaded), provider=loaded.kind == "recording")
+    could = pl.min_horizontal("prompt", "prev_prompt") - held
+    causes = losers.filter(lost).select("written", cause=why, lost=pl.col("prev_prompt") - held, could=could)
+    retention, left, extending, _ = told.row(0)
+    retention["of_tokens"] = retention["of_tokens"] / left if left else None
+    return Links(retention, extending, collect(causes), each(loaded.scan, {"lag": LAG})["lag"])
 
 
 def table(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
@@ -93,12 +84,8 @@ def compare_recorded(rows: Rows) -> dict[str, Any] | None:
     Rates are over the calls that have both. ``explained`` groups run minus recorded by what the recording shows.
     """
     both = REPORTED & pl.col("rec_cache_read").is_not_null() & (pl.col("rec_prompt") > 0) & (pl.col("prompt") > 0)
-    measured = rows.lazy().with_columns(
-        both=both,
-        difference=pl.col("cache_read") - pl.col("rec_cache_read"),
-        run_prompt="prompt",
-        run_read="cache_read",
-    )
+    difference = pl.col("cache_read") - pl.col("rec_cache_read")
+    measured = rows.lazy().with_columns(both=both, difference=difference, run_prompt="prompt", run_read="cache_read")
     if not collect(measured.select(both.any())).item():
         return None
     linked = collect(with_previous(recorded_side(measured)).filter("both").select(BESIDE, cause=explanation()))

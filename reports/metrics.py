@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 
-from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, Rows, collect, first_of, time_scale
+from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, Rows, collect, each, first_of, time_scale
 
 READ, PROMPT, UNCACHED, WRITTEN = (pl.col(name) for name in ("cache_read", "prompt", "uncached", "written"))
 CALLS, AGENT = pl.col("calls"), pl.col("agent_no")
@@ -27,7 +27,8 @@ GROUPS |= {"turn": "turn_bucket", "gap": "gap_bucket"}
 ORDERED = {"turn": TURN_NAMES, "gap": GAP_NAMES}
 """The groups whose values have an order of their own."""
 
-VALUES = {group: pl.col(column).fill_null("unknown") for group, column in GROUPS.items()} | {"all": pl.lit("all")}
+VALUES = {group: pl.col(column).cast(pl.String).fill_null("unknown") for group, column in GROUPS.items()}
+VALUES |= {"all": pl.lit("all")}
 """A call's value of each group, and of the one that all are in."""
 
 CELL = pl.struct(*GROUPS.values()).hash()
@@ -136,7 +137,11 @@ def with_previous(rows: RowsKind) -> RowsKind:
     carried = {name: pl.when(pl.col(name).is_not_null()).then(AGENT) for name in ("prompt", "write_ttl_s")}
     held = pl.min_horizontal("cache_read", "prev_prompt")
     known = pl.col("cache_read").is_not_null() & (pl.col("prev_prompt") > 0)
-    linked = rows.sort("agent_no", "turn").with_columns(
+    # One number of 64 bits is sorted by in a third of the time that two columns take.
+    agents = collect(rows.lazy().select("agent_no").unique()).with_row_index("number")
+    place = pl.col("number").cast(pl.Int64) * 2**32 + pl.col("turn")
+    rows = rows.join(type(rows)(agents), on="agent_no").with_columns(place=place).sort("place")
+    linked = rows.with_columns(
         *(left(name, AGENT, pl.col(name)) for name in ("uncached", "done_ns", "model", "planned_prompt")),
         *(left(name, by.forward_fill(), pl.col(name).forward_fill()) for name, by in carried.items()),
     )
@@ -145,12 +150,13 @@ def with_previous(rows: RowsKind) -> RowsKind:
 
 class Links(NamedTuple):
     """What calls kept of the prompts before them: how the share that each read of it spreads, the share of later calls
-    whose planned prompt holds the whole one before it, and prefix losses.
+    whose planned prompt holds the whole one before it, and prefix losses; and how late they were sent.
     """
 
     retention: dict[str, Any]
     extending: float | None
     losses: pl.DataFrame
+    lag: dict[str, Any]
 
 
 def spread(values: pl.Expr, *percents: float, **beside: pl.Expr) -> pl.Expr:
@@ -177,18 +183,10 @@ WHOLE = {
     "hit_rate": FIGURES["hit_rate"],
     "warm_hit_range": spread(_WARM_RATES, 5, 50, 95, inside_85_97=_INSIDE, calls=_WARM_RATES.len()),
     "cold_write_share": _ratio(pl.when(~WARM).then(WRITTEN).otherwise(0), WRITTEN),
-    "early": _TTFT.filter(pl.col("turn_bucket") == "2-5").quantile(0.5, "equiprobable"),
-    "late": _TTFT.filter(pl.col("turn_bucket") == "50+").quantile(0.5, "equiprobable"),
-    "lag": LAG,
 }
-"""What figures of a whole run are made of: how the hit rates of single warm calls spread, and the share of them inside
-85-97 %; tokens written by agents' first calls over all that were written; the median ttft at turns 2 to 5 and from 50.
+"""Figures of a whole run: how the hit rates of single warm calls spread, and the share of them inside 85-97 %; tokens
+written by agents' first calls over all that were written.
 """
-
-
-def warm_hit_range(rows: Rows) -> dict[str, Any]:
-    """How the hit rates of single warm calls spread."""
-    return collect(rows.lazy().select(WHOLE["warm_hit_range"])).item()  # type: ignore[no-any-return]
 
 
 def hit_rate_macro(rows: Rows) -> float | None:
@@ -198,19 +196,29 @@ def hit_rate_macro(rows: Rows) -> float | None:
     return fsum(rates) / len(rates) if len(rates) else None
 
 
+# Joined by a hash of 64 bits, as agents are told apart: names are long, and there may be very many.
+KEY = (pl.col("call").hash() + pl.col("copy").cast(pl.UInt64)).alias("key")
+
+
 def bounded(loaded: Loaded) -> pl.LazyFrame:
     """The calls that reported what they read once for each ``bound`` stored with the run, ``best`` what it allowed."""
     assert loaded.bounds is not None
-    # Joined by a hash of 64 bits, as agents are told apart: names are long, and there may be very many.
-    key = (pl.col("call").hash() + pl.col("copy").cast(pl.UInt64)).alias("key")
-    best = loaded.bounds.select(key, "bound", best="cache_read")
-    return loaded.scan.filter(REPORTED).select(key, "cache_read", "planned_prompt").join(best, on="key")
+    best = loaded.bounds.select(KEY, "bound", best="cache_read")
+    return loaded.scan.filter(REPORTED).select(KEY, "cache_read", "planned_prompt").join(best, on="key")
 
 
 def achievable(loaded: Loaded) -> dict[str, float]:
     """Hit rate that was to be had under each bound stored with the run, over the calls that reported theirs."""
     if loaded.bounds is None:
         return {}
+    # To join all is dear, and needless where a bound's calls, less those that reported nothing, are those that did:
+    # then their keys add up to the same.
+    reported, others = loaded.scan.filter(REPORTED), loaded.scan.filter(~REPORTED).select(KEY)
+    keys, planned = collect(reported.select(KEY.sum(), pl.col("planned_prompt").sum())).row(0)
+    best = loaded.bounds.select(KEY, "bound", "cache_read").drop_nulls().join(others, on="key", how="anti")
+    sums = collect(best.group_by("bound").agg(pl.col("key", "cache_read").sum()).sort("bound")).rows()
+    if planned and all(key == keys for _, key, _ in sums):
+        return {bound: read / planned for bound, _, read in sums}
     rates = bounded(loaded).group_by("bound").agg(rate=_ratio(pl.col("best"), pl.col("planned_prompt")))
     return {bound: rate for bound, rate in collect(rates).sort("bound").iter_rows() if rate is not None}
 
@@ -230,18 +238,17 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
     same_plan = options.get("gap_cap_s") is None and (options.get("speed") or 1.0) in (1.0, scale)
     stretch = (pl.col("wall") * scale / pl.col("recorded")).filter(pl.col("recorded") > 0)
     stretched = (stretch.len() > 0) & (same_plan and loaded.kind == "run")
-    tasks = sessions.filter("whole").select(
-        wall=spread(pl.col("wall"), 50, 90, 100), stretch=pl.when(stretched).then(spread(stretch, 50, 90, 100))
-    )
-    wall, stretches = collect(tasks).row(0)
+    times = spread(pl.col("wall"), 50, 90, 100), pl.when(stretched).then(spread(stretch, 50, 90, 100)).alias("stretch")
+    wall, stretches = collect(sessions.filter("whole").select(*times)).row(0)
     return {"task_time": in_seconds(wall), "stretch": stretches}
 
 
 def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
-    rates, told = achievable(loaded), collect(loaded.scan.select(**WHOLE)).row(0, named=True)
+    rates, told = achievable(loaded), each(loaded.scan, WHOLE)
     hit, predicted = told["hit_rate"], rates.pop("predicted", None)
-    late, early = told["late"], told["early"]
+    ttft = dict(collect(loaded.scan.group_by("turn_bucket").agg(_TTFT.quantile(0.5, "equiprobable"))).iter_rows())
+    late, early = ttft.get("50+"), ttft.get("2-5")
     return {
         "predicted_hit_rate": predicted,
         "warm_hit_range": told["warm_hit_range"],
@@ -252,5 +259,5 @@ def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
         "efficiency": {b: hit / rate for b, rate in rates.items() if hit is not None and rate} or None,
         "turn_drift": late / early if late is not None and early else None,
         **task_time(loaded),
-        "schedule_lag": in_seconds(told["lag"]) if loaded.kind == "run" else None,
+        "schedule_lag": in_seconds(links.lag) if loaded.kind == "run" else None,
     }

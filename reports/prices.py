@@ -168,11 +168,9 @@ def cost(loaded: Loaded, prices: Prices) -> dict[str, Any]:
     rows = priced(loaded.scan, table)
     calls = collect(rows.select("session_no", "completed", "cost", "cost_estimated"))
     # In the order of the rows, and then exactly: the last digit of a sum of floats is as it was added up.
-    sessions = calls.group_by("session_no", maintain_order=True).agg(
-        pl.col("completed").min(),
-        pl.col("cost", "cost_estimated").sum(),
-        without=pl.col("cost").null_count(),
-    )
+    sums, nulls = pl.col("cost", "cost_estimated").sum(), pl.col("cost").null_count()
+    by_session = calls.group_by("session_no", maintain_order=True)
+    sessions = by_session.agg(pl.col("completed").min(), sums, without=nulls)
     known = sessions.filter(pl.col("completed").is_not_null())
     done = known.filter("completed").height
     spent = fsum(known["cost"]) if known.height and not known["without"].sum() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from keepwarm.reports.about import value_at
 from keepwarm.reports.render import NONE, console, count, dollars, points, rate, seconds, table, times
 
 Show = Callable[[Any], str]
@@ -27,7 +28,7 @@ def render_beside(reports: Sequence[dict[str, Any]]) -> None:
     names = [report["path"].rstrip("/").rsplit("/", 1)[-1] for report in reports]
     rows = [[name, *_change(values, reports)] for name, values in _asked(reports) if len(set(values)) > 1]
     for show, figure in ((show, figure) for show, figures in FIGURES for figure in figures.split()):
-        values = [_value(report, figure) for report in reports]
+        values = [value_at(report, figure) for report in reports]
         if any(value is not None for value in values):
             rows.append([figure, *map(show, values), *_difference(values, show)])
     change = ("last - first",) if len(reports) == 2 else ()
@@ -37,7 +38,7 @@ def render_beside(reports: Sequence[dict[str, Any]]) -> None:
 def _asked(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """What was asked of each run: endpoint, dialect, cache, options."""
     about = [report["about"] for report in reports]
-    asked = [(name, [str(_value(each, place) or NONE) for each in about]) for name, place in _PLACES.items()]
+    asked = [(name, [str(value_at(each, place) or NONE) for each in about]) for name, place in _PLACES.items()]
     return asked + [(name, [str((each.get("options") or {}).get(name, NONE)) for each in about]) for name in OPTIONS]
 
 
@@ -47,12 +48,6 @@ _PLACES |= {"start": "cache.how", "cache": "cache.state_at_start"}
 
 def _change(values: Sequence[str], reports: Sequence[Any]) -> list[str]:
     return [value[:24] for value in values] + ([""] if len(reports) == 2 else [])
-
-
-def _value(report: Any, place: str) -> Any:
-    for name in place.split("."):
-        report = report.get(name) if isinstance(report, dict) else None
-    return report
 
 
 def _difference(values: Sequence[Any], show: Show) -> list[str]:

@@ -72,11 +72,8 @@ def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")
     shape(out, report)
     render.figures(out, report)
     render.groups(out, report, by)
-    render.failures(out, report)
-    render.losses(out, report)
-    breaks(out, report)
-    gaps(out, report)
-    render.checks(out, report)
+    for part in (render.failures, render.losses, breaks, gaps, render.checks):
+        part(out, report)
 
 
 def render_reproduce(report: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports import metrics
-from keepwarm.reports.frame import Loaded
+from keepwarm.reports.frame import Loaded, each
 from keepwarm.reports.losses import links_of
 from keepwarm.reports.validity import validity
 from keepwarm.traces.shipped import shipped
@@ -41,7 +41,7 @@ def measured(rows: pl.LazyFrame, definition: dict[str, Any]) -> tuple[float | No
         return table.select(pl.col("value").median()).item(), int(table["over"].sum()), table.height
     rows = rows.filter(over)
     told = metrics.of(rows)
-    figure = metrics.warm_hit_range(rows)[metric] if metric == "inside_85_97" else told[metric]
+    figure = each(rows, metrics.WHOLE)["warm_hit_range"][metric] if metric == "inside_85_97" else told[metric]
     return figure, told["calls"], told["sessions"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from keepwarm.reports import latency, losses, metrics
@@ -13,20 +14,23 @@ from keepwarm.reports.validity import failures, validity
 ABOUT = ("keepwarm", "mode", "trace", "endpoint", "options", "cache", "fidelity", "clock", "started", "ended", "seed")
 
 
-def summarise(loaded: Loaded, prices: Prices, counts: latency.Counts | None = None) -> dict[str, Any]:
+def summarise(loaded: Loaded, prices: Prices) -> tuple[dict[str, Any], latency.Counts]:
     """The report of a run or recording: figures at the top level and under ``by_<group>``, rates as fractions, times in
-    seconds, None where unknown; with validity, losses, latency, cost and, for a run, the recording beside it.
-    ``counts`` are its times, where they were counted before.
+    seconds, None where unknown; with validity, losses, latency, cost and, for a run, the recording beside it. Then its
+    times as they were counted, which is done beside the rest.
     """
-    told, times = figures(loaded), counts or latency.counts_of(loaded.scan)
+    with ThreadPoolExecutor(1) as beside:
+        counting = beside.submit(latency.counts_of, loaded.scan)
+        told = figures(loaded)
+        rest = {
+            "cost": cost(loaded, prices),
+            "reconciliation": reconcile(loaded, told),
+            "recorded": losses.compare_recorded(loaded.scan) if loaded.kind == "run" else None,
+        }
+        times = counting.result()
     latencies = {f"by_{group}": latency.grouped(times, group) for group in metrics.GROUPS}
-    return {
-        **told,
-        "latency": {**latency.whole(times), **latencies, "time_scale": time_scale(loaded)},
-        "cost": cost(loaded, prices),
-        "reconciliation": reconcile(loaded, told),
-        "recorded": losses.compare_recorded(loaded.scan) if loaded.kind == "run" else None,
-    }
+    told["latency"] = {**latency.whole(times), **latencies, "time_scale": time_scale(loaded)}
+    return told | rest, times
 
 
 def figures(loaded: Loaded) -> dict[str, Any]:

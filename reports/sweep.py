@@ -22,7 +22,7 @@ FIGURES = (
 def figures(run: str) -> dict[str, Any]:
     """FIGURES of a run, as its own report has them."""
     loaded = load(run)
-    report = summarise(loaded, load_prices(None))
+    report, _ = summarise(loaded, load_prices(None))
     ttft = report["latency"]["ttft"] or {}
     failed = collect(loaded.scan.select(pl.col("error").count())).item()
     told = {"ttft_p50_s": ttft.get("p50"), "ttft_p99_s": ttft.get("p99"), "failed": failed}

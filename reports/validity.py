@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import PARTS, Loaded, Rows, collect
-from keepwarm.reports.metrics import LAG, REPORTED, SECOND, Links, spread
+from keepwarm.reports.frame import PARTS, Loaded, Rows, collect, each
+from keepwarm.reports.metrics import REPORTED, SECOND, Links, spread
 
 COVERAGE = 0.99
 FAILED = 0.01
@@ -117,20 +117,17 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     """The checks of a run. Where the same bytes were sent to all endpoints, tokens are told and not judged. The lag's
     limit is 50 ms, or a tenth of the median latency where that is more."""
     rows, planned = loaded.scan, loaded.about.get("planned_calls")
-    told = collect(
-        rows.select(
-            calls=pl.len(),
-            answered=ANSWERED.sum(),
-            reported=REPORTED.filter(ANSWERED).mean(),
-            failed=FAILED_CALL.sum(),
-            skipped=SKIPPED.fill_null(False).mean(),
-            cut_off=CUT_OFF.fill_null(False).mean(),
-            prompt=fidelity("prompt"),
-            output=fidelity("output"),
-            lag=LAG,
-            latency=LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable"),
-        )
-    ).row(0, named=True)
+    counts = rows.select(
+        calls=pl.len(),
+        answered=ANSWERED.sum(),
+        reported=REPORTED.filter(ANSWERED).mean(),
+        failed=FAILED_CALL.sum(),
+        skipped=SKIPPED.fill_null(False).mean(),
+        cut_off=CUT_OFF.fill_null(False).mean(),
+    )
+    told = collect(counts).row(0, named=True)
+    median = LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable")
+    told |= each(rows, {"prompt": fidelity("prompt"), "output": fidelity("output"), "latency": median})
     covered = told["answered"] if planned is None or told["calls"] <= planned else told["calls"]
     off, output = told["prompt"], told["output"]
     same_bytes = loaded.told("fidelity").get("match") == "bytes"
@@ -144,7 +141,7 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
         _check("prefix_fidelity", links.extending),
         _check("output_fidelity.p50", output["p50"]),
         _check("output_fidelity.p95", output["p95"]),
-        *_client_checks(loaded, told["lag"]["p99"], told["latency"]),
+        *_client_checks(loaded, links.lag["p99"], told["latency"]),
         _check("failed_calls", told["failed"] / planned if planned else None, FAILED),
         _check("skipped_calls", told["skipped"], FAILED),
         _check("interrupted_calls", told["cut_off"]),

@@ -343,6 +343,59 @@ def test_no_flipped_bit_goes_unseen(tmp_path_factory: pytest.TempPathFactory, da
         assert "\n" not in str(error)
 
 
+SUM_SIZE = 20
+"""The bytes of the checksum, and of what says that it is one, in front of a file's footer."""
+
+
+def outcomes_file(path: Path) -> tuple[bytes, int]:
+    """An outcome file's bytes, and where its footer begins."""
+    store.write_outcomes(str(path), [Outcome(plain(n)) for n in range(3)])
+    raw = path.read_bytes()
+    return raw, len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_no_flipped_bit_of_outcomes_is_passed_over(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whichever bit of an outcome file turns, in what was asked for or not, in pages or footer, the file is refused;
+    but where only its checksum no longer looks like one, all else is there.
+    """
+    path = tmp_path_factory.mktemp("bit") / "o.parquet"
+    raw, footer = outcomes_file(path)
+    good, at = store.read_outcome_table(str(path)), data.draw(st.integers(0, len(raw) - 1))
+    assert store.check_outcomes(str(path), ["call"])
+    bad = bytearray(raw)
+    bad[at] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(bad)
+    try:
+        assert store.check_outcomes(str(path), ["call"])
+        assert store.read_outcome_table(str(path)) == good
+        assert footer - SUM_SIZE <= at < footer
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+def test_outcomes_without_a_checksum_are_read_to_their_end(tmp_path: Path) -> None:
+    """A file of an earlier version, or that other tools wrote again, is good; damaged in a page nobody asks for it is
+    refused.
+    """
+    path = tmp_path / "o.parquet"
+    raw, footer = outcomes_file(path)
+    path.write_bytes(raw[: footer - SUM_SIZE] + raw[footer:])
+    assert store.check_outcomes(str(path), ["call"])
+    page = pq.ParquetFile(path).metadata.row_group(0).column(0).dictionary_page_offset
+    path.write_bytes(flip_at(path.read_bytes(), page + 40))
+    with pytest.raises(InputError, match="not a readable outcome file"):
+        store.check_outcomes(str(path), ["call"])
+
+
+def flip_at(good: bytes, at: int) -> bytes:
+    """Bytes with one of them turned."""
+    return good[:at] + bytes([good[at] ^ 0x5A]) + good[at + 1 :]
+
+
 @pytest.mark.parametrize("missing", ["nothing-here", "empty", "nosuch://bucket/t", "a\0b"])
 def test_a_trace_that_is_not_there_is_bad_input(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing file, a directory without traces and an unknown scheme are one line with the name as it was given."""

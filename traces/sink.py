@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
+from zlib import crc32
 
 import orjson
 import pyarrow as pa
@@ -14,6 +16,11 @@ from keepwarm.traces.place import first_line, locate
 from keepwarm.traces.schema import VERSION
 
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
+MARK = b"keepwarm CRC-32:"
+"""What stands, with the checksum of all other bytes of the file, between the pages and the footer, where no reader of
+Parquet looks.
+"""
+SUM_SIZE = len(MARK) + 4
 
 
 def leaves(fields: Any, above: str = "") -> list[str]:
@@ -24,6 +31,30 @@ def leaves(fields: Any, above: str = "") -> list[str]:
         kind = field.type.value_type if pa.types.is_list(field.type) else field.type
         names += leaves(kind, name + ".") if pa.types.is_struct(kind) else [name]
     return names
+
+
+def _parts(path: str) -> tuple[pa.Buffer, int]:
+    """The bytes of a Parquet file on this machine, and where its footer begins."""
+    with pa.memory_map(path) as file:
+        data = file.read_buffer()
+    return data, data.size - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def seal(path: str) -> None:
+    """Put the checksum of its bytes into a Parquet file on this machine."""
+    data, footer = _parts(path)
+    tail = MARK + crc32(data).to_bytes(4) + data[footer:].to_pybytes()
+    with Path(path).open("r+b") as file:
+        file.seek(footer)
+        file.write(tail)
+
+
+def is_whole(path: str) -> bool | None:
+    """Whether a Parquet file on this machine has the bytes that were written; None where it has no checksum of them."""
+    data, footer = _parts(path)
+    pages = max(footer - SUM_SIZE, 0)
+    kept = data[pages:footer].to_pybytes()
+    return crc32(data[footer:], crc32(data[:pages])).to_bytes(4) == kept[-4:] if kept.startswith(MARK) else None
 
 
 class ParquetSink:
@@ -58,6 +89,8 @@ class ParquetSink:
             self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
         self._writer.close()
         self._sink.close()
+        if kind is None and isinstance(self._fs, pafs.LocalFileSystem):
+            seal(self._part)
         if kind is None:
             self._fs.move(self._part, self._inner)
         else:

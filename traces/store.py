@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from heapq import merge
@@ -25,7 +24,7 @@ from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batc
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import TRIGGERS, Call, Outcome
 from keepwarm.traces.place import first_line, locate
-from keepwarm.traces.sink import ParquetSink, leaves
+from keepwarm.traces.sink import ParquetSink, is_whole, leaves
 
 ROWS_PER_GROUP = 8192
 ROWS_AT_ONCE = 256
@@ -186,11 +185,16 @@ def _check_rows(path: str, meta: dict[str, Any], rows: int) -> None:
         raise InputError(f"{path}: damaged: {meta['rows']} rows were written, {rows} are there")
 
 
-def _check_pages(file: pq.ParquetFile, seen: Iterable[str] = ()) -> None:
-    """Read what nobody asked for too, and drop it: a file damaged anywhere is believed nowhere."""
+def _check_pages(path: str, file: pq.ParquetFile, seen: Iterable[str] = ()) -> None:
+    """A file damaged anywhere is believed nowhere. Where no checksum of all its bytes is at hand, what nobody asked for
+    is read too, and dropped.
+    """
+    whole = None if "://" in path else is_whole(path)
+    if whole is False:
+        raise OSError("its bytes are not those that were written")
     rest = [name for name in file.schema_arrow.names if name not in seen]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(file.scan_contents, filter(None, (rest[::2], rest[1::2]))))
+    if rest and whole is None:
+        file.scan_contents(rest)
 
 
 def read_meta(path: str) -> Meta:
@@ -306,7 +310,7 @@ def check_outcomes(path: str, names: list[str]) -> bool:
     just as the schema has them, or may be missing and are.
     """
     with _opened(path, schema.OUTCOMES_KEY, "outcome") as (file, meta):
-        _check_pages(file)
+        _check_pages(path, file)
         there = file.schema_arrow
         asked = (schema.OUTCOMES.field(name) for name in names)
         alike = all(there.field(f.name).equals(f) if f.name in there.names else f.nullable for f in asked)
@@ -321,7 +325,7 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
             version = int(meta["version"])
             known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
             table = file.read(columns=known)
-            _check_pages(file, table.column_names)
+            _check_pages(name, file, table.column_names)
             _check_rows(name, meta, table.num_rows)
             tables.append(_conform(name, table, version, wanted))
     return pa.concat_tables(tables)
