@@ -37,9 +37,8 @@ def bound(path: Path, planned: Planned, server: dict[str, Any] | None, *, live: 
     if server and server.get("block"):
         size = {"block": server["block"], "capacity": server.get("blocks")}
         every = [KeepBlocks(BlockCache(tree, **size), answers=live) for _ in range(server.get("workers") or 1)]
-        router = Router(
-            "kv_aware" if "router_cached_tokens" in server["counters"] else "round_robin", block=size["block"]
-        )
+        kind = "kv_aware" if "router_cached_tokens" in server["counters"] else "round_robin"
+        router = Router(kind, block=size["block"])
         name, cluster = "predicted", Cluster(tree, _workers(every), router, shadows={"endless": endless})
     else:
         name, cluster = "endless", Cluster(tree, _workers([endless]), Router("round_robin", block=1))
@@ -67,10 +66,8 @@ def _sent(path: Path) -> pa.Table:
     """The calls that were sent, in that order; where a call was tried again, by its first try."""
     names = ["session", "copy", "call", "sent_ns", "first_token_ns", "done_ns"]
     table = read_outcome_table(str(path / OUTCOMES), [*names, "first_sent_ns"])
-    first, sent, token, done = (
-        table.column(name) for name in ("first_sent_ns", "sent_ns", "first_token_ns", "done_ns")
-    )
+    sent, token, done, first = table.columns[3:]
     told = pc.coalesce(first, sent), pc.coalesce(token, done, sent), pc.coalesce(done, sent)
-    table = pa.table([*(table.column(name) for name in names[:3]), *told], names)
+    table = pa.table([*table.columns[:3], *told], names)
     table = table.filter(pc.is_valid(table.column("sent_ns")))
     return table.sort_by([("sent_ns", "ascending"), ("copy", "ascending")])

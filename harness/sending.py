@@ -79,9 +79,8 @@ class Came(NamedTuple):
             errors[error or ""] += count
         parts = [f"{self.answered:,} calls answered"]
         parts += [f"{count:,} {error}" for error, count in errors.items() if error]
-        told = ", ".join(parts) + (
-            f"; lost {self.lost} of {self.lost + len(self.clients)} processes" if self.lost else ""
-        )
+        told = ", ".join(parts)
+        told += f"; lost {self.lost} of {self.lost + len(self.clients)} processes" if self.lost else ""
         return told + ("; interrupted, its results so far are kept" if self.interrupted else "")
 
 

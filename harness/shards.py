@@ -183,9 +183,7 @@ def in_ray(
     try:
         ready = [got(actor.ready.remote()) for actor in actors]
         at_ns = time_ns() + LEAD_NS
-        refs = [
-            actor.run_away.remote(at_ns) if is_ready else None for actor, is_ready in zip(actors, ready, strict=True)
-        ]
+        refs = [there and actor.run_away.remote(at_ns) for actor, there in zip(actors, ready, strict=True)]
         came: list[Came | None] = []
         for number, ref in enumerate(refs):
             told = got(ref) if ref is not None else None

@@ -174,12 +174,7 @@ class HttpEndpoint:
         return answer
 
     async def ask(
-        self,
-        blocks: Sequence[Block],
-        *,
-        output: int = 1,
-        fields: Mapping[str, Any] | None = None,
-        agent: Agent = PROBE,
+        self, blocks: Sequence[Block], *, output: int = 1, fields: Mapping[str, Any] | None = None, agent: Agent = PROBE
     ) -> Answer:
         """Ask for the answer to a prompt, with ``fields`` of its own, on an agent's connection."""
         return await self._post([body(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)

@@ -57,12 +57,9 @@ class MarkedCache:
         """A call arrives and is told what it reads; what it holds."""
         self._sweep(now_ns)
         job = running.job
-        least = self.rules.least(job.model)
-        told = self.rules.marks(job.marks, job.prompt.end)
-        own = self.ttl_ns
-        places = [
-            (self.tree.at(job.prompt, at), ttl_s * SECOND if own is None else own) for at, ttl_s in told if at >= least
-        ]
+        least, own = self.rules.least(job.model), self.ttl_ns
+        told = [mark for mark in self.rules.marks(job.marks, job.prompt.end) if mark[0] >= least]
+        places = [(self.tree.at(job.prompt, at), ttl_s * SECOND if own is None else own) for at, ttl_s in told]
         lease = MarkedLease(places, self.tree.root)
         if places and self.rules.entries:
             self._find_entry(lease, now_ns)

@@ -21,9 +21,8 @@ def headers(key: str | None) -> dict[str, str]:
     return {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
 
 
-_PLACES = {"tool": "tools", "system": "system", "answer": "assistant", "use": "assistant"} | dict.fromkeys(
-    ("user", "result"), "user"
-)
+_PLACES = {"tool": "tools", "system": "system", "answer": "assistant", "use": "assistant"}
+_PLACES |= {"user": "user", "result": "user"}
 _LISTS = ("tools", "system")
 
 

@@ -29,9 +29,7 @@ LOCK = ".under-way"
 
 BOUNDS_AT_ONCE = 1 << 16
 
-BOUNDS_SCHEMA = pa.schema(
-    [("call", pa.string()), ("copy", pa.int32()), ("bound", pa.string()), ("cache_read", pa.int64())]
-)
+BOUNDS_SCHEMA = pa.schema({"call": pa.string(), "copy": pa.int32(), "bound": pa.string(), "cache_read": pa.int64()})
 
 
 class Bound(NamedTuple):

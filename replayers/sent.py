@@ -29,11 +29,7 @@ class Sent(Generic[P]):
     """
 
     def __init__(
-        self,
-        rows: Iterable[Row],
-        calls: Mapping[tuple[str, int], int],
-        sessions: Iterable[Arrival],
-        grow: Grow[P],
+        self, rows: Iterable[Row], calls: Mapping[tuple[str, int], int], sessions: Iterable[Arrival], grow: Grow[P]
     ) -> None:
         self._rows = iter(rows)
         self._left = dict(calls)

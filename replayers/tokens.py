@@ -92,9 +92,8 @@ def _spelled(probe: str, words: Sequence[bytes] = ()) -> Spelled:
 
 def _expected(costs: Costs, probe: Spelled) -> float:
     before = ["", *(role for role, _ in probe)]
-    return sum(
-        costs.overhead(last, role) + costs.word * len(words) for last, (role, words) in zip(before, probe, strict=False)
-    )
+    pairs = zip(before, probe, strict=False)
+    return sum(costs.overhead(last, role) + costs.word * len(words) for last, (role, words) in pairs)
 
 
 def _solved(probes: Sequence[str], totals: Sequence[int]) -> dict[tuple[str, str], float]:

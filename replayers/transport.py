@@ -142,9 +142,8 @@ class _Reading:
         """The connection is at its end; that is the answer's too where it said no length."""
         if self.over.done():
             return
-        until_eof = self.status and not any(
-            name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers
-        )
+        told = {name.lower() for name, _ in self.headers}
+        until_eof = self.status and not told & {b"content-length", b"transfer-encoding"}
         self.keep = False
         if error is None and until_eof:
             self.over.set_result(None)

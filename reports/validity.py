@@ -24,9 +24,8 @@ LEAST_S = 1.0
 LATENCY = pl.col("done_ns") - pl.col("due_ns")
 SKIPPED = pl.col("error") == "skipped"
 CUT_OFF = pl.col("error") == "interrupted"
-ANSWERED = (
-    pl.col("error").is_null() & pl.col("done_ns").is_not_null() & pl.col("status").fill_null(200).is_between(200, 299)
-)
+ANSWERED = pl.col("error").is_null() & pl.col("done_ns").is_not_null()
+ANSWERED &= pl.col("status").fill_null(200).is_between(200, 299)
 
 FAILED_CALL = ~(ANSWERED | SKIPPED.fill_null(False) | CUT_OFF.fill_null(False))
 """A call that was sent and not answered whole; one that Ctrl-C cut off in flight is neither failed nor skipped."""

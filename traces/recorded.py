@@ -112,10 +112,8 @@ class _Fold:
         """An answer with ids that no other has, nor its tool uses: some servers count anew in each answer."""
         call = None if record.call in self._calls else record.call
         self._calls.add(record.call)
-        known = (asked.id for asked in record.tools if asked.id in self._uses)
-        again = self._renamed[record.number] = {
-            use: self._identity.name("use", use, str(record.number)) for use in known
-        }
+        known, number = (asked.id for asked in record.tools if asked.id in self._uses), str(record.number)
+        again = self._renamed[record.number] = {use: self._identity.name("use", use, number) for use in known}
         tools = tuple(asked._replace(id=again.get(asked.id, asked.id)) for asked in record.tools)
         return record._replace(call=call, tools=tools)
 
