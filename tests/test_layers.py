@@ -52,7 +52,7 @@ def offences(layer: str, source: str) -> set[str]:
     return bad
 
 
-OVERDRAWN = 12_583
+OVERDRAWN = 12_580
 """To be brought back to 12,000."""
 
 
