@@ -27,6 +27,8 @@ check: $(READY)
 	@for name in $(TYPED); do ln -sfn ../../../$$name $(MYPYROOT)/keepwarm/$$name; done
 	@cd $(MYPYROOT) && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache --strict \
 		--namespace-packages --explicit-package-bases $(TYPED:%=-p keepwarm.%)
+	@cd $(MYPYROOT) && MYPYPATH=../../benchmarks:../../tests ../bin/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache --namespace-packages --explicit-package-bases ../../benchmarks/*.py
 	@$(BIN)/pytest tests/test_layers.py
 
 $(READY): pyproject.toml constraints.txt

@@ -67,8 +67,9 @@ async def bare(url: str, order: dict[str, Any]) -> dict[str, Any]:
     """The calls of an order; what they took once all were connected."""
     parts, loop = urlsplit(url), asyncio.get_running_loop()
     asked = request(parts.netloc, order["output"], order["body_bytes"])
+    where = parts.hostname or "", parts.port or 80
     made = [
-        (await loop.create_connection(lambda: Connection(asked, order["calls"]), parts.hostname, parts.port))[1]
+        (await loop.create_connection(lambda: Connection(asked, order["calls"]), *where))[1]
         for _ in range(order["streams"])
     ]
     begun, began = process_time(), monotonic_ns()

@@ -46,7 +46,7 @@ from keepwarm.traces.scaled import scaled
 from keepwarm.traces.store import TraceWriter, read_sessions
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from engines import Pool  # the oracle that the tests hold the cache against
+from oracles import Pool  # the oracle that the tests hold the cache against
 
 SETTLE_S = 0.03
 """With one call in flight the next waits so long: Dynamo's router hears of what a worker cached some ms after."""
@@ -90,7 +90,8 @@ async def drive(
     late_ms: int,
 ) -> list[Asked]:
     """Every call asked of a real engine, in the order in which they were sent."""
-    schedule, words, asked = Schedule(map(Arrival, sessions), at_once=at_once, gap_cap_ns=0), Words(), []
+    schedule: Schedule[tuple[Piece, ...]] = Schedule(map(Arrival, sessions), at_once=at_once, gap_cap_ns=0)
+    words, asked = Words(), list[Asked]()
     begun, lots = perf_counter_ns(), Random()
 
     async def one(planned: Asking) -> Asking:
@@ -268,7 +269,7 @@ def run_engine(args: argparse.Namespace) -> None:
         replies = args.run / "replies.jsonl" if args.live else None
         if replies:
             replies.write_bytes(b"".join(map(reply, calls_of(sessions).values())))
-        start = partial(served.dynamo, workers=args.workers, speedup=args.speedup, replies=replies, **shape)
+        start: Any = partial(served.dynamo, workers=args.workers, speedup=args.speedup, replies=replies, **shape)
     else:
         start = partial(served.vllm, **shape)
     how = {"kind": args.engine, "at_once": args.at_once, "concurrent": args.concurrent, "live": args.live}

@@ -109,7 +109,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.loop = asyncio.get_running_loop()
-        self.data, self.need, self.before = bytearray(), 0, 0
+        self.data, self.need, self.before, self.first = bytearray(), 0, 0, 0
 
     def data_received(self, data: bytes) -> None:
         self.data += data

@@ -101,7 +101,8 @@ class Told(Router):
         """The worker that a call really went to, or the cheapest one."""
         really, cheapest = self.really[self.coming], []
         for at, view in enumerate(views):
-            less = [*views[:at], view._replace(decode_blocks=view.decode_blocks - 1 / 1024), *views[at + 1 :]]
+            favoured = view._replace(decode_blocks=view.decode_blocks - 1 / 1024)  # type: ignore[arg-type]
+            less = [*views[:at], favoured, *views[at + 1 :]]
             if super().choose(job, less, among) == at:
                 cheapest.append(at)
         if really not in cheapest:

@@ -56,8 +56,8 @@ def cpu(client: Client) -> list[str]:
     )
     print("bare Protocol", micro([each["cpu_s"] / each["answers"] for each in bare]))
     lines = [bar("CPU a short request over the bare Protocol's", ours / limit, "<=", 5, "x")]
-    told = f"of it while calls are sent {sending * 1e6:.1f} us, {sending / limit:.1f} x"
-    lines.append(saying(f"{told}: the rest is checking the trace before, bounds and Parquet after"))
+    part = f"of it while calls are sent {sending * 1e6:.1f} us, {sending / limit:.1f} x"
+    lines.append(saying(f"{part}: the rest is checking the trace before, bounds and Parquet after"))
     try:
         options = ("--concurrency", "64", "--output-tokens-mean", "1")
         first, _ = client.aiperf(128, *options)

@@ -35,7 +35,7 @@ def multiply(run: Path, out: Path, rows: int) -> int:
     """A run of so many rows and bounds, those of another again and again; how many it has."""
     out.mkdir()
     table, bounds = read_outcome_table(str(run / OUTCOMES)), pq.read_table(run / runs.BOUNDS)
-    times = -(-rows // table.num_rows)
+    times: int = -(-rows // table.num_rows)
     with (
         ParquetSink(str(out / OUTCOMES), schema.OUTCOMES, schema.OUTCOMES_KEY) as sink,
         pq.ParquetWriter(out / runs.BOUNDS, bounds.schema, compression="zstd") as beside,
@@ -45,7 +45,7 @@ def multiply(run: Path, out: Path, rows: int) -> int:
                 sink.write(batch)
             beside.write_table(renamed(bounds, number))
     shutil.copy(run / runs.ABOUT, out / runs.ABOUT)
-    return times * table.num_rows
+    return times * int(table.num_rows)
 
 
 def report(client: Client, rows: int) -> list[str]:

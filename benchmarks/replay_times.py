@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import polars as pl
@@ -114,8 +114,8 @@ def first_token(pairs: list[Matched]) -> list[float]:
 
 def between(pairs: list[Matched]) -> list[float]:
     """The times between two tokens that we tell, ms."""
-    times = [each.row["token_ns"] or () for each in pairs]
-    return [(two - one) / MS for own in times for one, two in pairwise(own)]  # type: ignore[index]
+    times: list[Any] = [each.row["token_ns"] or () for each in pairs]
+    return [(two - one) / MS for own in times for one, two in pairwise(own)]
 
 
 def ttft(client: Client) -> list[str]:

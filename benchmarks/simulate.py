@@ -106,9 +106,9 @@ def scheduled(calls: int, capacity: int | None) -> tuple[float, float]:
         next_ns = cluster.next_ns()
         if next_ns is None or (due and due[0][0] < next_ns):
             now_ns, agent = heappop(due)
-            turn = next(queues[agent], None)
-            if turn is not None:
-                _, begins, pieces, answer = turn
+            coming = next(queues[agent], None)
+            if coming is not None:
+                _, begins, pieces, answer = coming
                 node = prompts[agent] = tree.extend(tree.root if begins else prompts[agent], pieces)
                 cluster.submit(Job(node, ANSWER, (answer,), session=str(agent)), now_ns)
             continue

@@ -7,9 +7,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from engines import Held, Pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import Held, Pool
 
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.endpoint import Piece

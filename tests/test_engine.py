@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from engines import Pool
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import Pool
 from stepping import Call, Stepping
 
 from keepwarm.replayers.cache import BlockCache
