@@ -159,6 +159,30 @@ def test_retention_passes_over_a_failed_call(tmp_path: Path) -> None:
     assert linked["retention"].to_list() == [None, None, 0.4]
 
 
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"m-0": 0, "m-1": 1000}, 1000 / 3000),
+        ({"m-0": 0, "m-1": 1000, "m-2": 900}, 1000 / 3000),
+        ({"m-1": 1000}, 1000 / 2000),
+        ({"m-0": 0, "m-1": 1000, "x-0": 700}, 1000 / 3000),
+        ({"m-1": 1000, "x-0": 700}, 1000 / 2000),
+    ],
+    ids=["of each", "of one that told nothing too", "of one alone", "of another run's too", "of the wrong ones"],
+)
+def test_a_bound_is_of_the_calls_that_have_it_and_told_what_they_read(
+    tmp_path: Path, bounds: dict[str, int], expected: float
+) -> None:
+    """Whatever other calls the file of bounds has, or lacks: two calls told what they read, a third told nothing."""
+    tmp_path.joinpath("run").mkdir()
+    columns = {"call": list(bounds), "bound": ["endless"] * len(bounds)}
+    numbers = {"copy": pa.array([0] * len(bounds), pa.int32()), "cache_read": pa.array(bounds.values(), pa.int64())}
+    pq.write_table(pa.table(columns | numbers), tmp_path / "run" / "bounds.parquet")
+    failed = outcome("m", 2, None, None, error="overloaded", status=529)
+    found = whole(run(tmp_path / "run", [outcome("m", 0, 1000, 0), outcome("m", 1, 2000, 500), failed]))
+    assert found["achievable_hit_rate"] == {"endless": expected}
+
+
 def test_efficiency_is_the_hit_rate_over_what_was_to_be_had(tmp_path: Path) -> None:
     """Each stored bound gives the rate that could have been reached, over the same calls."""
     tmp_path.joinpath("run").mkdir()

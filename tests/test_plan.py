@@ -200,6 +200,23 @@ def test_rest_is_all_that_was_never_popped() -> None:
     assert set(rest) == every - {popped}
 
 
+@pytest.mark.parametrize(("ahead", "read"), [(0, 2), (5, 4), (100, 9)])
+def test_sessions_are_read_so_many_calls_ahead_and_no_more(ahead: int, read: int) -> None:
+    """Before anything runs; what is due, and in which order, is the same."""
+    taken = []
+
+    def sessions() -> Iterator[list[Call]]:
+        for number in range(9):
+            taken.append(number)
+            names = f"a{number}", f"b{number}"
+            yield [call(name, session=f"s{number}", session_start_ns=number * 10) for name in names]
+
+    schedule = scheduled(sessions(), ahead=ahead)  # type: ignore[arg-type]
+    assert schedule.next_due(0) == 0
+    assert len(taken) == read
+    assert [ran[0].call for ran in drive(schedule)] == [f"{letter}{number}" for number in range(9) for letter in "ab"]
+
+
 def test_nothing_is_due_in_an_empty_trace() -> None:
     """No session: nothing is ever due, nothing is left."""
     schedule = scheduled([])
