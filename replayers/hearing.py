@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from time import time
 from typing import Any
 
 import orjson
@@ -105,11 +107,14 @@ class Hearing:
 
 
 def _wait_s(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
-    """How long a server wants to be left alone, where it says so in a number."""
+    """How long a server wants to be left alone, where it says so, in a number or as the time when that is over."""
     told = {name.lower(): value for name, value in headers}
+    milliseconds, after = told.get(b"retry-after-ms"), told.get(b"retry-after", b"").decode("latin-1")
     with suppress(ValueError):
-        milliseconds = told.get(b"retry-after-ms")
-        seconds = float(milliseconds) / 1000 if milliseconds else float(told.get(b"retry-after", b""))
+        try:
+            seconds = float(milliseconds) / 1000 if milliseconds else float(after)
+        except ValueError:
+            seconds = parsedate_to_datetime(after).timestamp() - time()
         return seconds if 0 <= seconds < math.inf else None
     return None
 

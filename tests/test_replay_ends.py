@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,9 +56,9 @@ class Whole(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def whole(certificate: Path | None = None) -> Iterator[str]:
+def whole(certificate: Path | None = None, handler: type[Whole] = Whole) -> Iterator[str]:
     """It listening, over TLS with a certificate and its key in one file; its URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Whole)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
@@ -86,6 +88,36 @@ def test_what_does_not_stream_is_asked_whole(trace: str, tmp_path: Path, capsys:
         assert keepwarm_(capsys, *command, "--no-stream")[0] == 0
     row = rows(tmp_path / "run")["c"]
     assert (row["prompt"], row["cache_read"], row["first_token_ns"]) == (90, 89, None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel tells it in /proc")
+def test_the_table_of_open_files_is_large_before_the_first_call(trace: str, tmp_path: Path) -> None:
+    """As large as the process may make it: to grow it while calls run would hold all of them up."""
+    seen: list[str] = []
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (3000, 3000)); "
+    program = limit + "from keepwarm.harness.cli import main; main(sys.argv[1:])"
+
+    class Looks(Whole):
+        def do_POST(self) -> None:
+            seen.append(Path(f"/proc/{replay.pid}/status").read_text())
+            super().do_POST()
+
+    with whole(handler=Looks) as url:
+        command = ("replay", trace, "--endpoint", url, "--dialect", "chat", "--no-stream", "-o", str(tmp_path / "run"))
+        with subprocess.Popen([sys.executable, "-c", program, *command]) as replay:
+            assert replay.wait(60) == 0
+    sizes = [int(re.findall(r"FDSize:\s+(\d+)", told)[0]) for told in seen]
+    assert sizes[-1] > 2048
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9?api-version=1", "ftp://127.0.0.1", "http://"])
+def test_an_endpoint_is_an_address_and_no_more(
+    url: str, trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What stands behind a ? is not left out in silence, nor shown: it may be a key."""
+    code, _, err = keepwarm_(capsys, "replay", trace, "--endpoint", url, "-o", str(tmp_path / "run"))
+    assert (code, err.count("\n"), "expected http[s]://HOST[:PORT][/PATH], and no query" in err) == (2, 1, True)
+    assert "api-version" not in err
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from functools import partial
 
 import httpx
@@ -55,7 +56,18 @@ async def received(reader: asyncio.StreamReader, slowly: int = 0) -> bytes:
     return body or await reader.readexactly(int(told[1]))
 
 
-DATE = "Sat, 21 Nov 2026 07:28:00 GMT"
+PAST = "Sat, 21 Nov 2015 07:28:00 GMT"
+
+
+def refused(status: int, headers: dict[str, str]) -> Answer:
+    """What is made of an answer of a status and headers alone."""
+
+    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await received(reader)
+        lines = [f"HTTP/1.1 {status} No", "content-length: 0", *(f"{name}: {told}" for name, told in headers.items())]
+        writer.write("\r\n".join((*lines, "", "")).encode())
+
+    return asked(refuses, request(Piece(1, 9, "user")))[0]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +79,8 @@ DATE = "Sat, 21 Nov 2026 07:28:00 GMT"
         (408, {"retry-after": "0"}, 0.0),
         (409, {"retry-after": "2"}, 2.0),
         (429, {}, None),
-        (429, {"retry-after": DATE}, None),
+        (429, {"retry-after": PAST}, None),
+        (429, {"retry-after": "Sat, 99 Nov 2026"}, None),
         (429, {"retry-after": "-1"}, None),
         (429, {"retry-after": "nan"}, None),
         (500, {"retry-after": "inf"}, None),
@@ -77,15 +90,17 @@ DATE = "Sat, 21 Nov 2026 07:28:00 GMT"
 )
 def test_a_refusal_tells_when_to_come_again(status: int, headers: dict[str, str], expected: float | None) -> None:
     """In seconds, where a number says so and the call may be taken later; whichever transport it came by."""
-
-    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await received(reader)
-        lines = [f"HTTP/1.1 {status} No", "content-length: 0", *(f"{name}: {told}" for name, told in headers.items())]
-        writer.write("\r\n".join((*lines, "", "")).encode())
-
-    (own,) = asked(refuses, request(Piece(1, 9, "user")))
+    own = refused(status, headers)
     other = against(lambda _: httpx.Response(status, headers=headers))
     assert [(one.status, one.retry_after_s) for one in (own, other)] == [(status, expected)] * 2
+
+
+def test_a_time_to_come_again_is_as_far_off_as_it_is() -> None:
+    """Retry-After may be a date, as RFC 9110 has it: seconds from now, to the second."""
+    now = time.time()
+    told = refused(429, {"retry-after": formatdate(now + 30, usegmt=True)}).retry_after_s
+    assert told is not None
+    assert now + 28 < time.time() + told < time.time() + 30
 
 
 def test_a_long_body_arrives_whole_where_its_server_reads_slowly() -> None:
