@@ -47,9 +47,7 @@ class Asking(NamedTuple):
     @property
     def costs(self) -> Costs:
         """What prompts are written by."""
-        costs = self.frozen or (self.learned.costs if self.learned else Costs())
-        refused = self.frozen is None and self.learned is not None and "tools" not in self.learned.accepts
-        return costs._replace(tools=False) if refused else costs
+        return self.frozen or (self.learned.costs if self.learned else Costs())
 
     def at(self, costs: Costs) -> Asking:
         """The same with prompts written by these costs, where they are not by frozen ones."""

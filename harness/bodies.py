@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -315,9 +315,5 @@ def _signed(value: Any) -> int | None:
     return value if isinstance(value, int) and (count(value) is not None or count(-value) is not None) else None
 
 
-READERS: dict[str, Callable[[dict[str, Any]], tuple[Blocks, Blocks]]] = {
-    "messages": messages,
-    "chat": chat,
-    "responses": responses,
-}
+READERS = {"messages": messages, "chat": chat, "responses": responses}
 """What a body's prompt says besides tools: what stands before the conversation, and the conversation."""

@@ -1,4 +1,4 @@
-"""Durations and TTLs as a user writes them on the command line."""
+"""Numbers, durations and TTLs as a user writes them on the command line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,6 @@ LONGEST_S = 4e9
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def seconds(text: str) -> float | None:
-    """The seconds that a text like 300, 250ms, 5m or 1h says; None if it says none."""
-    unit = next((unit for unit in UNITS if text.endswith(unit)), "")
-    try:
-        value = float(text.removesuffix(unit)) * UNITS.get(unit, 1.0)
-    except ValueError:
-        return None
-    return value if 0 <= value <= LONGEST_S else None
-
-
 class Number(click.FloatRange):
     """A number inside a range: neither infinite nor NaN, which a range alone lets through."""
 
@@ -36,29 +26,22 @@ class Number(click.FloatRange):
         return told
 
 
-class Duration(click.ParamType[float]):
-    """Seconds, as a number or with a unit."""
+def duration(told: Any, expected: str = "seconds, or a number with ms, s, m, h or d") -> float:
+    """The seconds that a text like 300, 250ms, 5m or 1h says."""
+    text = str(told).strip()
+    unit = next((unit for unit in UNITS if text.endswith(unit)), "s")
+    try:
+        seconds = float(text.removesuffix(unit)) * UNITS[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_S:
+        raise click.BadParameter(f"{told!r}: expected {expected}")
+    return seconds
 
-    name = "duration"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The seconds that a text says."""
-        told = seconds(str(value).strip())
-        if told is None:
-            self.fail(f"{value!r}: expected seconds, or a number with ms, s, m, h or d", param, ctx)
+def cache_ttl(told: Any) -> Any:
+    """Seconds, or one of the words ``none`` and ``as-recorded``."""
+    if told in (NO_TTL, AS_RECORDED):
         return told
-
-
-class Ttl(click.ParamType[Any]):
-    """A duration, or one of the words ``none`` and ``as-recorded``."""
-
-    name = "ttl"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Seconds, or the word itself."""
-        if value in (NO_TTL, AS_RECORDED):
-            return value
-        told = seconds(str(value).strip())
-        if told is None:
-            self.fail(f"{value!r}: expected as-recorded, none, or a duration such as 300, 5m or 1h", param, ctx)
-        return int(told) if told == int(told) else told
+    seconds = duration(told, "as-recorded, none, or a duration such as 300, 5m or 1h")
+    return int(seconds) if seconds == int(seconds) else seconds

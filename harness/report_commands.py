@@ -24,15 +24,14 @@ from keepwarm.reports.summary import summarise
 from keepwarm.traces.errors import InputError
 
 
-def priced(command: Callable[..., None]) -> Callable[..., None]:
+def priced(command: Callable[..., None]) -> Any:
     """The options that say what things cost; the command gets them as ``prices``, a price table."""
 
     @wraps(command)
     def with_prices(prices: str | None, gpu_hour_price: float | None, gpus: int | None, **given: Any) -> None:
         command(prices=load_prices(prices, gpu_hour_price, gpus), **given)
 
-    given: Callable[..., None] = options("priced")(with_prices)
-    return given
+    return options("priced")(with_prices)
 
 
 def tell(reports: list[dict[str, Any]], as_json: bool, render: Callable[[dict[str, Any]], None]) -> None:

@@ -199,10 +199,10 @@ class _Face:
                 await call.news()
             self._metrics.over(call.running, said.stop)
             await send(_start(b"application/json"))
-            await send(_chunk(speech.whole(told), more=False))
+            await send(_chunk(speech.told("whole", told), more=False))
             return
         await send(_start(b"text/event-stream"))
-        data, out = speech.opening(told), 0
+        data, out = speech.told("opening", told), 0
         while not call.done or out < said.tokens:
             while call.out <= out:
                 await call.news()
@@ -212,7 +212,7 @@ class _Face:
                 await send(_chunk(data, more=True))
                 data = b""
         self._metrics.over(call.running, said.stop)
-        await send(_chunk(data + speech.closing(told), more=False))
+        await send(_chunk(data + speech.told("closing", told), more=False))
 
 
 async def _left(receive: Receive) -> None:

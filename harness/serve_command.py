@@ -25,7 +25,7 @@ def tool(told: str) -> tuple[str, dict[str, Any]]:
 
 
 @click.command()
-@options("serve", tool=click.types.FuncParamType(tool))
+@options("serve", tool=tool)
 @cluster_options
 def serve(
     host: str,

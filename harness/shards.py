@@ -52,10 +52,6 @@ class Shard:
         self._replay: Replay | None = None
         self._stopped = False
 
-    def ready(self) -> bool:
-        """It is."""
-        return True
-
     def run(self, at_ns: int, path: Path) -> Came:
         """Send its calls from this time of day on, the outcomes into a directory."""
         path.mkdir(parents=True, exist_ok=True)
@@ -96,7 +92,7 @@ def parts(planned: Planned, asking: Asking, sending: Sending, of: int) -> list[t
 def _work(pipe: Any, path: Path, *made_of: Any) -> None:
     """A process of its own, until it is done, told to stop, or left alone."""
     shard = Shard(*made_of)
-    pipe.send(shard.ready())
+    pipe.send(True)
     with suppress(EOFError, OSError):
         at_ns = pipe.recv()
         Thread(target=_stopped, args=(pipe, shard), daemon=True).start()
@@ -181,7 +177,7 @@ def in_ray(
             return got(ref)
 
     try:
-        ready = [got(actor.ready.remote()) for actor in actors]
+        ready = [got(actor.__ray_ready__.remote()) for actor in actors]
         at_ns = time_ns() + LEAD_NS
         refs = [there and actor.run_away.remote(at_ns) for actor, there in zip(actors, ready, strict=True)]
         came: list[Came | None] = []
