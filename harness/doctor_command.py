@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.options import options
+from keepwarm.harness.options import options, tell
 
 PARTS = 12
 """Of an examination."""
@@ -24,12 +24,7 @@ def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **g
     told in any dialect, 1 if in none, 2 if there is no endpoint that could be asked.
     """
     report = _examined(url, given, keep_alive_wait, try_reset)
-    if as_json:
-        import orjson
-
-        click.echo(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    else:
-        _show(report)
+    tell(report, as_json, _show)
     if not any(row["cached"] == "reported" for row in report["dialects"].values()):
         raise SystemExit(1)
 

@@ -13,17 +13,13 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.duration import Number
 from keepwarm.harness.options import options
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.caps import CAPS
 from keepwarm.traces.errors import InputError
 
-DEMO_SPEED = 60.0
 SESSIONS = 8
-
-OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
 
 
 @contextmanager
@@ -54,9 +50,7 @@ def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False)
 
 @click.command()
 @click.argument("trace")
-@click.option("--endpoint", "url", required=True, metavar="URL", help="Base URL, with or without /v1.")
-@OUTPUT
-@options("asked", "endpoint", "load", "sent", "force")
+@options("replay", "endpoint", "load", "sent", "force")
 def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any) -> None:
     """Replay a trace against an HTTP endpoint.
 
@@ -117,28 +111,20 @@ def _check_load(options: dict[str, Any], placed: bool) -> None:
 
 
 @click.command()
-@OUTPUT
-@click.option("--speed", type=Number(1, 1e6), default=DEMO_SPEED, show_default=True, help="Of trace and cluster.")
-@options("force")
+@options("demo", "force")
 def demo(output: Path | None, speed: float, force: bool) -> None:
     """The main job in seconds: the bundled trace, replayed over HTTP against the simulated cluster, reported.
 
     The cluster runs beside it with a five-minute TTL and its clock sped up like the trace's. No network.
     """
-    from keepwarm.harness.asking import asked_endpoint
-    from keepwarm.harness.replaying import replay_to
-    from keepwarm.harness.report_commands import report
-    from keepwarm.replayers.address import Address
-
+    place = ["-o", str(output), *(["--force"] if force else [])] if output else []
     with (
         as_file(files("keepwarm.harness") / "demo.parquet") as trace,
         _serving("--speed", str(speed), "--cache-ttl", "5m") as url,
-        run_directory(output, "replay", force=force) as path,
     ):
-        planned = Planned(str(trace), speed=speed, at_once=SESSIONS)
-        if replay_to(path, planned, asked_endpoint(Address(url, {}))).interrupted:
-            raise SystemExit(130)
-        report.main([str(path)], standalone_mode=False)
+        replay.main([str(trace), "--endpoint", url, "--speed", str(speed), *place], standalone_mode=False)
+    if output is not None:
+        finish(output, None, "")
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from typing import Any
 import click
 import orjson
 
-from keepwarm.harness.duration import NO_TTL
-from keepwarm.harness.options import options
+from keepwarm.harness.options import NO_TTL, options
 from keepwarm.harness.simulated import about_cache, cluster_options, make_cluster
 
 

@@ -28,8 +28,7 @@ from keepwarm.traces.store import write_outcomes
 
 @click.command()
 @click.argument("trace")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RUN", help="Of a sweep, a Parquet file.")
-@options_given("force")
+@options_given("simulated", "force")
 @cluster_options
 @options_given("simulate", "json")
 @click.pass_context

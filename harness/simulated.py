@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from keepwarm.harness.duration import NO_TTL, cache_ttl
-from keepwarm.harness.options import TYPES, Type, with_options
+from keepwarm.harness.options import NO_TTL, TYPES, Type, cache_ttl, with_options
 from keepwarm.replayers.cache import NEVER, BlockCache
 from keepwarm.replayers.cluster import Cluster, Link, Worker
 from keepwarm.replayers.engine import MAX_BATCHED, MAX_SEQS, Engine
@@ -26,7 +25,6 @@ from keepwarm.traces.shipped import shipped
 
 ENGINE, ENGINE_BLOCK = "engine", 16
 TIMES = ServiceTimes()
-COUNT = click.IntRange(1, 1 << 40)
 
 OPTIONS = shipped("keepwarm.harness", "simulated.toml")
 """By name, in their order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from typing import Any
 import click
 import orjson
 
-from keepwarm.harness.options import options
+from keepwarm.harness.options import options, tell
 from keepwarm.harness.progress import progress
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
@@ -129,8 +130,4 @@ def inspect_(trace: str, as_json: bool, by: tuple[str, ...]) -> None:
     from keepwarm.reports.recording import inspect_summary
     from keepwarm.reports.render_trace import render_inspect
 
-    summary = inspect_summary(trace)
-    if as_json:
-        click.echo(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    else:
-        render_inspect(summary, by or ("role", "model"))
+    tell(inspect_summary(trace), as_json, partial(render_inspect, by=by or ("role", "model")))
