@@ -23,7 +23,7 @@ from keepwarm.replayers.address import Address, base_url, shown_url
 from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.http import DIALECTS, HttpEndpoint
-from keepwarm.replayers.server import client, greet, isolates, learn, refusal
+from keepwarm.replayers.server import client, greet, identify, isolates, known_words, learn, refusal
 from keepwarm.replayers.sse import part
 from keepwarm.replayers.text import WORDS, PromptText
 from keepwarm.replayers.writer import body
@@ -67,20 +67,24 @@ class Known(NamedTuple):
 
 async def examine(
     addresses: Mapping[str, Address],
-    server: dict[str, Any],
-    model: str,
+    model: str | None,
     *,
-    words: Sequence[bytes] = WORDS,
-    idle_s: float = 10.0,
-    timeout_s: float = 30.0,
-    try_reset: bool = False,
-    told: Callable[[], object] = lambda: None,
+    tokenizer: str | None,
+    idle_s: float,
+    timeout_s: float,
+    try_reset: bool,
+    told: Callable[[], object],
 ) -> dict[str, Any]:
-    """All there is to know of the endpoint at ``addresses``, by dialects, that ``identify`` told to be ``server``.
+    """All there is to know of the endpoint at ``addresses``, by dialects.
 
-    A connection is held idle for ``idle_s`` at most; ``told`` is called when a part is done. InputError where no
-    dialect takes the API key.
+    A connection is held idle for ``idle_s`` at most; ``told`` is called when a part is done. InputError where nothing
+    answers, it serves many models and none is named, or no dialect takes the API key.
     """
+    address = addresses["messages"]
+    server, words = identify(address), known_words(tokenizer)
+    name = model or server["model"]
+    if name is None:
+        raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
 
     async def noted(asked: Awaitable[Any]) -> Any:
         found = await asked
@@ -90,9 +94,8 @@ async def examine(
     async def of(known: Known | None, probe: Callable[..., Awaitable[Any]], *more: Any) -> Any:
         return None if known is None else await probe(known, *more)
 
-    address = addresses["messages"]
     idle = asyncio.create_task(keep_alive(address, idle_s))
-    askings = [Asking(addresses[name], server, name, model) for name in DIALECTS]
+    askings = [Asking(addresses[dialect], server, dialect, name) for dialect in DIALECTS]
     tried = await asyncio.gather(*(noted(_dialect(one, words, timeout_s)) for one in askings))
     known = {one.asking.dialect: one for _, one in tried if one}
     closed = [row["why"] for row, _ in tried if row["error"] == "auth"]
@@ -114,7 +117,7 @@ async def examine(
     return {
         "url": shown_url(address.url),
         **{name: server[name] for name in ("server", "version", "context")},
-        "model": model,
+        "model": name,
         "dialects": {name: row for name, (row, _) in zip(DIALECTS, tried, strict=True)},
         "cache": cache | {"cold_after_reset": await of(cached, _emptied, route) if try_reset and route else None},
         "overflow": overflow,

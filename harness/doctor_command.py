@@ -32,21 +32,15 @@ def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **g
 def _examined(url: str, options: dict[str, Any], idle_s: float, try_reset: bool) -> dict[str, Any]:
     from keepwarm.harness.doctor import examine
     from keepwarm.harness.progress import progress
-    from keepwarm.replayers.address import shown_url
     from keepwarm.replayers.http import DIALECTS, reach
-    from keepwarm.replayers.server import identify, known_words
-    from keepwarm.traces.errors import InputError
 
     opening = {name: options[name] for name in ("key_env", "key_file", "header", "ca", "transport")}
     addresses = {name: reach(url, name, **opening) for name in DIALECTS}
-    server, words = identify(addresses["messages"]), known_words(options["tokenizer"])
-    model, timeout_s = options["model"] or server["model"], min(options["timeout"], 30.0)
-    if model is None:
-        raise InputError(f"endpoint {shown_url(url)}: does not say which one model it serves: give --model")
     with progress("asking", PARTS) as told:
         done = iter(range(1, PARTS + 1))
-        how: dict[str, Any] = {"words": words, "idle_s": idle_s, "timeout_s": timeout_s, "try_reset": try_reset}
-        return asyncio.run(examine(addresses, server, model, **how, told=lambda: told(next(done), None)))
+        how: dict[str, Any] = {"tokenizer": options["tokenizer"], "idle_s": idle_s, "try_reset": try_reset}
+        how |= {"timeout_s": min(options["timeout"], 30.0), "told": lambda: told(next(done), None)}
+        return asyncio.run(examine(addresses, options["model"], **how))
 
 
 FIGURES = ("answers", "streams", "usage", "cached", "written", "tools", "exact_output", "cache_key")

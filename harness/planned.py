@@ -92,8 +92,8 @@ class Planned:
 
     def arrivals(self) -> Iterator[Arrival]:
         """The sessions that are still to come, of its shard."""
-        every, first = self.sessions_of_run(), None
-        for arrival in every if self.shard == (0, 1) else islice(every, self.shard[0], None, self.shard[1]):
+        first = None
+        for arrival in islice(self.sessions_of_run(), self.shard[0], None, self.shard[1]):
             if (arrival.calls[0].session, arrival.copy) in self.over:
                 continue
             if arrival.start_ns is not None and self._from_ns:

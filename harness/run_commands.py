@@ -70,8 +70,6 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any)
     planned = Planned(trace, at_once=take("sessions"), scale=take("scale_tokens"), law=take("arrivals"), **load)
     given["caps"] = {name: told for name, option in CAPS.items() if (told := take(option))}
     like, match = take("like"), take("match")
-    if like is not None and match != "bytes":
-        raise click.UsageError("--like is for --match bytes")
     frozen, salt = None, None
     if match == "bytes":
         same = {"trace": planned.meta.digest, "assistant": given["assistant"]}
@@ -103,6 +101,7 @@ def _check_load(options: dict[str, Any], placed: bool) -> None:
         "--resume goes on in its own RUN: without -o and --force": "resume" in given and placed,
         "--resume and --duration cannot both be given": {"resume", "duration"} <= given,
         "--idle-cap is for one process: others do not know whether all are idle": several and "idle_cap" in given,
+        "--like is for --match bytes": options["like"] is not None and options["match"] != "bytes",
         "--processes must not be above --sessions or a cap: each has its share": options["processes"] > most,
     }
     for text, holds in wrong.items():

@@ -96,7 +96,6 @@ class _Face:
 
     def __init__(self, cluster: Cluster, model: str, speed: float, script: Script, body_bytes: int, rules: str) -> None:
         self._driver = Driver(cluster, speed=speed)
-        self._cluster = cluster
         self._model = model
         self._script = script
         self._body_bytes = body_bytes
@@ -151,7 +150,7 @@ class _Face:
     async def reset(self, request: Request) -> ASGIApp:
         """Empty all caches."""
         self._driver.advance()
-        self._cluster.reset_cache()
+        self._driver.cluster.reset_cache()
         return JSONResponse({"success": True})
 
     async def _json(self, request: Request) -> dict[str, Any]:
@@ -184,7 +183,7 @@ class _Face:
         prompt = self._index.pieces(asked.text)
         whole = self._index.pieces(asked.text + said.again(asked))
         answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else ()
-        tree = self._cluster.tree
+        tree = self._driver.cluster.tree
         return Job(tree.extend(tree.root, prompt), said.tokens, answer, asked.marks)
 
     async def _speak(self, call: Call, said: Said, speech: Speech, send: Send, *, stream: bool) -> None:

@@ -33,11 +33,10 @@ def import_(
     path: str | None,
     output: str,
     prefix_breaks: str,
-    flow: str | None,
     salt_file: Path | None,
     join: str | None,
-    strict: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Turn an agent's own logs into a trace.
 
@@ -66,8 +65,7 @@ def import_(
             version=version("keepwarm"),
             salt=salt,
             informed=informed,
-            flow=flow,
-            strict=strict,
+            **how,
             processes=min(os.cpu_count() or 1, MOST_PROCESSES),
             progress=told,
         )
