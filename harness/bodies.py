@@ -211,7 +211,7 @@ def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else (value,)
 
 
-def _parsed(arguments: Any) -> Any:
+def parsed(arguments: Any) -> Any:
     """A tool's arguments, which the OpenAI dialects have as a string, as what they are."""
     try:
         return orjson.loads(arguments) if isinstance(arguments, str) else arguments
@@ -221,7 +221,7 @@ def _parsed(arguments: Any) -> Any:
 
 def json_object(text: Any) -> dict[str, Any]:
     """The JSON object that a text is; empty where it is none."""
-    told = _parsed(text)
+    told = parsed(text)
     return told if isinstance(told, dict) else {}
 
 
@@ -259,7 +259,7 @@ def said(message: dict[str, Any]) -> list[Any]:
     blocks = [_text(part) for part in listed(message.get("content"))]
     for call in listed(message.get("tool_calls")):
         name, given = call["function"]["name"], call["function"]["arguments"]
-        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": _parsed(given)})
+        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": parsed(given)})
     return blocks
 
 
@@ -287,7 +287,7 @@ def item(entry: Any) -> Blocks:
         content = [_text(part) for part in listed(entry.get("output"))]
         return [("tool_result", {"type": "tool_result", "tool_use_id": entry.get("call_id"), "content": content})]
     if kind in ("function_call", "custom_tool_call"):
-        asked = _parsed(entry.get("arguments")) if kind == "function_call" else entry.get("input")
+        asked = parsed(entry.get("arguments")) if kind == "function_call" else entry.get("input")
         return [("answer", {"type": "tool_use", "id": entry.get("call_id"), "name": entry["name"], "input": asked})]
     if kind == "additional_tools":
         return [("tools", tool) for tool in entry["tools"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from keepwarm.reports.summary import summarise
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.shipped import shipped
 
+BUNDLED = Path(__file__).with_name("demo.parquet")
 POOR = 0.2
 """A median error above which a model is none."""
 
@@ -95,8 +95,7 @@ def reproduce(paths: tuple[str, ...], as_json: bool) -> None:
     if paths:
         results = [set_beside(load(path)) for path in paths]
     else:
-        with as_file(files("keepwarm.harness").joinpath("demo.parquet")) as bundled:
-            results = [{**set_beside(load(str(bundled))), "path": "the bundled trace"}]
+        results = [{**set_beside(load(str(BUNDLED))), "path": "the bundled trace"}]
     tell_all(results, as_json, render_reproduce)
 
 

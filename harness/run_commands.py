@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +19,8 @@ from keepwarm.replayers.caps import CAPS
 from keepwarm.traces.errors import InputError
 
 SESSIONS = 8
+BUNDLED = Path(__file__).with_name("demo.parquet")
+"""A trace to begin with."""
 
 
 @contextmanager
@@ -117,11 +118,8 @@ def demo(output: Path | None, speed: float, force: bool) -> None:
     The cluster runs beside it with a five-minute TTL and its clock sped up like the trace's. No network.
     """
     place = ["-o", str(output), *(["--force"] if force else [])] if output else []
-    with (
-        as_file(files("keepwarm.harness") / "demo.parquet") as trace,
-        _serving("--speed", str(speed), "--cache-ttl", "5m") as url,
-    ):
-        replay.main([str(trace), "--endpoint", url, "--speed", str(speed), *place], standalone_mode=False)
+    with _serving("--speed", str(speed), "--cache-ttl", "5m") as url:
+        replay.main([str(BUNDLED), "--endpoint", url, "--speed", str(speed), *place], standalone_mode=False)
     if output is not None:
         finish(output, None, "")
 
