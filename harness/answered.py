@@ -1,7 +1,5 @@
 """Answers of the simulated endpoint: streams, whole answers, errors. How each API has them is in ``answered.toml``."""
 
-from __future__ import annotations
-
 import time
 from itertools import count
 from string import Template

@@ -1,7 +1,5 @@
 """What a request's body says: its prompt as pieces, what the client put in, marks, hints. One function a dialect."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 What it does not tell, and what could not be asked, is None.
 """
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import time

@@ -1,7 +1,5 @@
 """The doctor command: what an endpoint is and can do, as a table or as JSON."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from typing import Any

@@ -3,8 +3,6 @@
 The fields and their types, in ``nvext.toml``, are those of Dynamo 1.6.1, and so is the wording of what it refuses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import NoneType
 from typing import Any

@@ -1,7 +1,5 @@
 """Options of commands that stand as data, the types that they name, and the one that many have: to tell JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from math import isfinite

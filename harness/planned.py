@@ -1,7 +1,5 @@
 """A trace about to be replayed, in virtual time or over the wire."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any

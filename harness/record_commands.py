@@ -1,7 +1,5 @@
 """The command that records: a proxy before an agent's upstream, and the agent started behind it where asked."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

@@ -1,7 +1,5 @@
 """A replay over HTTP into a run's directory: what is said before, what is sent, what is said after."""
 
-from __future__ import annotations
-
 import secrets
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The commands that say what a run or a recording meant: report, gate, reproduce, calibrate."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

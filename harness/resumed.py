@@ -1,7 +1,5 @@
 """Resumed is a run that goes on where it was cut off: whole sessions are kept, the others run again."""
 
-from __future__ import annotations
-
 from collections import Counter
 from functools import reduce
 from pathlib import Path

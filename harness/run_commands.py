@@ -1,7 +1,5 @@
 """The commands that ask a trace's calls again of an endpoint: replay, demo; and what they share with simulate."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the simulated model says: as many words as asked for, or the tools that its user wrote down for it."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Its tokenizer is the simplest there is: a token is a word between white space. I
 the client's limit says, or with the tool calls that its user wrote down for it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import time

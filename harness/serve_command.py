@@ -1,7 +1,5 @@
 """The serve command: the simulated cluster as an HTTP endpoint."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

@@ -4,8 +4,6 @@ All have one zero of time. Each writes its own outcomes, which are merged in the
 comes out as interrupted.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

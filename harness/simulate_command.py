@@ -1,7 +1,5 @@
 """The simulate command: a trace in virtual time, on one cluster or on a grid of them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The options that make a simulated cluster, the same for every command that has one."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

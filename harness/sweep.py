@@ -1,7 +1,5 @@
 """A sweep is one trace on a grid of simulated clusters: one row a cluster, on all cores."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed

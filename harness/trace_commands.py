@@ -1,7 +1,5 @@
 """The commands that make traces and look into them: import, synth, inspect."""
 
-from __future__ import annotations
-
 import os
 from functools import partial
 from importlib.metadata import version
