@@ -21,7 +21,7 @@ from keepwarm.replayers.address import Address, base_url, shown_url
 from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.http import DIALECTS, HttpEndpoint
-from keepwarm.replayers.server import client, greet, identify, isolates, known_words, learn, refusal
+from keepwarm.replayers.server import client, greet, isolates, learn, refusal
 from keepwarm.replayers.sse import part
 from keepwarm.replayers.text import WORDS, PromptText
 from keepwarm.replayers.writer import body
@@ -38,6 +38,8 @@ MOST_CONTEXT = 300_000
 DELAY_MS = 20.0
 """Less than the 40 ms that a delayed acknowledgement takes."""
 DELAY_CALLS, DELAY_S = 16, 2.0
+MOST_WAIT_S = 30.0
+"""For an answer."""
 RESETS = ("reset_prefix_cache", "flush_cache")
 TIMING = {"vllm": "--enable-per-request-metrics"}
 """What makes a server tell each call's times."""
@@ -65,22 +67,21 @@ class Known(NamedTuple):
 
 async def examine(
     addresses: Mapping[str, Address],
-    model: str | None,
+    server: dict[str, Any],
     *,
-    tokenizer: str | None,
-    idle_s: float,
-    timeout_s: float,
+    model: str | None,
+    words: Sequence[bytes],
+    timeout: float,
+    keep_alive_wait: float,
     try_reset: bool,
     told: Callable[[], object],
 ) -> dict[str, Any]:
-    """All there is to know of the endpoint at ``addresses``, by dialects.
+    """All there is to know of the endpoint at ``addresses``, by dialects, that ``identify`` told to be ``server``.
 
-    A connection is held idle for ``idle_s`` at most; ``told`` is called when a part is done. InputError where nothing
-    answers, it serves many models and none is named, or no dialect takes the API key.
+    A connection is held idle for ``keep_alive_wait`` at most; ``told`` is called when a part is done. InputError where
+    it serves many models and none is named, or no dialect takes the API key.
     """
-    address = addresses["messages"]
-    server, words = identify(address), known_words(tokenizer)
-    name = model or server["model"]
+    address, name, timeout_s = addresses["messages"], model or server["model"], min(timeout, MOST_WAIT_S)
     if name is None:
         raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
 
@@ -92,7 +93,7 @@ async def examine(
     async def of(known: Known | None, probe: Callable[..., Awaitable[Any]], *more: Any) -> Any:
         return None if known is None else await probe(known, *more)
 
-    idle = asyncio.create_task(keep_alive(address, idle_s))
+    idle = asyncio.create_task(keep_alive(address, keep_alive_wait))
     askings = [Asking(addresses[dialect], server, dialect, name) for dialect in DIALECTS]
     tried = await asyncio.gather(*(noted(_dialect(one, words, timeout_s)) for one in askings))
     known = {one.asking.dialect: one for _, one in tried if one}
