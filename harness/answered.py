@@ -1,7 +1,5 @@
 """Answers of the simulated endpoint: streams, whole answers, errors. How each API has them is in ``answered.toml``."""
 
-from __future__ import annotations
-
 import time
 from itertools import count
 from string import Template
@@ -43,8 +41,10 @@ class Speech(dict[str, Any]):
         """A form filled in, or the next number."""
         return next(self._numbers) if name == "number" else Template(self._forms[name]).substitute(self)
 
-    def _of(self, name: str, account: Account) -> bytes:
-        """A form that tells of an account; writes that have neither of Anthropic's TTLs stand in the sum alone."""
+    def told(self, name: str, account: Account) -> bytes:
+        """A form that tells of an account: a stream's ``opening``, its first events up to the text, or its ``closing``,
+        or a ``whole`` answer. Writes that have neither of Anthropic's TTLs stand in the sum alone.
+        """
         short, long, other = (account[f"cache_write_{ttl}"] or 0 for ttl in ("5m", "1h", "other"))
         told = {key: _json(account[key]) for key in ("prompt", "uncached", "cache_read", "output")}
         self.update(told, short=short, long=long, written=short + long + other)
@@ -53,22 +53,10 @@ class Speech(dict[str, Any]):
             self["writes"] = ""
         return str(self[name]).encode()
 
-    def opening(self, account: Account) -> bytes:
-        """A stream's first events, up to the text; the Messages API tells the prompt's account there."""
-        return self._of("opening", account)
-
     def delta(self, text: str) -> bytes:
         """An event with some of the text."""
         self["some"] = _json(text)
         return str(self["delta"]).encode()
-
-    def closing(self, account: Account) -> bytes:
-        """A stream's last events."""
-        return self._of("closing", account)
-
-    def whole(self, account: Account) -> bytes:
-        """An answer that is not streamed."""
-        return self._of("whole", account)
 
 
 def _json(value: Any) -> str:

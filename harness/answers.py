@@ -3,8 +3,6 @@
 They are the replayers' own readers, which also keep what was said until the answer is over.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Container, Iterable
 from typing import Any

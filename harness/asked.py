@@ -1,7 +1,5 @@
 """What a request to the simulated endpoint asks for, read from a body of any dialect."""
 
-from __future__ import annotations
-
 from hashlib import blake2b
 from typing import Any, NamedTuple
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from keepwarm.replayers import run as runs
 from keepwarm.replayers.address import Address, shown_url
 from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.hints import TELL_WORKER
 from keepwarm.replayers.http import HttpEndpoint
+from keepwarm.replayers.run import ABOUT
 from keepwarm.replayers.server import Learned, client, identify, isolates, known_words, learn
 from keepwarm.replayers.tokens import Costs
 from keepwarm.traces.errors import InputError
@@ -47,9 +47,7 @@ class Asking(NamedTuple):
     @property
     def costs(self) -> Costs:
         """What prompts are written by."""
-        costs = self.frozen or (self.learned.costs if self.learned else Costs())
-        refused = self.frozen is None and self.learned is not None and "tools" not in self.learned.accepts
-        return costs._replace(tools=False) if refused else costs
+        return self.frozen or (self.learned.costs if self.learned else Costs())
 
     def at(self, costs: Costs) -> Asking:
         """The same with prompts written by these costs, where they are not by frozen ones."""
@@ -96,24 +94,29 @@ async def _then_close(asked: Any, endpoint: HttpEndpoint) -> Any:
         await endpoint.aclose()
 
 
+def replayed(run: Path) -> tuple[dict[str, Any], Costs]:
+    """A replay's run.json, and the costs that its texts were written by. InputError where it is none."""
+    try:
+        about = orjson.loads((run / ABOUT).read_bytes())
+        return about, Costs.read(about["fidelity"]["costs"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run / ABOUT}: expected the run.json of a replay, with fidelity.costs") from error
+
+
 def frozen_costs(run: Path | None, start: str, **same: Any) -> tuple[Costs, str | None]:
     """The costs and the salt that another run's texts were written by, so that these have the same bytes. ``same`` is
     what must be the same in it, by names of run.json.
     """
     if run is None:
         return Costs(), None
-    try:
-        about = orjson.loads((run / runs.ABOUT).read_bytes())
-        costs, how, salt = Costs.read(about["fidelity"]["costs"]), about["cache"]["how"], about["cache"]["salt"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{run / runs.ABOUT}: expected a replay's run.json with fidelity.costs") from error
-    told = {"trace": (about.get("trace") or {}).get("digest"), **(about.get("options") or {})}
+    about, costs = replayed(run)
+    told, how = {"trace": about["trace"]["digest"], **about["options"]}, about["cache"]["how"]
     for name, value in same.items():
         if told.get(name) != value:
             raise InputError(f"{run}: has the bytes of another {name}: {told.get(name)}, not {value}")
     if (how == "salt") != (start == "salt"):
         raise InputError(f"{run}: has the bytes of --start {how}, which a run of --start {start} has not")
-    return costs, salt if how == "salt" else None
+    return costs, about["cache"]["salt"] if how == "salt" else None
 
 
 def make_cold(asking: Asking, start: str) -> None:

@@ -1,9 +1,7 @@
 """What a request's body says: its prompt as pieces, what the client put in, marks, hints. One function a dialect."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -211,7 +209,7 @@ def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else (value,)
 
 
-def _parsed(arguments: Any) -> Any:
+def parsed(arguments: Any) -> Any:
     """A tool's arguments, which the OpenAI dialects have as a string, as what they are."""
     try:
         return orjson.loads(arguments) if isinstance(arguments, str) else arguments
@@ -221,7 +219,7 @@ def _parsed(arguments: Any) -> Any:
 
 def json_object(text: Any) -> dict[str, Any]:
     """The JSON object that a text is; empty where it is none."""
-    told = _parsed(text)
+    told = parsed(text)
     return told if isinstance(told, dict) else {}
 
 
@@ -259,7 +257,7 @@ def said(message: dict[str, Any]) -> list[Any]:
     blocks = [_text(part) for part in listed(message.get("content"))]
     for call in listed(message.get("tool_calls")):
         name, given = call["function"]["name"], call["function"]["arguments"]
-        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": _parsed(given)})
+        blocks.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": parsed(given)})
     return blocks
 
 
@@ -287,7 +285,7 @@ def item(entry: Any) -> Blocks:
         content = [_text(part) for part in listed(entry.get("output"))]
         return [("tool_result", {"type": "tool_result", "tool_use_id": entry.get("call_id"), "content": content})]
     if kind in ("function_call", "custom_tool_call"):
-        asked = _parsed(entry.get("arguments")) if kind == "function_call" else entry.get("input")
+        asked = parsed(entry.get("arguments")) if kind == "function_call" else entry.get("input")
         return [("answer", {"type": "tool_use", "id": entry.get("call_id"), "name": entry["name"], "input": asked})]
     if kind == "additional_tools":
         return [("tools", tool) for tool in entry["tools"]]
@@ -315,9 +313,5 @@ def _signed(value: Any) -> int | None:
     return value if isinstance(value, int) and (count(value) is not None or count(-value) is not None) else None
 
 
-READERS: dict[str, Callable[[dict[str, Any]], tuple[Blocks, Blocks]]] = {
-    "messages": messages,
-    "chat": chat,
-    "responses": responses,
-}
+READERS = {"messages": messages, "chat": chat, "responses": responses}
 """What a body's prompt says besides tools: what stands before the conversation, and the conversation."""

@@ -1,7 +1,5 @@
 """What a run's calls could have read at most, and what the simulated engine reads: of the run as it went."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The command line: a group that imports a command's module only when the command runs, so that --help is instant."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a server counted itself: its Prometheus counters, read before a run and after it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

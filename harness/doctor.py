@@ -3,8 +3,6 @@
 What it does not tell, and what could not be asked, is None.
 """
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import time
@@ -40,6 +38,8 @@ MOST_CONTEXT = 300_000
 DELAY_MS = 20.0
 """Less than the 40 ms that a delayed acknowledgement takes."""
 DELAY_CALLS, DELAY_S = 16, 2.0
+MOST_WAIT_S = 30.0
+"""For an answer."""
 RESETS = ("reset_prefix_cache", "flush_cache")
 TIMING = {"vllm": "--enable-per-request-metrics"}
 """What makes a server tell each call's times."""
@@ -68,19 +68,22 @@ class Known(NamedTuple):
 async def examine(
     addresses: Mapping[str, Address],
     server: dict[str, Any],
-    model: str,
     *,
-    words: Sequence[bytes] = WORDS,
-    idle_s: float = 10.0,
-    timeout_s: float = 30.0,
-    try_reset: bool = False,
-    told: Callable[[], object] = lambda: None,
+    model: str | None,
+    words: Sequence[bytes],
+    timeout: float,
+    keep_alive_wait: float,
+    try_reset: bool,
+    told: Callable[[], object],
 ) -> dict[str, Any]:
     """All there is to know of the endpoint at ``addresses``, by dialects, that ``identify`` told to be ``server``.
 
-    A connection is held idle for ``idle_s`` at most; ``told`` is called when a part is done. InputError where no
-    dialect takes the API key.
+    A connection is held idle for ``keep_alive_wait`` at most; ``told`` is called when a part is done. InputError where
+    it serves many models and none is named, or no dialect takes the API key.
     """
+    address, name, timeout_s = addresses["messages"], model or server["model"], min(timeout, MOST_WAIT_S)
+    if name is None:
+        raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
 
     async def noted(asked: Awaitable[Any]) -> Any:
         found = await asked
@@ -90,9 +93,8 @@ async def examine(
     async def of(known: Known | None, probe: Callable[..., Awaitable[Any]], *more: Any) -> Any:
         return None if known is None else await probe(known, *more)
 
-    address = addresses["messages"]
-    idle = asyncio.create_task(keep_alive(address, idle_s))
-    askings = [Asking(addresses[name], server, name, model) for name in DIALECTS]
+    idle = asyncio.create_task(keep_alive(address, keep_alive_wait))
+    askings = [Asking(addresses[dialect], server, dialect, name) for dialect in DIALECTS]
     tried = await asyncio.gather(*(noted(_dialect(one, words, timeout_s)) for one in askings))
     known = {one.asking.dialect: one for _, one in tried if one}
     closed = [row["why"] for row, _ in tried if row["error"] == "auth"]
@@ -114,7 +116,7 @@ async def examine(
     return {
         "url": shown_url(address.url),
         **{name: server[name] for name in ("server", "version", "context")},
-        "model": model,
+        "model": name,
         "dialects": {name: row for name, (row, _) in zip(DIALECTS, tried, strict=True)},
         "cache": cache | {"cold_after_reset": await of(cached, _emptied, route) if try_reset and route else None},
         "overflow": overflow,

@@ -1,14 +1,12 @@
 """The doctor command: what an endpoint is and can do, as a table or as JSON."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from keepwarm.harness.options import options
+from keepwarm.harness.options import options, tell
 
 PARTS = 12
 """Of an examination."""
@@ -17,41 +15,30 @@ PARTS = 12
 @click.command()
 @click.argument("url")
 @options("endpoint", "doctor", "json")
-def doctor(url: str, keep_alive_wait: float, try_reset: bool, as_json: bool, **given: Any) -> None:
+def doctor(url: str, as_json: bool, **given: Any) -> None:
     """Say what an endpoint is and can do: its dialects, what it tells of its cache, what it does to times.
 
     It is asked some hundred small prompts. Exit code 0 if cached tokens are
     told in any dialect, 1 if in none, 2 if there is no endpoint that could be asked.
     """
-    report = _examined(url, given, keep_alive_wait, try_reset)
-    if as_json:
-        import orjson
-
-        click.echo(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    else:
-        _show(report)
+    report = _examined(url, given)
+    tell(report, as_json, _show)
     if not any(row["cached"] == "reported" for row in report["dialects"].values()):
         raise SystemExit(1)
 
 
-def _examined(url: str, options: dict[str, Any], idle_s: float, try_reset: bool) -> dict[str, Any]:
+def _examined(url: str, given: dict[str, Any]) -> dict[str, Any]:
     from keepwarm.harness.doctor import examine
     from keepwarm.harness.progress import progress
-    from keepwarm.replayers.address import shown_url
     from keepwarm.replayers.http import DIALECTS, reach
     from keepwarm.replayers.server import identify, known_words
-    from keepwarm.traces.errors import InputError
 
-    opening = {name: options[name] for name in ("key_env", "key_file", "header", "ca", "transport")}
+    opening = {name: given.pop(name) for name in ("key_env", "key_file", "header", "ca", "transport")}
     addresses = {name: reach(url, name, **opening) for name in DIALECTS}
-    server, words = identify(addresses["messages"]), known_words(options["tokenizer"])
-    model, timeout_s = options["model"] or server["model"], min(options["timeout"], 30.0)
-    if model is None:
-        raise InputError(f"endpoint {shown_url(url)}: does not say which one model it serves: give --model")
+    server, words = identify(addresses["messages"]), known_words(given.pop("tokenizer"))
     with progress("asking", PARTS) as told:
         done = iter(range(1, PARTS + 1))
-        how: dict[str, Any] = {"words": words, "idle_s": idle_s, "timeout_s": timeout_s, "try_reset": try_reset}
-        return asyncio.run(examine(addresses, server, model, **how, told=lambda: told(next(done), None)))
+        return asyncio.run(examine(addresses, server, words=words, **given, told=lambda: told(next(done), None)))
 
 
 FIGURES = ("answers", "streams", "usage", "cached", "written", "tools", "exact_output", "cache_key")

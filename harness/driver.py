@@ -1,7 +1,5 @@
 """Driver advances a simulated cluster by the wall clock, and wakes whoever waits for one of its calls."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

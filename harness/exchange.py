@@ -1,7 +1,5 @@
 """An exchange: a request on its way through the proxy, and its answer."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import orjson

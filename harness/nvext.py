@@ -3,8 +3,6 @@
 The fields and their types, in ``nvext.toml``, are those of Dynamo 1.6.1, and so is the wording of what it refuses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import NoneType
 from typing import Any
@@ -19,15 +17,18 @@ from keepwarm.traces.shipped import shipped
 _FIELDS = shipped("keepwarm.harness", "nvext.toml")
 _HEADERS = {"priority": "x-dynamo-request-priority", "strict_priority": "x-dynamo-request-strict-priority"}
 _RANGES = {"i32": range(-(1 << 31), 1 << 31), "u32": range(1 << 32), "u64": range(1 << 64)}
-_TYPES = {"bool": (bool,), "str": (str,), "f64": (int, float)} | dict.fromkeys(_RANGES, (int,))
-_NAMES = {"bool": "a boolean", "str": "a string"}
+_SHAPES: dict[Any, str] = {dict: "object", list: "sequence"}
+_NAMES = {"bool": "a boolean", "str": "a string", "object": "an object", "sequence": "a sequence"}
 _TOLD = {bool: "boolean `{}`", str: "string {}", int: "integer `{}`", float: "floating point `{}`", NoneType: "null"}
 _TOLD |= {dict: "map", list: "sequence"}
+_TYPES = {"bool": (bool,), "str": (str,), "f64": (int, float), "object": (dict,), "sequence": (list,), "any": (*_TOLD,)}
+_TYPES |= dict.fromkeys(_RANGES, (int,))
 
 
 def hints(body: Mapping[str, Any], headers: Mapping[str, str]) -> Hints | None:
     """What a request hints, a header's word before the body's; a header that is no such number says nothing."""
-    _check(body.get("nvext"), _FIELDS, "")
+    if body.get("nvext") is not None:
+        _check(body["nvext"], _FIELDS, "")
     told = part(part(body, "nvext"), "agent_hints")
     found = {name: told.get(name) for name in Hints._fields}
     for name, header in _HEADERS.items():
@@ -49,33 +50,21 @@ def salt(body: Mapping[str, Any], headers: Mapping[str, str]) -> str:
 
 
 def _check(value: Any, wanted: Any, path: str) -> None:
-    """Refuse a value that is not what is wanted: a type's name, a list of one, or an object's fields."""
-    if value is None or wanted == "any":
-        return
-    if isinstance(wanted, dict):
-        if not isinstance(value, dict):
-            raise _refused(path, f"invalid type: {_told(value)}, expected an object")
-        for name, inner in value.items():
-            if name not in wanted:
-                known = [f"`{one}`" for one in wanted]
-                expected = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"
-                raise _refused(path, f"unknown field `{name}`, expected {expected}")
+    """Refuse a value that is not what is wanted: a type's name, a list of one, or an object's fields, each or null."""
+    kind = _SHAPES.get(type(wanted), wanted)
+    if type(value) not in _TYPES[kind]:
+        raise _refused(path, f"invalid type: {_told(value)}, expected {_NAMES.get(kind, kind)}")
+    if kind in _RANGES and value not in _RANGES[kind]:
+        raise _refused(path, f"invalid value: {_told(value)}, expected {kind}")
+    for index, inner in enumerate(value if kind == "sequence" else ()):
+        _check(inner, wanted[0], f"{path}[{index}]")
+    for name, inner in value.items() if kind == "object" else ():
+        if name not in wanted:
+            known = [f"`{one}`" for one in wanted]
+            expected = " or ".join(known) if len(known) < 3 else f"one of {', '.join(known)}"
+            raise _refused(path, f"unknown field `{name}`, expected {expected}")
+        if inner is not None:
             _check(inner, wanted[name], f"{path}.{name}" if path else name)
-    elif isinstance(wanted, list):
-        if not isinstance(value, list):
-            raise _refused(path, f"invalid type: {_told(value)}, expected a sequence")
-        for index, inner in enumerate(value):
-            _check_one(inner, wanted[0], f"{path}[{index}]")
-    else:
-        _check_one(value, wanted, path)
-
-
-def _check_one(value: Any, wanted: str, path: str) -> None:
-    """Refuse a value that is none of a type."""
-    if type(value) not in _TYPES[wanted]:
-        raise _refused(path, f"invalid type: {_told(value)}, expected {_NAMES.get(wanted, wanted)}")
-    if wanted in _RANGES and value not in _RANGES[wanted]:
-        raise _refused(path, f"invalid value: {_told(value)}, expected {wanted}")
 
 
 def _told(value: Any) -> str:

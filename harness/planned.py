@@ -1,7 +1,5 @@
 """A trace about to be replayed, in virtual time or over the wire."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -92,8 +90,8 @@ class Planned:
 
     def arrivals(self) -> Iterator[Arrival]:
         """The sessions that are still to come, of its shard."""
-        every, first = self.sessions_of_run(), None
-        for arrival in every if self.shard == (0, 1) else islice(every, self.shard[0], None, self.shard[1]):
+        first = None
+        for arrival in islice(self.sessions_of_run(), self.shard[0], None, self.shard[1]):
             if (arrival.calls[0].session, arrival.copy) in self.over:
                 continue
             if arrival.start_ns is not None and self._from_ns:

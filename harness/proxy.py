@@ -219,7 +219,7 @@ class Client(asyncio.BufferedProtocol):
             exchange.upstream = self._upstream(exchange.route)
             exchange.upstream.ask(exchange)
         if exchange.upstream is not None and exchange.upstream.ready and exchange.waiting:
-            exchange.upstream.write(b"".join(self._waited(exchange)))
+            exchange.upstream.transport.write(b"".join(self._waited(exchange)))
             self.resume()
 
     def _waited(self, exchange: Exchange) -> list[bytes]:

@@ -1,7 +1,5 @@
 """The command that records: a proxy before an agent's upstream, and the agent started behind it where asked."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -69,7 +67,7 @@ def record(
     journal = out.with_name(out.name + ".journal")
     if not upstream and not journal.exists():
         raise click.UsageError(f"--upstream is needed: there is no {journal} to close")
-    code, held = 0, None
+    code, recorder = 0, None
     if upstream:
         routes, address = all_routes(upstream), _address(listen)
         token = _token(token_env, address[0])
@@ -78,9 +76,9 @@ def record(
         salt = salt_from_file(salt_file) if salt_file else new_salt()
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
         proxy = Proxy(routes, recorder, token=token, tls=tls)
-        code, held = _recorded(proxy, address, command, bases), recorder.journal
-    with closing(held or RecordJournal(journal, new_salt())):
-        _close(journal, out, flow, held is not None and not recorder.next)
+        code = _recorded(proxy, address, command, bases)
+    with closing(recorder or RecordJournal(journal, new_salt())):
+        _close(journal, out, flow, recorder is not None and not recorder.next)
     sys.exit(code)
 
 
@@ -108,8 +106,6 @@ def _recorded(proxy: Proxy, address: tuple[str, int], command: tuple[str, ...], 
         if not recorder.next:
             recorder.journal.path.unlink()
         raise
-    finally:
-        recorder.beside.shutdown()
     if recorder.lost:
         click.echo(f"keepwarm: {recorder.lost:,} calls were not recorded: {recorder.why_lost}", err=True)
     return code or (2 if recorder.lost else 0)

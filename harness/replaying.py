@@ -1,11 +1,8 @@
 """A replay over HTTP into a run's directory: what is said before, what is sent, what is said after."""
 
-from __future__ import annotations
-
 import secrets
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from keepwarm.harness.sending import Came, Sending, send_all
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.address import shown_url
 from keepwarm.replayers.caps import CAPS, Cap
-from keepwarm.replayers.retry import RETRIES
 from keepwarm.replayers.times import SECOND
 from keepwarm.traces.errors import InputError
 
@@ -28,20 +24,20 @@ def replay_to(
     planned: Planned,
     asking: Asking,
     *,
-    start: str = "salt",
-    salt: str | None = None,
-    assistant: str = "recorded",
-    hints: str = "recorded",
-    caps: dict[str, tuple[Cap, ...]] | None = None,
-    max_retries: int = RETRIES,
-    idle_cap: float | None = None,
-    timeout: float = 600.0,
-    no_stream: bool = False,
-    metrics: Sequence[str] = (),
-    processes: int = 1,
-    ray: str | None = None,
-    ca: str | None = None,
-    resumed: Resumed | None = None,
+    start: str,
+    salt: str | None,
+    assistant: str,
+    hints: str,
+    caps: dict[str, tuple[Cap, ...]],
+    max_retries: int,
+    idle_cap: float | None,
+    timeout: float,
+    no_stream: bool,
+    metrics: Sequence[str],
+    processes: int,
+    ray: str | None,
+    ca: str | None,
+    resumed: Resumed | None,
 ) -> Came:
     """Replay into a run's directory, or go on with one that was ``resumed``, and say what came of it.
 
@@ -54,7 +50,7 @@ def replay_to(
     if resumed is not None:
         run_salt, asking = resumed.about["cache"]["salt"] or "", asking.at(resumed.costs)
         planned.go_on(resumed.over, resumed.last_ns, len(resumed.about.get("resumed") or ()) + 1)
-    caps, started = caps or {}, runs.now()
+    started = runs.now()
     about = _about_endpoint(planned, asking, start, run_salt, repeated=salt is not None)
     about["options"] = planned.options | {option: list(caps.get(name, ())) or None for name, option in CAPS.items()}
     about["options"] |= {"max_retries": max_retries, "idle_cap_s": idle_cap, "timeout_s": timeout}
@@ -98,10 +94,11 @@ def _send(
     """Send in this process, in many, or as Ray's actors."""
     if processes == 1 and ray is None:
         return send_all(path, planned, asking, sending)
-    from keepwarm.harness.shards import gather, in_processes, in_ray
+    from keepwarm.harness.shards import gather, in_processes, in_ray, parts
 
-    send = in_processes if ray is None else partial(in_ray, address=ray)
-    return gather(path, planned, asking.model, send(path, planned, asking, sending, of=processes, ca=ca))
+    made_of = parts(planned, asking, sending, ca, processes)
+    came = in_processes(path, made_of) if ray is None else in_ray(path, made_of, ray)
+    return gather(path, planned, asking.model, came)
 
 
 def _about_endpoint(planned: Planned, asking: Asking, start: str, salt: str, *, repeated: bool) -> dict[str, Any]:

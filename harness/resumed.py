@@ -1,7 +1,5 @@
 """Resumed is a run that goes on where it was cut off: whole sessions are kept, the others run again."""
 
-from __future__ import annotations
-
 from collections import Counter
 from functools import reduce
 from pathlib import Path
@@ -12,8 +10,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from keepwarm.harness.asking import replayed
 from keepwarm.harness.planned import Planned
-from keepwarm.replayers.run import ABOUT, BOUNDS, under_way
+from keepwarm.replayers.run import BOUNDS, under_way
 from keepwarm.replayers.tokens import Costs
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, KEPT, OUTCOMES, completed_but, written
@@ -28,31 +27,24 @@ SAME = {"endpoint.url", "endpoint.dialect", "endpoint.server.model", "cache.how"
 
 
 class Resumed(NamedTuple):
-    """What is known of the run: its run.json and rows, its whole sessions (name, copy), when its last call was over."""
+    """What is known of the run: its run.json, the costs that its texts were written by, its rows, its whole sessions
+    (name, copy), and when its last call was over.
+    """
 
     about: dict[str, Any]
+    costs: Costs
     rows: pa.Table
     over: frozenset[tuple[str, int]]
     last_ns: int
 
-    @property
-    def costs(self) -> Costs:
-        """What its texts were written by."""
-        return Costs.read(self.about["fidelity"]["costs"])
-
 
 def resume(run: Path, planned: Planned) -> Resumed:
     """A replay that is to be taken up again. InputError where it is none of this trace."""
-    try:
-        about = orjson.loads((run / ABOUT).read_bytes())
-        assert about["mode"] == "replay"
-        Costs.read(about["fidelity"]["costs"])
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"{run / ABOUT}: expected the run.json of a replay") from error
+    about, costs = replayed(run)
     if about["trace"]["digest"] != planned.meta.digest:
         raise InputError(f"{run}: is a replay of another trace: {about['trace'].get('name')}")
     rows = written(run)
-    return Resumed(about, rows, _whole(rows, planned), pc.max(rows.column("done_ns")).as_py() or 0)
+    return Resumed(about, costs, rows, _whole(rows, planned), pc.max(rows.column("done_ns")).as_py() or 0)
 
 
 def same(resumed: Resumed, asked: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Routes say which upstream a request goes to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit

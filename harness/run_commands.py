@@ -1,29 +1,24 @@
 """The commands that ask a trace's calls again of an endpoint: replay, demo; and what they share with simulate."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
-from keepwarm.harness.duration import Number
 from keepwarm.harness.options import options
 from keepwarm.harness.planned import Planned
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.caps import CAPS
 from keepwarm.traces.errors import InputError
 
-DEMO_SPEED = 60.0
 SESSIONS = 8
-
-OUTPUT = click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), metavar="RUN")
+BUNDLED = Path(__file__).with_name("demo.parquet")
+"""A trace to begin with."""
 
 
 @contextmanager
@@ -54,9 +49,7 @@ def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False)
 
 @click.command()
 @click.argument("trace")
-@click.option("--endpoint", "url", required=True, metavar="URL", help="Base URL, with or without /v1.")
-@OUTPUT
-@options("asked", "endpoint", "load", "sent", "force")
+@options("replay", "endpoint", "load", "sent", "force")
 def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any) -> None:
     """Replay a trace against an HTTP endpoint.
 
@@ -76,8 +69,6 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any)
     planned = Planned(trace, at_once=take("sessions"), scale=take("scale_tokens"), law=take("arrivals"), **load)
     given["caps"] = {name: told for name, option in CAPS.items() if (told := take(option))}
     like, match = take("like"), take("match")
-    if like is not None and match != "bytes":
-        raise click.UsageError("--like is for --match bytes")
     frozen, salt = None, None
     if match == "bytes":
         same = {"trace": planned.meta.digest, "assistant": given["assistant"]}
@@ -109,6 +100,7 @@ def _check_load(options: dict[str, Any], placed: bool) -> None:
         "--resume goes on in its own RUN: without -o and --force": "resume" in given and placed,
         "--resume and --duration cannot both be given": {"resume", "duration"} <= given,
         "--idle-cap is for one process: others do not know whether all are idle": several and "idle_cap" in given,
+        "--like is for --match bytes": options["like"] is not None and options["match"] != "bytes",
         "--processes must not be above --sessions or a cap: each has its share": options["processes"] > most,
     }
     for text, holds in wrong.items():
@@ -117,28 +109,17 @@ def _check_load(options: dict[str, Any], placed: bool) -> None:
 
 
 @click.command()
-@OUTPUT
-@click.option("--speed", type=Number(1, 1e6), default=DEMO_SPEED, show_default=True, help="Of trace and cluster.")
-@options("force")
+@options("demo", "force")
 def demo(output: Path | None, speed: float, force: bool) -> None:
     """The main job in seconds: the bundled trace, replayed over HTTP against the simulated cluster, reported.
 
     The cluster runs beside it with a five-minute TTL and its clock sped up like the trace's. No network.
     """
-    from keepwarm.harness.asking import asked_endpoint
-    from keepwarm.harness.replaying import replay_to
-    from keepwarm.harness.report_commands import report
-    from keepwarm.replayers.address import Address
-
-    with (
-        as_file(files("keepwarm.harness") / "demo.parquet") as trace,
-        _serving("--speed", str(speed), "--cache-ttl", "5m") as url,
-        run_directory(output, "replay", force=force) as path,
-    ):
-        planned = Planned(str(trace), speed=speed, at_once=SESSIONS)
-        if replay_to(path, planned, asked_endpoint(Address(url, {}))).interrupted:
-            raise SystemExit(130)
-        report.main([str(path)], standalone_mode=False)
+    place = ["-o", str(output), *(["--force"] if force else [])] if output else []
+    with _serving("--speed", str(speed), "--cache-ttl", "5m") as url:
+        replay.main([str(BUNDLED), "--endpoint", url, "--speed", str(speed), *place], standalone_mode=False)
+    if output is not None:
+        finish(output, None, "")
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """What the simulated model says: as many words as asked for, or the tools that its user wrote down for it."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,12 +45,6 @@ def use(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "name": name, "input": arguments}
 
 
-def _tokens(block: dict[str, Any]) -> int:
-    prompt = Words()
-    prompt.add("answer", block)
-    return prompt.tokens
-
-
 @dataclass(frozen=True, kw_only=True)
 class Script:
     """Says what comes next. ``output`` is an answer's length where nobody sets a limit, ``longest`` that of prompt and
@@ -72,9 +64,10 @@ class Script:
         called = self._called(asked)
         if called is not None:
             name, arguments = called
-            tokens = _tokens(use(name, arguments))
-            if limit is None or tokens <= limit:
-                return Said(ident, orjson.dumps(arguments).decode(), tokens, "tool", name)
+            spoken = Words()
+            spoken.add("answer", use(name, arguments))
+            if limit is None or spoken.tokens <= limit:
+                return Said(ident, orjson.dumps(arguments).decode(), spoken.tokens, "tool", name)
         tokens, stop = (limit, "limit") if limit else (self.output, "end")
         if self.longest is not None and asked.tokens + tokens > self.longest:
             tokens, stop = max(self.longest - asked.tokens, 1), "window"

@@ -4,8 +4,6 @@ Its tokenizer is the simplest there is: a token is a word between white space. I
 the client's limit says, or with the tool calls that its user wrote down for it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import time
@@ -96,7 +94,6 @@ class _Face:
 
     def __init__(self, cluster: Cluster, model: str, speed: float, script: Script, body_bytes: int, rules: str) -> None:
         self._driver = Driver(cluster, speed=speed)
-        self._cluster = cluster
         self._model = model
         self._script = script
         self._body_bytes = body_bytes
@@ -151,7 +148,7 @@ class _Face:
     async def reset(self, request: Request) -> ASGIApp:
         """Empty all caches."""
         self._driver.advance()
-        self._cluster.reset_cache()
+        self._driver.cluster.reset_cache()
         return JSONResponse({"success": True})
 
     async def _json(self, request: Request) -> dict[str, Any]:
@@ -184,7 +181,7 @@ class _Face:
         prompt = self._index.pieces(asked.text)
         whole = self._index.pieces(asked.text + said.again(asked))
         answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else ()
-        tree = self._cluster.tree
+        tree = self._driver.cluster.tree
         return Job(tree.extend(tree.root, prompt), said.tokens, answer, asked.marks)
 
     async def _speak(self, call: Call, said: Said, speech: Speech, send: Send, *, stream: bool) -> None:
@@ -199,10 +196,10 @@ class _Face:
                 await call.news()
             self._metrics.over(call.running, said.stop)
             await send(_start(b"application/json"))
-            await send(_chunk(speech.whole(told), more=False))
+            await send(_chunk(speech.told("whole", told), more=False))
             return
         await send(_start(b"text/event-stream"))
-        data, out = speech.opening(told), 0
+        data, out = speech.told("opening", told), 0
         while not call.done or out < said.tokens:
             while call.out <= out:
                 await call.news()
@@ -212,7 +209,7 @@ class _Face:
                 await send(_chunk(data, more=True))
                 data = b""
         self._metrics.over(call.running, said.stop)
-        await send(_chunk(data + speech.closing(told), more=False))
+        await send(_chunk(data + speech.told("closing", told), more=False))
 
 
 async def _left(receive: Receive) -> None:

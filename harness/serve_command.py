@@ -1,31 +1,25 @@
 """The serve command: the simulated cluster as an HTTP endpoint."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click
-import orjson
 
-from keepwarm.harness.duration import NO_TTL
-from keepwarm.harness.options import options
+from keepwarm.harness.bodies import parsed
+from keepwarm.harness.options import NO_TTL, options
 from keepwarm.harness.simulated import about_cache, cluster_options, make_cluster
 
 
 def tool(told: str) -> tuple[str, dict[str, Any]]:
     """The name and the arguments that NAME=JSON says."""
     name, _, text = told.partition("=")
-    try:
-        arguments = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        arguments = None
+    arguments = parsed(text)
     if not (name and isinstance(arguments, dict)):
         raise click.BadParameter(f"{told!r}: expected NAME={{...}}, a tool and a JSON object of arguments")
     return name, arguments
 
 
 @click.command()
-@options("serve", tool=click.types.FuncParamType(tool))
+@options("serve", tool=tool)
 @cluster_options
 def serve(
     host: str,

@@ -1,7 +1,5 @@
 """What the simulated cluster tells a Prometheus: vLLM's names, one ``engine`` a worker, so that its dashboards work."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence

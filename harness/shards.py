@@ -4,8 +4,6 @@ All have one zero of time. Each writes its own outcomes, which are merged in the
 comes out as interrupted.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -52,10 +50,6 @@ class Shard:
         self._replay: Replay | None = None
         self._stopped = False
 
-    def ready(self) -> bool:
-        """It is."""
-        return True
-
     def run(self, at_ns: int, path: Path) -> Came:
         """Send its calls from this time of day on, the outcomes into a directory."""
         path.mkdir(parents=True, exist_ok=True)
@@ -87,16 +81,20 @@ def part(planned: Planned, number: int, of: int) -> Planned:
     return mine
 
 
-def parts(planned: Planned, asking: Asking, sending: Sending, of: int) -> list[tuple[Planned, Asking, Sending]]:
+Parts = tuple[Planned, Asking, Sending, str | None]
+"""What a shard is made of."""
+
+
+def parts(planned: Planned, asking: Asking, sending: Sending, ca: str | None, of: int) -> list[Parts]:
     """What each of so many shards is made of."""
     away = asking._replace(address=asking.address._replace(tls=None))
-    return [(part(planned, number, of), away, sending.part(number, of)) for number in range(of)]
+    return [(part(planned, number, of), away, sending.part(number, of), ca) for number in range(of)]
 
 
 def _work(pipe: Any, path: Path, *made_of: Any) -> None:
     """A process of its own, until it is done, told to stop, or left alone."""
     shard = Shard(*made_of)
-    pipe.send(shard.ready())
+    pipe.send(True)
     with suppress(EOFError, OSError):
         at_ns = pipe.recv()
         Thread(target=_stopped, args=(pipe, shard), daemon=True).start()
@@ -109,20 +107,17 @@ def _stopped(pipe: Any, shard: Shard) -> None:
     shard.stop()
 
 
-def in_processes(
-    path: Path, planned: Planned, asking: Asking, sending: Sending, *, of: int, ca: str | None
-) -> list[Came | None]:
+def in_processes(path: Path, made_of: Sequence[Parts]) -> list[Came | None]:
     """Send by so many processes; what came of each, None of one that was lost. An interrupt is passed on to them, and
     they tell what they have.
     """
     context = get_context("spawn")
-    pipes, theirs = zip(*(context.Pipe() for _ in range(of)), strict=True)
+    pipes, theirs = zip(*(context.Pipe() for _ in made_of), strict=True)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # theirs for good: a terminal interrupts them too
     try:
-        for number, made_of in enumerate(parts(planned, asking, sending, of)):
-            arguments = (theirs[number], path / f"shard-{number}", *made_of, ca)
-            context.Process(target=_work, args=arguments, daemon=True).start()
-            theirs[number].close()
+        for number, (their, each) in enumerate(zip(theirs, made_of, strict=True)):
+            context.Process(target=_work, args=(their, path / f"shard-{number}", *each), daemon=True).start()
+            their.close()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ready = [_told(pipe) for pipe in pipes]
@@ -149,9 +144,7 @@ def _passing_on(pipe: Any, pipes: Sequence[Any]) -> Any:
                     each.send(None)
 
 
-def in_ray(
-    path: Path, planned: Planned, asking: Asking, sending: Sending, *, of: int, ca: str | None, address: str
-) -> list[Came | None]:
+def in_ray(path: Path, made_of: Sequence[Parts], address: str) -> list[Came | None]:
     """Send by so many Ray actors; what came of each, None of one that was lost."""
     try:
         ray: Any = import_module("ray")
@@ -164,11 +157,11 @@ def in_ray(
         ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError) as error:
         raise InputError(f"--ray {address}: no Ray cluster answers there: {first_line(error)}") from error
-    if of > (cores := ray.cluster_resources().get("CPU", 0)):
+    if len(made_of) > (cores := ray.cluster_resources().get("CPU", 0)):
         ray.shutdown()
-        raise InputError(f"--processes {of}: the Ray cluster at {address} has {cores:g} CPUs, one for each")
+        raise InputError(f"--processes {len(made_of)}: the Ray cluster at {address} has {cores:g} CPUs, one for each")
     made = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=2)(Shard)
-    actors = [made.remote(*part, ca) for part in parts(planned, asking, sending, of)]
+    actors = [made.remote(*each) for each in made_of]
 
     def got(ref: Any) -> Any:
         try:
@@ -181,7 +174,7 @@ def in_ray(
             return got(ref)
 
     try:
-        ready = [got(actor.ready.remote()) for actor in actors]
+        ready = [got(actor.__ray_ready__.remote()) for actor in actors]
         at_ns = time_ns() + LEAD_NS
         refs = [there and actor.run_away.remote(at_ns) for actor, there in zip(actors, ready, strict=True)]
         came: list[Came | None] = []

@@ -1,7 +1,5 @@
 """The simulate command: a trace in virtual time, on one cluster or on a grid of them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,21 +26,11 @@ from keepwarm.traces.store import write_outcomes
 
 @click.command()
 @click.argument("trace")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RUN", help="Of a sweep, a Parquet file.")
-@options_given("force")
+@options_given("simulated", "force")
 @cluster_options
 @options_given("simulate", "json")
-@click.pass_context
 def simulate(
-    context: click.Context,
-    /,
-    trace: str,
-    output: Path | None,
-    force: bool,
-    bounds: tuple[str, ...],
-    axes: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
+    trace: str, output: Path | None, force: bool, axes: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
     """Replay a trace in virtual time against the simulated cluster; no sockets, nothing is waited for.
 
@@ -52,9 +40,9 @@ def simulate(
     ttl_300s, capacity_1000 (blocks) or rules_anthropic. A sweep such as cache-ttl=0,300,3600 takes any of the options;
     several make a grid, on all cores.
     """
-    if axes and bounds:
+    if axes and options["bounds"]:
         raise click.UsageError("--bound and --sweep cannot both be given: a sweep tells no bounds")
-    points = grid(axes, options, {str(p.name): p for p in context.command.params if p.name in options})
+    points = grid(axes, options, {str(p.name): p for p in simulate.params if p.name in options.keys() - {"bounds"}})
     planned = plan_of(trace, options)
     for _, point in points:
         _check_marks(planned, point)
@@ -63,10 +51,10 @@ def simulate(
         return
     if options["background_workers"] and "background" not in planned.flows:
         click.echo(f"{trace}: no call is known to be background: its workers stay idle (see import --flow)", err=True)
-    make_cluster(bounds=bounds, **options)  # what contradicts itself is refused before a place is made
+    make_cluster(**options)  # what contradicts itself is refused before a place is made
     with run_directory(output, "simulate", force=force) as path:
         with progress("simulating", planned.calls) as tell:
-            failed = simulate_to(planned, path, tell=tell, bounds=bounds, **options)
+            failed = simulate_to(planned, path, tell=tell, **options)
         if output is None:
             finish(path, output, "", as_json=as_json)
     if output is not None:
@@ -91,7 +79,7 @@ def _check_marks(planned: Planned, options: dict[str, Any]) -> None:
         )
 
 
-def simulate_to(planned: Planned, path: Path, *, tell: Told, bounds: tuple[str, ...] = (), **options: Any) -> int:
+def simulate_to(planned: Planned, path: Path, *, tell: Told, bounds: tuple[str, ...], **options: Any) -> int:
     """Simulate into a run's directory; how many calls failed, those of a failed session that were not sent included."""
     started = runs.now()
     cluster = make_cluster(bounds=("endless", *bounds), **options)

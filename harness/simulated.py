@@ -1,15 +1,12 @@
 """The options that make a simulated cluster, the same for every command that has one."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from keepwarm.harness.duration import NO_TTL, Ttl
-from keepwarm.harness.options import TYPES, options_of
+from keepwarm.harness.options import NO_TTL, TYPES, Type, cache_ttl, with_options
 from keepwarm.replayers.cache import NEVER, BlockCache
 from keepwarm.replayers.cluster import Cluster, Link, Worker
 from keepwarm.replayers.engine import MAX_BATCHED, MAX_SEQS, Engine
@@ -26,7 +23,6 @@ from keepwarm.traces.shipped import shipped
 
 ENGINE, ENGINE_BLOCK = "engine", 16
 TIMES = ServiceTimes()
-COUNT = click.IntRange(1, 1 << 40)
 
 OPTIONS = shipped("keepwarm.harness", "simulated.toml")
 """By name, in their order."""
@@ -34,34 +30,21 @@ SERVICE, STEPS = ([name for name, told in OPTIONS.items() if told.get("for") == 
 BLOCKS = [name for name, told in OPTIONS.items() if told.get("for") in ("blocks", "steps")]
 BOUND = re.compile(r"endless|ttl_(?P<ttl>\d{1,12})s?|capacity_(?P<capacity>\d{1,12})|rules_(?P<rules>.+)", re.ASCII)
 NEEDS = {name: told["needs"] for name, told in OPTIONS.items() if "needs" in told}
-
-
-class Times(click.ParamType[Any]):
-    """A file of step times, read at once."""
-
-    name = "times"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The times in it."""
-        return value if isinstance(value, StepTimes) else read_times(value)
-
-
-_TYPES: dict[str, click.ParamType[Any]] = {
+_TYPES: dict[str, Type] = {
     "rules": click.Choice([ENGINE, *RULES]),
     "hardware": click.Choice(list(HARDWARE)),
     "queue": click.Choice(list(QUEUES)),
     "router": click.Choice(ROUTERS),
-    "times": Times(),
-    "ttl": Ttl(),
+    "times": read_times,
+    "ttl": cache_ttl,
 }
 
 
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def cluster_options(command: Any) -> Any:
     """Give a command the options of a simulated cluster."""
     own = {"block": ENGINE_BLOCK, "max_seqs": MAX_SEQS, "max_batched_tokens": MAX_BATCHED, **TIMES._asdict()}
     told = [(name, told | {"help": told["help"].format_map(own)}) for name, told in OPTIONS.items()]
-    given: Callable[..., Any] = options_of(told, TYPES | _TYPES)(command)
-    return given
+    return with_options(told, TYPES | _TYPES, command)
 
 
 def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:

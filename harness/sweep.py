@@ -1,11 +1,10 @@
 """A sweep is one trace on a grid of simulated clusters: one row a cluster, on all cores."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import product
 from math import prod
 from multiprocessing import get_context
@@ -14,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import orjson
 
+from keepwarm.harness.options import tell
 from keepwarm.harness.progress import progress
 from keepwarm.harness.simulated import make_cluster
 from keepwarm.traces.errors import InputError
@@ -68,10 +67,7 @@ def sweep(trace: str, points: list[tuple[Point, Point]], output: Path | None, *,
             raise InputError("a process of the sweep died, perhaps for lack of memory") from error
     from keepwarm.reports.sweep import render_sweep, write_sweep
 
-    if as_json:
-        click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
-    else:
-        render_sweep(rows, Path(trace).name)
+    tell(rows, as_json, partial(render_sweep, title=Path(trace).name))
     if output is not None:
         write_sweep(rows, output)
         click.echo(f"{output}: {len(rows):,} clusters", err=True)

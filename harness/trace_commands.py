@@ -1,8 +1,7 @@
 """The commands that make traces and look into them: import, synth, inspect."""
 
-from __future__ import annotations
-
 import os
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,7 @@ from typing import Any
 import click
 import orjson
 
-from keepwarm.harness.options import options
+from keepwarm.harness.options import options, tell
 from keepwarm.harness.progress import progress
 from keepwarm.reports.metrics import GROUPS
 from keepwarm.traces.claude_code import Imported, default_path, import_claude_code
@@ -32,11 +31,10 @@ def import_(
     path: str | None,
     output: str,
     prefix_breaks: str,
-    flow: str | None,
     salt_file: Path | None,
     join: str | None,
-    strict: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Turn an agent's own logs into a trace.
 
@@ -65,8 +63,7 @@ def import_(
             version=version("keepwarm"),
             salt=salt,
             informed=informed,
-            flow=flow,
-            strict=strict,
+            **how,
             processes=min(os.cpu_count() or 1, MOST_PROCESSES),
             progress=told,
         )
@@ -129,8 +126,4 @@ def inspect_(trace: str, as_json: bool, by: tuple[str, ...]) -> None:
     from keepwarm.reports.recording import inspect_summary
     from keepwarm.reports.render_trace import render_inspect
 
-    summary = inspect_summary(trace)
-    if as_json:
-        click.echo(orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-    else:
-        render_inspect(summary, by or ("role", "model"))
+    tell(inspect_summary(trace), as_json, partial(render_inspect, by=by or ("role", "model")))

@@ -32,7 +32,7 @@ class Upstream(asyncio.BufferedProtocol):
         self.ready = self.full = False
         self.exchange: Exchange | None = None
         self._client = client
-        self._transport: Any = None
+        self.transport: Any = None
         self._connecting: asyncio.Task[None] | None = None
         self._gone = False
         self._fields: dict[bytes, bytes] = {}
@@ -65,17 +65,13 @@ class Upstream(asyncio.BufferedProtocol):
             self._client.unreachable(self, f"cannot be reached: {told}")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self.transport = transport
         if self._gone:
-            self._transport.abort()
+            self.transport.abort()
             return
         self.ready = True
         self.go_on()
         self._client.go_on()
-
-    def write(self, data: bytes) -> None:
-        """Send to the upstream."""
-        self._transport.write(data)
 
     def pause_writing(self) -> None:
         self.full = True
@@ -88,17 +84,17 @@ class Upstream(asyncio.BufferedProtocol):
     def go_on(self) -> None:
         """Take more from the upstream, unless the client reads too slowly."""
         if self.ready and self._client.slow:
-            self._transport.pause_reading()
+            self.transport.pause_reading()
         elif self.ready:
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def abort(self) -> None:
         """The client is gone."""
         self._gone = True
         if self._connecting is not None and not self._connecting.done():
             self._connecting.cancel()
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return BUFFER
@@ -132,7 +128,7 @@ class Upstream(asyncio.BufferedProtocol):
             if not exchange.whole:
                 passing.asked()
             if not passing.ready(lambda: self._end(data, exchange)):
-                self._transport.pause_reading()
+                self.transport.pause_reading()
                 return
             passing.ended()
             exchange.passing = None

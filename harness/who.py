@@ -1,7 +1,5 @@
 """Whose a request is, as its headers and body say: the session, agent and parent of the clients that tell."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple

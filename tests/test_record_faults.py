@@ -222,7 +222,7 @@ def test_a_slow_upstream_slows_its_client(stage: Stage) -> None:
         assert await flood(stage, line.client, bytes(MB), 90 * MB) < 30 * MB
         (client,) = stage.proxy.clients
         (upstream,) = client._upstreams.values()
-        assert upstream._transport.get_write_buffer_size() < 2 * MB
+        assert upstream.transport.get_write_buffer_size() < 2 * MB
 
     stage.run(play())
 
@@ -239,7 +239,7 @@ def test_what_waits_for_an_upstream_goes_on_when_it_is_there(tmp_path: Path) -> 
             for _ in range(300):
                 await settle()
             (one,) = stage.proxy.clients
-            assert one._upstreams[stage.proxy.routes[0]]._transport.get_write_buffer_size() < 4 * MB
+            assert one._upstreams[stage.proxy.routes[0]].transport.get_write_buffer_size() < 4 * MB
             assert not sending.done()
             head, start = (await receive(upstream, 200)).split(b"\r\n\r\n")
             assert b"content-length: %d" % len(body) in head

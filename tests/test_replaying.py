@@ -131,7 +131,7 @@ def test_a_warm_runs_bytes_are_had_by_a_warm_run(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "run.json: expected a replay's run.json"),
+        (None, "run.json: expected the run.json of a replay, with fidelity.costs"),
         (b"{}", "fidelity.costs"),
         (b"[]", "fidelity.costs"),
         (b"{", "expected"),
