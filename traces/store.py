@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keepwarm.traces import schema
-from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batch, content, order_of, outcomes_to_batch
+from keepwarm.traces.columns import Order, Packed, batch_to_calls, outcomes_to_batch, pack
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import TRIGGERS, Call, Outcome
 from keepwarm.traces.place import first_line, locate
@@ -63,19 +63,20 @@ class TraceWriter:
         self.digest = ""
 
     def add(self, call: Call) -> None:
-        """Append a call. ValueError if it does not follow the last one in trace order."""
-        self._follow(order_of(call))
-        self._last = order_of(call)
-        self._hash.update(content(call))
+        """Append a call. ValueError, by the end, if it does not follow the last one in trace order."""
         self._buffer.append(call)
-        self.calls += 1
         if len(self._buffer) >= ROWS_PER_GROUP:
-            self._flush()
+            self._pack()
+
+    def _pack(self) -> None:
+        if self._buffer:
+            calls, self._buffer = self._buffer, []
+            self.add_packed(pack(calls))
 
     def add_packed(self, packed: Packed) -> None:
-        """Append calls that were packed elsewhere. ValueError if they do not follow in trace order."""
-        self._follow(packed.first)
-        self._unbuffer()
+        """Append calls that are packed already. ValueError if they do not follow in trace order."""
+        if self._last is not None and packed.first <= self._last:
+            raise ValueError(f"call {packed.first[3]} does not follow {self._last[3]} in trace order")
         self._last = packed.last
         self._hash.update(packed.content)
         self._batches.append(packed.batch)
@@ -83,17 +84,7 @@ class TraceWriter:
         if sum(batch.num_rows for batch in self._batches) >= ROWS_PER_GROUP:
             self._flush()
 
-    def _follow(self, order: Order) -> None:
-        if self._last is not None and order <= self._last:
-            raise ValueError(f"call {order[3]} does not follow {self._last[3]} in trace order")
-
-    def _unbuffer(self) -> None:
-        if self._buffer:
-            self._batches.append(calls_to_batch(self._buffer))
-            self._buffer.clear()
-
     def _flush(self) -> None:
-        self._unbuffer()
         if self._batches:
             self._sink.write(pa.concat_batches(self._batches))
             self._batches.clear()
@@ -106,6 +97,7 @@ class TraceWriter:
             self._sink.__exit__(kind)
             return
         with self._sink:
+            self._pack()
             self._flush()
             self.digest = self._sink.meta["digest"] = self._hash.hexdigest()
 
