@@ -7,21 +7,25 @@ the sessions in order of their start and writes them. Memory holds one file, one
 
 from __future__ import annotations
 
-import gc
 import os
+import pickle
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-from keepwarm.traces.claude_build import Waiting, build_sessions
-from keepwarm.traces.claude_files import FoldedFile, Heard, LeadKey, StreamKey, fold_file, sources
+from keepwarm.traces.claude_files import FoldedFile, Heard, LeadKey, StreamKey, fold_file, sources, stream_key
+from keepwarm.traces.claude_prompts import AgentPrompt
+from keepwarm.traces.columns import Packed, pack
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.model import Call
 from keepwarm.traces.pool import ordered_map
+from keepwarm.traces.sessions import SessionBuilder
+from keepwarm.traces.steps import Step, Stream
 from keepwarm.traces.store import TraceWriter
 
 PARALLEL_BYTES = 64 << 20
@@ -51,6 +55,14 @@ class Imported(NamedTuple):
 
 NOTICED = set(Imported._fields) - {"files", "calls", "damaged", "digest"}
 """What is counted on the way."""
+
+
+class Waiting(NamedTuple):
+    """A session to be built: its pseudonym, its start since the trace's, and its streams, pickled."""
+
+    session: str
+    start_ns: int
+    streams: Sequence[bytes]
 
 
 class _Streams:
@@ -150,7 +162,7 @@ def import_claude_code(
         raise InputError(f"{out}: is one of the transcripts to be imported: choose another output")
     size = sum(source.path.stat().st_size for source in files if os.access(source.path, os.R_OK))
     parallel = processes if size >= PARALLEL_BYTES else 1
-    with TemporaryFile() as file, _no_collector(), ordered_map(min(parallel, len(files))) as mapped:
+    with TemporaryFile() as file, ordered_map(min(parallel, len(files))) as mapped:
         streams = _Streams(file)
         for done, (source, folded) in enumerate(zip(files, mapped(partial(fold_file, salt), files), strict=True), 1):
             streams.take(os.path.relpath(source.path, path if path.is_dir() else path.parent), folded, strict)
@@ -171,6 +183,36 @@ def import_claude_code(
     return Imported(files=len(files), calls=writer.calls, damaged=streams.damaged, digest=writer.digest, **counts)
 
 
+def build_sessions(
+    sessions: Sequence[Waiting],
+    *,
+    salt: bytes,
+    leads: Mapping[LeadKey, int],
+    tellers: Mapping[str, StreamKey],
+    informed: bool,
+    flow: str | None,
+) -> tuple[Packed | None, Counter[str]]:
+    """Build some sessions that follow one another in trace order; None for a pack without a call, and what was noticed.
+    This is what worker processes do in the second pass, so it takes and gives plain values. ``tellers`` names the
+    stream that tells a message, where several hold it.
+    """
+    calls: list[Call] = []
+    noticed: Counter[str] = Counter()
+
+    def owns(stream: Stream, step: Step) -> bool:
+        teller = tellers.get(step.id)
+        return teller is None or teller == stream_key(stream)
+
+    prompts = partial(AgentPrompt, Identity(salt), leads, informed, noticed)
+    for session, start_ns, pickled in sessions:
+        builder = SessionBuilder(session, owns, prompts, flow, "transcript", noticed)
+        built = builder.build(list(map(pickle.loads, pickled)), start_ns)
+        noticed["sessions"] += bool(built)
+        calls += built
+    noticed["new_tokens"] = sum(segment.tokens for call in calls for segment in call.append)
+    return pack(calls) if calls else None, noticed
+
+
 def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:
     """Sessions in lots of some size, so that each is worth a process's while."""
     seen = 0
@@ -181,18 +223,6 @@ def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:
         return seen // LOT_BYTES
 
     return (list(together) for _, together in groupby(sessions, lot))
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Without Python's cyclic garbage collector: an import makes millions of objects and no cycles, and the collector
-    would look through them again and again.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def default_path() -> Path:

@@ -1,23 +1,27 @@
 """One Claude Code transcript file folded into streams: one an agent, each a list of steps, one step an API message.
 
 The format is the client's own and has no schema; what is known of it was measured on versions 2.0.60 to 2.1.220. A line
-that is no JSON object, or lacks what its type needs, is damaged: counted, listed by its number, and passed over.
+that is no JSON object, or lacks what its type needs, is damaged: counted, listed by its number, and passed over. What
+takes a value out of a line raises TypeError or ValueError where it is not of the type that it must have.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
-from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time_ns, tokens, usage
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
-from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, flow_of
+from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, Usage, flow_of
 from keepwarm.traces.thread import CHARACTER_TOKENS, PIECE_TOKENS
+
+MOST_TOKENS = 1 << 31
+LAST_NS = 1 << 62
 
 TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""
@@ -268,3 +272,50 @@ def _result_weight(content: str | list[dict[str, Any]]) -> float:
     if isinstance(content, str):
         return len(content) * each
     return sum(len(part["text"]) * each if part.get("type") == "text" else PIECE_TOKENS["image"] for part in content)
+
+
+def string(value: Any) -> str:
+    """A text that must be there."""
+    if type(value) is not str:
+        raise TypeError(f"expected a string, found {type(value).__name__}")
+    return value
+
+
+def maybe_string(value: Any) -> str | None:
+    """A text that may be absent."""
+    return None if value is None else string(value)
+
+
+def maybe_bool(value: Any) -> bool | None:
+    """A yes or no that may be absent."""
+    if value is not None and type(value) is not bool:
+        raise TypeError(f"expected true or false, found {type(value).__name__}")
+    return value
+
+
+def tokens(value: Any) -> int:
+    """A token count; absent is none."""
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value < MOST_TOKENS:
+        raise ValueError(f"expected a token count, found {value!r:.40}")
+    return value
+
+
+def time_ns(stamp: Any) -> int:
+    """An ISO time as ns since 1970."""
+    ns = round(datetime.fromisoformat(stamp).timestamp() * 1000) * 1_000_000
+    if not 0 <= ns < LAST_NS:
+        raise ValueError(f"expected a time after 1970, found {stamp!r:.40}")
+    return ns
+
+
+def usage(told: dict[str, Any]) -> Usage:
+    """The account that a message's ``usage`` gives."""
+    written = tokens(told.get("cache_creation_input_tokens"))
+    by_ttl = told.get("cache_creation") or {}
+    five, hour = (tokens(by_ttl.get(f"ephemeral_{ttl}_input_tokens")) for ttl in ("5m", "1h"))
+    read = told.get("cache_read_input_tokens")
+    read_told, write_told = read is not None, told.get("cache_creation_input_tokens") is not None
+    other = max(written - five - hour, 0)
+    return Usage(tokens(told["input_tokens"]), tokens(read), five, hour, other, read_told, write_told)
