@@ -15,13 +15,9 @@ from typing import Any
 import orjson
 
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.shipped import shipped
+from keepwarm.traces.model import NAMES
 
 SALT_BYTES = 32
-
-_NAMES = shipped("keepwarm.traces", "names.toml")
-TOOL_NAMES = frozenset(_NAMES["tools"].split())
-AGENT_TYPES = frozenset(_NAMES["agent_types"].split())
 
 _MODEL = re.compile(r"[a-zA-Z][\w.\-]{0,63}")
 _MODEL_AFFIXES = re.compile(r"^([a-z]{2,6}\.)?(anthropic|amazon|meta|openai|mistral)\.|-v\d+(:\d+)?$|\[\w+\]$")
@@ -49,7 +45,7 @@ class Identity:
 
     def tool(self, name: str) -> str:
         """A tool's name where agents ship with it, else ``mcp:`` or ``tool:`` and a pseudonym."""
-        if name in TOOL_NAMES:
+        if name in NAMES["tools"]:
             return name
         return ("mcp:" if name.startswith("mcp__") else "tool:") + self.name("tool", name)[1:]
 
@@ -71,7 +67,7 @@ class Identity:
         """A sub-agent's type in lower case where it is a common one, else a pseudonym."""
         if not name:
             return None
-        return name.lower() if name.lower() in AGENT_TYPES else self.name("type", name)
+        return name.lower() if name.lower() in NAMES["agent_types"] else self.name("type", name)
 
 
 def content_bytes(block: dict[str, Any] | str) -> bytes:

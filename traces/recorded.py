@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from keepwarm.traces.breaks import common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Attempt
 from keepwarm.traces.recorded_prompts import RecordedPrompt
 from keepwarm.traces.records import AnswerRecord, RequestRecord, journal_salt, read_records, whole
 from keepwarm.traces.sessions import SessionBuilder
-from keepwarm.traces.steps import OWN_FILE, Asked, Input, Piece, Step, Stream, Wire
+from keepwarm.traces.steps import OWN_FILE, Asked, Input, Step, Stream, Wire
 from keepwarm.traces.store import TraceWriter
 
 RETRIED = ("overloaded", "rate_limit", "timeout", "reset", "other")
@@ -43,7 +42,7 @@ class _Agent:
 
     def take(self, record: RequestRecord, answer: AnswerRecord) -> None:
         """The next of its requests, in the order in which they came in."""
-        if self._failed and not _again(self._failed[-1][0].rest, record.rest):
+        if self._failed and self._failed[-1][0].rest != record.rest:
             self.give_up()
         self._failed.append((record, answer))
         if answer.error not in RETRIED:
@@ -79,11 +78,6 @@ class _Agent:
             tools=list(answer.tools),
             wire=Wire(record, answer, tuple(attempts) if len(attempts) > 1 else ()),
         )
-
-
-def _again(before: list[Piece], pieces: list[Piece]) -> bool:
-    """Whether a prompt is the same as one that failed."""
-    return len(before) == len(pieces) == common(before, pieces)
 
 
 class _Fold:
