@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import pickle
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
@@ -122,8 +123,8 @@ class _Streams:
             counts[key][read] += 1
         return {key: max(sorted(reads), key=reads.__getitem__) for key, reads in counts.items()}
 
-    def sessions(self) -> Iterator[Waiting]:
-        """Every session with a step, in trace order."""
+    def sessions(self) -> Iterator[tuple[int, Waiting]]:
+        """Every session with a step, in trace order, and in which lot: one that is worth a process's while."""
         starts: dict[str, int] = {}
         places: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for session, first_ns, at, size in self._spooled:
@@ -132,8 +133,11 @@ class _Streams:
             if first_ns is not None:
                 starts[root] = min(first_ns, starts.get(root, first_ns))
         order = sorted((start, session) for session, start in starts.items())
+        seen = 0
         for start, session in order:
-            yield Waiting(session, start - order[0][0], [self._read(*place) for place in places[session]])
+            seen += sum(size for _, size in places[session])
+            waiting = Waiting(session, start - order[0][0], [self._read(*place) for place in places[session]])
+            yield seen // LOT_BYTES, waiting
 
     def _read(self, at: int, size: int) -> bytes:
         self._file.seek(at)
@@ -171,7 +175,8 @@ def import_claude_code(
         build = partial(agreed, informed=informed, flow=flow)
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
-            for packed, counted in mapped(build, _lots(streams.sessions())):
+            lots = groupby(streams.sessions(), itemgetter(0))
+            for packed, counted in mapped(build, ([waiting for _, waiting in lot] for _, lot in lots)):
                 streams.noticed.update(counted)
                 if packed is not None:
                     writer.add_packed(packed)
@@ -211,18 +216,6 @@ def build_sessions(
         calls += built
     noticed["new_tokens"] = sum(segment.tokens for call in calls for segment in call.append)
     return pack(calls) if calls else None, noticed
-
-
-def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:
-    """Sessions in lots of some size, so that each is worth a process's while."""
-    seen = 0
-
-    def lot(session: Waiting) -> int:
-        nonlocal seen
-        seen += sum(map(len, session.streams))
-        return seen // LOT_BYTES
-
-    return (list(together) for _, together in groupby(sessions, lot))
 
 
 def default_path() -> Path:

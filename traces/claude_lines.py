@@ -130,7 +130,9 @@ class FileFold:
         if kind == "assistant":
             self._answer(stream, line, outer, at_ns)
         elif not line.get("isVisibleInTranscriptOnly") or line.get("isCompactSummary"):
-            inputs = [self._input(block, line, at_ns) for block in _blocks(line["message"]["content"])]
+            content = line["message"]["content"]
+            blocks = [content] if isinstance(content, str) else content
+            inputs = [self._input(block, line, at_ns) for block in blocks]
             if inputs[:1] and inputs[0].human:
                 stream.ended = None
             stream.inputs.extend(inputs)
@@ -261,10 +263,6 @@ class FileFold:
             stream.last_ns = max(stream.last_ns, time_ns(line["timestamp"]))
         elif kind in ("turn_duration", "stop_hook_summary") and stream.steps and not stream.inputs:
             stream.ended = True
-
-
-def _blocks(content: Any) -> list[Any]:
-    return [content] if isinstance(content, str) else list(content)
 
 
 def _result_weight(content: str | list[dict[str, Any]]) -> float:

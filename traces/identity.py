@@ -5,9 +5,9 @@ One salt an output; without it neither hashes nor pseudonyms can be computed aga
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,7 @@ def content_bytes(block: dict[str, Any] | str) -> bytes:
 
 
 def _canonical(value: Any) -> bytes:
-    packed: bytes = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    return packed
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def new_salt() -> bytes:
@@ -102,13 +101,10 @@ def new_salt() -> bytes:
 
 def salt_from_file(path: Path) -> bytes:
     """The salt kept in a file, made now (mode 0600) if there is none."""
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
-            salt = new_salt()
-            new.write(salt)
-            return salt
-    except FileExistsError:
-        salt = path.read_bytes()
+    with suppress(FileExistsError):
+        path.touch(0o600, exist_ok=False)
+        path.write_bytes(new_salt())
+    salt = path.read_bytes()
     if len(salt) != SALT_BYTES:
         raise InputError(f"{path}: not a salt file: {len(salt)} bytes, expected {SALT_BYTES}")
     return salt

@@ -113,15 +113,11 @@ class _Fold:
 
     def requests(self, records: Iterable[RequestRecord | AnswerRecord]) -> int:
         """Then the requests, in the order in which they came in; how many had no answer."""
-        unanswered = 0
-        for record in records:
-            if isinstance(record, RequestRecord):
-                answer = self._answers.pop(record.number, None)
-                if answer is None:
-                    unanswered += 1
-                else:
-                    self._add(record, answer)
-        return unanswered
+        asked = [record for record in records if isinstance(record, RequestRecord)]
+        for record in asked:
+            if record.number in self._answers:
+                self._add(record, self._answers[record.number])
+        return sum(record.number not in self._answers for record in asked)
 
     def _add(self, record: RequestRecord, answer: AnswerRecord) -> None:
         agents = self.sessions[record.session]

@@ -104,9 +104,7 @@ class SessionBuilder:
     def _step(self, stream: Stream, step: Step) -> None:
         agent = self._agent(stream)
         after = self._edges(agent, step)
-        start = step.start_ns - self._zero_ns
-        for edge in after:
-            start = max(start, self._turns[edge.call].start_ns + 1)
+        start = max([step.start_ns - self._zero_ns, *(self._turns[edge.call].start_ns + 1 for edge in after)])
         turn = agent.prompt.next(step, start, max(step.end_ns - self._zero_ns, start))._replace(after=after)
         self._turns[step.id] = turn
         self._by_id[step.id] = agent, len(agent.turns)
@@ -141,10 +139,7 @@ class SessionBuilder:
     def _sender(self, agent: _Agent, before: Step) -> str | None:
         """The call whose message sent the agent on after it had finished."""
         sent = [] if before.tools else self._kin.sent.get(agent.name, [])
-        for message, at_ns in sent:
-            if at_ns > before.end_ns and message in self._by_id:
-                return message
-        return None
+        return next((call for call, at_ns in sent if at_ns > before.end_ns and call in self._by_id), None)
 
     def _last_satisfied(self, edges: Sequence[After]) -> After:
         return max(edges, key=lambda edge: self._turns[edge.call].end_ns + edge.gap_ns)

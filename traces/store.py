@@ -52,9 +52,8 @@ class TraceWriter:
 
     def __init__(self, path: str, *, producer: str, version: str, tokens: str, notes: dict[str, Any] | None = None):
         self._sink = ParquetSink(path, schema.TRACE, schema.TRACE_KEY)
-        self._sink.meta |= {"producer": producer, "producer_version": version, "tokens": tokens}
+        self._sink.meta |= {"producer": producer, "producer_version": version, "tokens": tokens, "notes": notes}
         self._sink.meta["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self._sink.meta["notes"] = notes if notes is not None else {}
         self._buffer: list[Call] = []
         self._batches: list[pa.RecordBatch] = []
         self._hash = hashlib.blake2b(digest_size=16)
@@ -154,13 +153,12 @@ def _opened(path: str, key: bytes, what: str) -> Iterator[tuple[pq.ParquetFile, 
 def _checked_meta(path: str, raw: bytes) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = orjson.loads(raw)
-        version = int(meta["version"])
+        meta["version"] = int(meta["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its keepwarm metadata is damaged: {first_line(error)}") from error
-    if version > schema.VERSION:
-        raise InputError(
-            f"{path}: format version {version} is newer than this program reads ({schema.VERSION}): upgrade keepwarm"
-        )
+    if meta["version"] > schema.VERSION:
+        newer = f"{meta['version']} is newer than this program reads ({schema.VERSION})"
+        raise InputError(f"{path}: format version {newer}: upgrade keepwarm")
     return meta
 
 
@@ -200,7 +198,12 @@ def read_meta(path: str) -> Meta:
         digest = hashlib.blake2b("".join(m.get("digest", "") for m in metas).encode(), digest_size=16).hexdigest()
     first = metas[0]
     known = {name: str(first.get(name, "")) for name in ("producer", "producer_version", "created", "tokens")}
-    return Meta(version=int(first["version"]), digest=digest, notes=first.get("notes") or {}, **known)
+    return Meta(version=first["version"], digest=digest, notes=first.get("notes") or {}, **known)
+
+
+def _known(file: pq.ParquetFile, meta: dict[str, Any], columns: pa.Schema) -> list[str] | None:
+    """Which of a file's columns to read; None for all, where the file is of an older version."""
+    return [n for n in columns.names if n in file.schema_arrow.names] if meta["version"] == schema.VERSION else None
 
 
 def _conform(path: str, table: pa.Table, version: int, columns: pa.Schema, first_row: int = 0) -> pa.Table:
@@ -249,10 +252,9 @@ def _file_calls(name: str, at_once: int = ROWS_AT_ONCE) -> Iterator[Call]:
 def _batches(name: str, columns: pa.Schema, rows_at_once: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
     """So many rows of a trace file at a time; what columns there are beyond these is not looked at."""
     with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
-        version, rows = int(meta["version"]), 0
-        known = None if version < schema.VERSION else [n for n in columns.names if n in file.schema_arrow.names]
-        for batch in file.iter_batches(rows_at_once, columns=known):
-            yield from _conform(name, pa.Table.from_batches([batch]), version, columns, rows).to_batches()
+        rows = 0
+        for batch in file.iter_batches(rows_at_once, columns=_known(file, meta, columns)):
+            yield from _conform(name, pa.Table.from_batches([batch]), meta["version"], columns, rows).to_batches()
             rows += batch.num_rows
         _check_rows(name, meta, rows)
 
@@ -306,7 +308,7 @@ def check_outcomes(path: str, names: list[str]) -> bool:
         there = file.schema_arrow
         asked = (schema.OUTCOMES.field(name) for name in names)
         alike = all(there.field(f.name).equals(f) if f.name in there.names else f.nullable for f in asked)
-        return alike and int(meta["version"]) == schema.VERSION
+        return alike and meta["version"] == schema.VERSION
 
 
 def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, names: list[str] | None) -> pa.Table:
@@ -314,10 +316,8 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
     tables = []
     for name in files:
         with _opened(name, key, what) as (file, meta):
-            version = int(meta["version"])
-            known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
-            table = file.read(columns=known)
+            table = file.read(columns=_known(file, meta, wanted))
             _check_pages(name, file, table.column_names)
             _check_rows(name, meta, table.num_rows)
-            tables.append(_conform(name, table, version, wanted))
+            tables.append(_conform(name, table, meta["version"], wanted))
     return pa.concat_tables(tables)
