@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ class Identity:
 
     def __init__(self, salt: bytes) -> None:
         self._keyed = blake2b(key=salt, digest_size=8)
-        self._models: dict[str, str] = {}
 
     def _digest(self, data: bytes) -> bytes:
         state = self._keyed.copy()
@@ -50,24 +50,25 @@ class Identity:
         return ("mcp:" if name.startswith("mcp__") else "tool:") + self.name("tool", name)[1:]
 
     def model(self, name: str) -> str:
-        """A model's bare id, without the cloud's address, region, vendor and revision around it; a pseudonym where what
-        is left could tell whose it is.
-        """
-        if name not in self._models:
-            self._models[name] = self._bare_model(name)
-        return self._models[name]
-
-    def _bare_model(self, name: str) -> str:
-        last = name.rsplit("/", 1)[-1].replace("@", "-")
-        bare = _MODEL_AFFIXES.sub("", last)
-        known = not {"/", "@"} & set(name) or "claude" in last
-        return bare if known and _MODEL.fullmatch(bare) else "model:" + self.name("model", name)[1:]
+        """A model's bare id, a pseudonym where that could tell whose it is."""
+        return _bare_model(name) or "model:" + self.name("model", name)[1:]
 
     def agent_type(self, name: str | None) -> str | None:
         """A sub-agent's type in lower case where it is a common one, else a pseudonym."""
         if not name:
             return None
         return name.lower() if name.lower() in NAMES["agent_types"] else self.name("type", name)
+
+
+@lru_cache
+def _bare_model(name: str) -> str | None:
+    """A model's id without the cloud's address, region, vendor and revision around it; None where what is left could
+    tell whose it is.
+    """
+    last = name.rsplit("/", 1)[-1].replace("@", "-")
+    bare = _MODEL_AFFIXES.sub("", last)
+    known = not {"/", "@"} & set(name) or "claude" in last
+    return bare if known and _MODEL.fullmatch(bare) else None
 
 
 def content_bytes(block: dict[str, Any] | str) -> bytes:

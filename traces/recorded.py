@@ -70,13 +70,10 @@ class _Agent:
             inputs=[given for given in record.inputs if given.hash not in known],
             reset="compaction" if self.summary else None,
             retries=len(attempts) - 1,
-            usage=answer.usage,
-            output=answer.output,
-            stop_reason=answer.stop_reason,
-            miss_reason=answer.miss_reason,
             weight=sum(piece.weight for piece in answer.said),
             tools=list(answer.tools),
             wire=Wire(record, answer, tuple(attempts) if len(attempts) > 1 else ()),
+            **{name: getattr(answer, name) for name in ("usage", "output", "stop_reason", "miss_reason")},
         )
 
 

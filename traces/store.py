@@ -101,18 +101,17 @@ class TraceWriter:
             self.digest = self._sink.meta["digest"] = self._hash.hexdigest()
 
 
-def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> int:
-    """Write a run's outcomes, a row group in memory at a time; how many there were."""
+def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> None:
+    """Write a run's outcomes, a row group in memory at a time."""
     rest = iter(outcomes)
-    return write_batches(path, map(outcomes_to_batch, iter(lambda: list(islice(rest, ROWS_PER_GROUP)), [])))
+    write_batches(path, map(outcomes_to_batch, iter(lambda: list(islice(rest, ROWS_PER_GROUP)), [])))
 
 
-def write_batches(path: str, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write a run's outcomes that are columns already; how many there were."""
+def write_batches(path: str, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a run's outcomes that are columns already."""
     with ParquetSink(path, schema.OUTCOMES, schema.OUTCOMES_KEY) as sink:
         for batch in batches:
             sink.write(batch)
-    return sink.rows
 
 
 def trace_files(path: str) -> list[str]:
