@@ -53,7 +53,6 @@ class FileFold:
         self._source = source
         self._told = source.session or ""
         self.streams: dict[tuple[int, str | None], Stream] = {}
-        self._own: Stream | None = None
         self._queued_ns = 0
         self._roots: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -95,7 +94,7 @@ class FileFold:
     def _own_stream(self, line: dict[str, Any]) -> Stream:
         """The stream a line of this file's own belongs to; inline sidechains are told apart by their root line."""
         if self._source.agent is not None or not line.get("isSidechain"):
-            return self._own or self._stream(line, OWN_FILE, self._source.agent)
+            return self._stream(line, OWN_FILE, self._source.agent)
         uuid = string(line["uuid"])
         root = maybe_string(line.get("agentId")) or self._roots.get(line.get("parentUuid") or "", uuid)
         self._roots[uuid] = root
@@ -112,8 +111,6 @@ class FileFold:
             stream = Stream(str(file.path), file.project, session, name, role_of(agent), source, flow=flow)
             self._told = told
             self.streams[key] = stream
-            if source == OWN_FILE:
-                self._own = stream
         return stream
 
     def _message(self, stream: Stream, kind: str, line: dict[str, Any], outer: dict[str, Any]) -> None:
