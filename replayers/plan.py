@@ -22,8 +22,8 @@ from keepwarm.traces.model import TRIGGERS, After, Call
 class Planned(NamedTuple, Generic[P]):
     """A call that may be sent at ``due_ns``, with its prompt and the pieces in which later ones repeat its answer.
 
-    ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None. ``phase`` is one of
-    PHASES where the schedule has a window. ``took`` are the ns to its first token and to its end where it is known.
+    ``output`` is how many tokens to answer with: the recorded count, else its estimate, else None. ``phase`` is an
+    outcome's where the schedule has a window. ``took`` are the ns to its first token and to its end where it is known.
     """
 
     due_ns: int

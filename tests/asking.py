@@ -85,6 +85,10 @@ def stream_of(*events: dict[str, Any] | str) -> bytes:
     return "".join(f"data: {one}\n\n" for one in data).encode()
 
 
+KINDS = ("tools", "system", "user", "answer", "tool_result", "lead", "hidden")
+"""All kinds of segments."""
+
+
 def steps(*kinds: str, most: int = 60) -> Any:
     """Hypothesis's prompts of an agent: what share of the last is kept, more pieces, the tokens of the user's last."""
     piece = st.tuples(st.sampled_from(kinds), st.integers(1, most))

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from asking import blocks_of, body_of, prompts, steps
+from asking import KINDS, blocks_of, body_of, prompts, steps
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from keepwarm.replayers.blocks import Block, label
 from keepwarm.replayers.endpoint import Piece, Said
 from keepwarm.replayers.prompts import cut
 from keepwarm.replayers.tokens import Costs
-from keepwarm.traces.model import SEGMENT_KINDS, Breakpoint
+from keepwarm.traces.model import Breakpoint
 
 DIALECTS = ("messages", "chat", "responses")
 NAMES = ("tool", "system", "user", "answer", "use", "result")
@@ -30,7 +30,7 @@ COSTS = st.builds(
     st.booleans(),
 )
 PAIRS = [(before, role) for before in ("", *NAMES) for role in NAMES]
-ANY = steps(*SEGMENT_KINDS)
+ANY = steps(*KINDS)
 AGENTS = steps("answer", "answer", "tool_result", "tool_result", "hidden", "user")
 
 

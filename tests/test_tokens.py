@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from asking import KINDS, request, steps
 from asking import prompts as made
-from asking import request, steps
 from hypothesis import given, settings
 from templated import SHAPES, Templated
 
@@ -21,7 +21,6 @@ from keepwarm.replayers.http import HttpEndpoint
 from keepwarm.replayers.server import learn
 from keepwarm.replayers.text import WORDS
 from keepwarm.replayers.tokens import Costs
-from keepwarm.traces.model import SEGMENT_KINDS
 
 DIALECTS = ("messages", "chat", "responses")
 LEAST = 60
@@ -70,7 +69,7 @@ AGENT = "tools tools system lead user answer tool_result answer answer hidden to
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=4, deadline=None)
-@given(asked=steps(*SEGMENT_KINDS))
+@given(asked=steps(*KINDS))
 def test_prompts_have_the_planned_tokens_to_the_token(dialect: str, shape: str, asked: Any) -> None:
     """Whatever the template joins, merges, trims or adds: what adds up is found out; prompts are as long as planned,
     with tools of their own or without.

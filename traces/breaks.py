@@ -22,7 +22,7 @@ def common(old: Sequence[Piece], new: Sequence[Piece]) -> int:
 
 
 def change(old: Sequence[Piece], new: Sequence[Piece], at: int) -> str:
-    """How ``new`` differs from ``old`` at piece ``at``, where their common beginning ends; one of BREAK_CHANGES."""
+    """How ``new`` differs from ``old`` at piece ``at``, where their common beginning ends; a key of breaks.toml."""
     if at >= len(new):
         return "cut"
     was, now = old[at], new[at]

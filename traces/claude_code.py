@@ -7,21 +7,26 @@ the sessions in order of their start and writes them. Memory holds one file, one
 
 from __future__ import annotations
 
-import gc
 import os
+import pickle
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
-from keepwarm.traces.claude_build import Waiting, build_sessions
-from keepwarm.traces.claude_files import FoldedFile, Heard, LeadKey, StreamKey, fold_file, sources
+from keepwarm.traces.claude_files import FoldedFile, Heard, LeadKey, StreamKey, fold_file, sources, stream_key
+from keepwarm.traces.claude_prompts import AgentPrompt
+from keepwarm.traces.columns import Packed, pack
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.model import Call
 from keepwarm.traces.pool import ordered_map
+from keepwarm.traces.sessions import SessionBuilder
+from keepwarm.traces.steps import Step, Stream
 from keepwarm.traces.store import TraceWriter
 
 PARALLEL_BYTES = 64 << 20
@@ -51,6 +56,14 @@ class Imported(NamedTuple):
 
 NOTICED = set(Imported._fields) - {"files", "calls", "damaged", "digest"}
 """What is counted on the way."""
+
+
+class Waiting(NamedTuple):
+    """A session to be built: its pseudonym, its start since the trace's, and its streams, pickled."""
+
+    session: str
+    start_ns: int
+    streams: Sequence[bytes]
 
 
 class _Streams:
@@ -110,8 +123,8 @@ class _Streams:
             counts[key][read] += 1
         return {key: max(sorted(reads), key=reads.__getitem__) for key, reads in counts.items()}
 
-    def sessions(self) -> Iterator[Waiting]:
-        """Every session with a step, in trace order."""
+    def sessions(self) -> Iterator[tuple[int, Waiting]]:
+        """Every session with a step, in trace order, and in which lot: one that is worth a process's while."""
         starts: dict[str, int] = {}
         places: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for session, first_ns, at, size in self._spooled:
@@ -120,8 +133,11 @@ class _Streams:
             if first_ns is not None:
                 starts[root] = min(first_ns, starts.get(root, first_ns))
         order = sorted((start, session) for session, start in starts.items())
+        seen = 0
         for start, session in order:
-            yield Waiting(session, start - order[0][0], [self._read(*place) for place in places[session]])
+            seen += sum(size for _, size in places[session])
+            waiting = Waiting(session, start - order[0][0], [self._read(*place) for place in places[session]])
+            yield seen // LOT_BYTES, waiting
 
     def _read(self, at: int, size: int) -> bytes:
         self._file.seek(at)
@@ -150,7 +166,7 @@ def import_claude_code(
         raise InputError(f"{out}: is one of the transcripts to be imported: choose another output")
     size = sum(source.path.stat().st_size for source in files if os.access(source.path, os.R_OK))
     parallel = processes if size >= PARALLEL_BYTES else 1
-    with TemporaryFile() as file, _no_collector(), ordered_map(min(parallel, len(files))) as mapped:
+    with TemporaryFile() as file, ordered_map(min(parallel, len(files))) as mapped:
         streams = _Streams(file)
         for done, (source, folded) in enumerate(zip(files, mapped(partial(fold_file, salt), files), strict=True), 1):
             streams.take(os.path.relpath(source.path, path if path.is_dir() else path.parent), folded, strict)
@@ -159,7 +175,8 @@ def import_claude_code(
         build = partial(agreed, informed=informed, flow=flow)
         notes: dict[str, Any] = {"prefix_breaks": "recorded" if informed else "blind"}
         with TraceWriter(out, producer="claude-code", version=version, tokens="reported", notes=notes) as writer:
-            for packed, counted in mapped(build, _lots(streams.sessions())):
+            lots = groupby(streams.sessions(), itemgetter(0))
+            for packed, counted in mapped(build, ([waiting for _, waiting in lot] for _, lot in lots)):
                 streams.noticed.update(counted)
                 if packed is not None:
                     writer.add_packed(packed)
@@ -171,28 +188,34 @@ def import_claude_code(
     return Imported(files=len(files), calls=writer.calls, damaged=streams.damaged, digest=writer.digest, **counts)
 
 
-def _lots(sessions: Iterable[Waiting]) -> Iterator[list[Waiting]]:
-    """Sessions in lots of some size, so that each is worth a process's while."""
-    seen = 0
-
-    def lot(session: Waiting) -> int:
-        nonlocal seen
-        seen += sum(map(len, session.streams))
-        return seen // LOT_BYTES
-
-    return (list(together) for _, together in groupby(sessions, lot))
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Without Python's cyclic garbage collector: an import makes millions of objects and no cycles, and the collector
-    would look through them again and again.
+def build_sessions(
+    sessions: Sequence[Waiting],
+    *,
+    salt: bytes,
+    leads: Mapping[LeadKey, int],
+    tellers: Mapping[str, StreamKey],
+    informed: bool,
+    flow: str | None,
+) -> tuple[Packed | None, Counter[str]]:
+    """Build some sessions that follow one another in trace order; None for a pack without a call, and what was noticed.
+    This is what worker processes do in the second pass, so it takes and gives plain values. ``tellers`` names the
+    stream that tells a message, where several hold it.
     """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+    calls: list[Call] = []
+    noticed: Counter[str] = Counter()
+
+    def owns(stream: Stream, step: Step) -> bool:
+        teller = tellers.get(step.id)
+        return teller is None or teller == stream_key(stream)
+
+    prompts = partial(AgentPrompt, Identity(salt), leads, informed, noticed)
+    for session, start_ns, pickled in sessions:
+        builder = SessionBuilder(session, owns, prompts, flow, "transcript", noticed)
+        built = builder.build(list(map(pickle.loads, pickled)), start_ns)
+        noticed["sessions"] += bool(built)
+        calls += built
+    noticed["new_tokens"] = sum(segment.tokens for call in calls for segment in call.append)
+    return pack(calls) if calls else None, noticed
 
 
 def default_path() -> Path:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import orjson
 
-from keepwarm.traces.claude_fields import maybe_string
-from keepwarm.traces.claude_lines import FileFold, Source
+from keepwarm.traces.claude_lines import FileFold, Source, maybe_string
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.steps import Stream

@@ -1,23 +1,27 @@
 """One Claude Code transcript file folded into streams: one an agent, each a list of steps, one step an API message.
 
 The format is the client's own and has no schema; what is known of it was measured on versions 2.0.60 to 2.1.220. A line
-that is no JSON object, or lacks what its type needs, is damaged: counted, listed by its number, and passed over.
+that is no JSON object, or lacks what its type needs, is damaged: counted, listed by its number, and passed over. What
+takes a value out of a line raises TypeError or ValueError where it is not of the type that it must have.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
-from keepwarm.traces.claude_fields import maybe_bool, maybe_string, string, time_ns, tokens, usage
 from keepwarm.traces.identity import Identity, content_bytes
 from keepwarm.traces.model import MISS_REASONS, STOP_REASONS
-from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, flow_of
+from keepwarm.traces.steps import INLINE, OWN_FILE, PROGRESS, SPAWN_TOOLS, Asked, Input, Step, Stream, Usage, flow_of
 from keepwarm.traces.thread import CHARACTER_TOKENS, PIECE_TOKENS
+
+MOST_TOKENS = 1 << 31
+LAST_NS = 1 << 62
 
 TASK_ID = re.compile(r"<task-id>([\w-]+)</task-id>")
 """How a background agent's end is told to the agent that started it."""
@@ -49,7 +53,6 @@ class FileFold:
         self._source = source
         self._told = source.session or ""
         self.streams: dict[tuple[int, str | None], Stream] = {}
-        self._own: Stream | None = None
         self._queued_ns = 0
         self._roots: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -91,7 +94,7 @@ class FileFold:
     def _own_stream(self, line: dict[str, Any]) -> Stream:
         """The stream a line of this file's own belongs to; inline sidechains are told apart by their root line."""
         if self._source.agent is not None or not line.get("isSidechain"):
-            return self._own or self._stream(line, OWN_FILE, self._source.agent)
+            return self._stream(line, OWN_FILE, self._source.agent)
         uuid = string(line["uuid"])
         root = maybe_string(line.get("agentId")) or self._roots.get(line.get("parentUuid") or "", uuid)
         self._roots[uuid] = root
@@ -108,8 +111,6 @@ class FileFold:
             stream = Stream(str(file.path), file.project, session, name, role_of(agent), source, flow=flow)
             self._told = told
             self.streams[key] = stream
-            if source == OWN_FILE:
-                self._own = stream
         return stream
 
     def _message(self, stream: Stream, kind: str, line: dict[str, Any], outer: dict[str, Any]) -> None:
@@ -126,7 +127,9 @@ class FileFold:
         if kind == "assistant":
             self._answer(stream, line, outer, at_ns)
         elif not line.get("isVisibleInTranscriptOnly") or line.get("isCompactSummary"):
-            inputs = [self._input(block, line, at_ns) for block in _blocks(line["message"]["content"])]
+            content = line["message"]["content"]
+            blocks = [content] if isinstance(content, str) else content
+            inputs = [self._input(block, line, at_ns) for block in blocks]
             if inputs[:1] and inputs[0].human:
                 stream.ended = None
             stream.inputs.extend(inputs)
@@ -259,12 +262,55 @@ class FileFold:
             stream.ended = True
 
 
-def _blocks(content: Any) -> list[Any]:
-    return [content] if isinstance(content, str) else list(content)
-
-
 def _result_weight(content: str | list[dict[str, Any]]) -> float:
     each = CHARACTER_TOKENS["tool_result"]
     if isinstance(content, str):
         return len(content) * each
     return sum(len(part["text"]) * each if part.get("type") == "text" else PIECE_TOKENS["image"] for part in content)
+
+
+def string(value: Any) -> str:
+    """A text that must be there."""
+    if type(value) is not str:
+        raise TypeError(f"expected a string, found {type(value).__name__}")
+    return value
+
+
+def maybe_string(value: Any) -> str | None:
+    """A text that may be absent."""
+    return None if value is None else string(value)
+
+
+def maybe_bool(value: Any) -> bool | None:
+    """A yes or no that may be absent."""
+    if value is not None and type(value) is not bool:
+        raise TypeError(f"expected true or false, found {type(value).__name__}")
+    return value
+
+
+def tokens(value: Any) -> int:
+    """A token count; absent is none."""
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value < MOST_TOKENS:
+        raise ValueError(f"expected a token count, found {value!r:.40}")
+    return value
+
+
+def time_ns(stamp: Any) -> int:
+    """An ISO time as ns since 1970."""
+    ns = round(datetime.fromisoformat(stamp).timestamp() * 1000) * 1_000_000
+    if not 0 <= ns < LAST_NS:
+        raise ValueError(f"expected a time after 1970, found {stamp!r:.40}")
+    return ns
+
+
+def usage(told: dict[str, Any]) -> Usage:
+    """The account that a message's ``usage`` gives."""
+    written = tokens(told.get("cache_creation_input_tokens"))
+    by_ttl = told.get("cache_creation") or {}
+    five, hour = (tokens(by_ttl.get(f"ephemeral_{ttl}_input_tokens")) for ttl in ("5m", "1h"))
+    read = told.get("cache_read_input_tokens")
+    read_told, write_told = read is not None, told.get("cache_creation_input_tokens") is not None
+    other = max(written - five - hour, 0)
+    return Usage(tokens(told["input_tokens"]), tokens(read), five, hour, other, read_told, write_told)

@@ -33,8 +33,7 @@ class AgentPrompt(Thread):
         self._stream = stream
         self._last: Turn | None = None
         self._ttl_s = TTL_5M
-        self._resets = 0
-        self._seen: dict[str, tuple[str, int, int]] = {}
+        self._seen: dict[str, tuple[str, int]] = {}
 
     def _lead(self, step: Step) -> list[Segment]:
         """The lead that the agent shares with others of the step's model, and its own."""
@@ -57,7 +56,7 @@ class AgentPrompt(Thread):
         growth, parent, change = self._grow(step, start_ns)
         marks = self._mark(step.usage)
         turn = self._last = Turn(step, start_ns, end_ns, *growth, parent, change, marks)
-        self._seen[step.model] = step.id, self.tokens, self._resets
+        self._seen[step.model] = step.id, self.tokens
         return turn
 
     def _grow(self, step: Step, start_ns: int) -> Grown:
@@ -69,7 +68,7 @@ class AgentPrompt(Thread):
         size = self._size(step, blocks)
         read = self._informed_read(last, step, start_ns)
         if step.reset == "compaction" or (size < self.tokens / 2 and step.reset is None):
-            self._resets += 1
+            self._seen.clear()
             return self.grow(self.lead if read is None else read, size, inputs), last.step.id, step.reset or "shrunk"
         if step.model != last.step.model:
             return self._switch(last, step, size, blocks)
@@ -85,9 +84,9 @@ class AgentPrompt(Thread):
         return step.usage.prompt if step.usage else self.tokens + round(sum(block.weight for block in blocks))
 
     def _switch(self, last: Turn, step: Step, size: int, blocks: Sequence[Block]) -> Grown:
-        """Another model shares nothing with the last call, but all with its own last call in this conversation."""
+        """Another model shares nothing with the last call, but all with its own last call since the last reset."""
         known = self._seen.get(step.model)
-        if known is not None and known[2] == self._resets:
+        if known is not None:
             return self.break_at(known[1], size, blocks), known[0], "model_switch"
         return self.break_at(0, size, blocks, self._lead(step)), last.step.id, "model_switch"
 

@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, chain, islice, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import orjson
 import pyarrow as pa
 
 from keepwarm.traces import schema
-from keepwarm.traces.model import After, Attempt, Breakpoint, Call, Hints, Outcome, PrefixBreak, Segment, ToolUse
+from keepwarm.traces.model import Call, Outcome
 
-MADE_OF: dict[str, Callable[..., Any]] = {
-    "after": After,
-    "append": Segment,
-    "breakpoints": Breakpoint,
-    "tools": ToolUse,
-    "attempts": Attempt,
-    "hints": Hints,
-    "prefix_break": PrefixBreak,
+MADE_OF = {
+    name: kind for name, hint in get_type_hints(Call).items() for kind in get_args(hint) if hasattr(kind, "_fields")
 }
 """What the columns hold that are structs, or lists of them."""
-
-
-def _struct_array(rows: Sequence[Any], kind: pa.StructType) -> pa.Array:
-    """Named tuples (or None) whose fields are the struct's, in its order, as one struct array."""
-    known = [row for row in rows if row is not None]
-    if len(known) == len(rows):
-        columns = zip(*rows, strict=True) if rows else [()] * kind.num_fields
-        arrays = [pa.array(list(column), kind.field(i).type) for i, column in enumerate(columns)]
-        return pa.StructArray.from_arrays(arrays, fields=list(kind))
-    return pa.array([None if row is None else row._asdict() for row in rows], kind)
-
-
-def _list_array(rows: Sequence[Sequence[Any]], kind: pa.ListType) -> pa.Array:
-    offsets = list(accumulate(map(len, rows), initial=0))
-    values = _struct_array(list(chain.from_iterable(rows)), kind.value_type)
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
-
-
-def to_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """One column of row values as an Arrow array of the schema's type."""
-    if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
-        return _list_array(values, kind)
-    if pa.types.is_struct(kind):
-        return _struct_array(values, kind)
-    return pa.array(values, kind)
-
-
-def calls_to_batch(calls: Sequence[Call]) -> pa.RecordBatch:
-    """Calls as one record batch of the trace schema; a Call's fields stand in the schema's order."""
-    columns = zip(zip(*calls, strict=True), schema.TRACE.types, strict=True)
-    return pa.RecordBatch.from_arrays([to_array(*column) for column in columns], schema=schema.TRACE)
-
 
 Order = tuple[int, str, int, str]
 
@@ -93,8 +55,9 @@ def pack(calls: Sequence[Call]) -> Packed:
     for one, other in pairwise(calls):
         if order_of(one) >= order_of(other):
             raise ValueError(f"call {other.call} does not follow {one.call} in trace order")
-    told = b"".join(map(content, calls))
-    return Packed(calls_to_batch(calls), told, order_of(calls[0]), order_of(calls[-1]))
+    columns = list(map(pa.array, zip(*calls, strict=True), schema.TRACE.types))
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema.TRACE)
+    return Packed(batch, b"".join(map(content, calls)), order_of(calls[0]), order_of(calls[-1]))
 
 
 def _place(name: str) -> str:
@@ -115,7 +78,7 @@ def outcomes_to_batch(outcomes: Sequence[Outcome]) -> pa.RecordBatch:
 def rows_to_batch(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> pa.RecordBatch:
     """Rows of outcomes, at least one, whose values are those of the named columns; columns not named are null."""
     told, nothing = dict(zip(names, zip(*rows, strict=True), strict=True)), (None,) * len(rows)
-    arrays = [to_array(told.get(field.name, nothing), field.type) for field in schema.OUTCOMES]
+    arrays = [pa.array(told.get(field.name, nothing), field.type) for field in schema.OUTCOMES]
     return pa.RecordBatch.from_arrays(arrays, schema=schema.OUTCOMES)
 
 

@@ -5,9 +5,10 @@ One salt an output; without it neither hashes nor pseudonyms can be computed aga
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
+from contextlib import suppress
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,9 @@ from typing import Any
 import orjson
 
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.shipped import shipped
+from keepwarm.traces.model import NAMES
 
 SALT_BYTES = 32
-
-_NAMES = shipped("keepwarm.traces", "names.toml")
-TOOL_NAMES = frozenset(_NAMES["tools"].split())
-AGENT_TYPES = frozenset(_NAMES["agent_types"].split())
 
 _MODEL = re.compile(r"[a-zA-Z][\w.\-]{0,63}")
 _MODEL_AFFIXES = re.compile(r"^([a-z]{2,6}\.)?(anthropic|amazon|meta|openai|mistral)\.|-v\d+(:\d+)?$|\[\w+\]$")
@@ -32,7 +29,6 @@ class Identity:
 
     def __init__(self, salt: bytes) -> None:
         self._keyed = blake2b(key=salt, digest_size=8)
-        self._models: dict[str, str] = {}
 
     def _digest(self, data: bytes) -> bytes:
         state = self._keyed.copy()
@@ -49,29 +45,30 @@ class Identity:
 
     def tool(self, name: str) -> str:
         """A tool's name where agents ship with it, else ``mcp:`` or ``tool:`` and a pseudonym."""
-        if name in TOOL_NAMES:
+        if name in NAMES["tools"]:
             return name
         return ("mcp:" if name.startswith("mcp__") else "tool:") + self.name("tool", name)[1:]
 
     def model(self, name: str) -> str:
-        """A model's bare id, without the cloud's address, region, vendor and revision around it; a pseudonym where what
-        is left could tell whose it is.
-        """
-        if name not in self._models:
-            self._models[name] = self._bare_model(name)
-        return self._models[name]
-
-    def _bare_model(self, name: str) -> str:
-        last = name.rsplit("/", 1)[-1].replace("@", "-")
-        bare = _MODEL_AFFIXES.sub("", last)
-        known = not {"/", "@"} & set(name) or "claude" in last
-        return bare if known and _MODEL.fullmatch(bare) else "model:" + self.name("model", name)[1:]
+        """A model's bare id, a pseudonym where that could tell whose it is."""
+        return _bare_model(name) or "model:" + self.name("model", name)[1:]
 
     def agent_type(self, name: str | None) -> str | None:
         """A sub-agent's type in lower case where it is a common one, else a pseudonym."""
         if not name:
             return None
-        return name.lower() if name.lower() in AGENT_TYPES else self.name("type", name)
+        return name.lower() if name.lower() in NAMES["agent_types"] else self.name("type", name)
+
+
+@lru_cache
+def _bare_model(name: str) -> str | None:
+    """A model's id without the cloud's address, region, vendor and revision around it; None where what is left could
+    tell whose it is.
+    """
+    last = name.rsplit("/", 1)[-1].replace("@", "-")
+    bare = _MODEL_AFFIXES.sub("", last)
+    known = not {"/", "@"} & set(name) or "claude" in last
+    return bare if known and _MODEL.fullmatch(bare) else None
 
 
 def content_bytes(block: dict[str, Any] | str) -> bytes:
@@ -95,8 +92,7 @@ def content_bytes(block: dict[str, Any] | str) -> bytes:
 
 
 def _canonical(value: Any) -> bytes:
-    packed: bytes = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    return packed
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def new_salt() -> bytes:
@@ -106,13 +102,10 @@ def new_salt() -> bytes:
 
 def salt_from_file(path: Path) -> bytes:
     """The salt kept in a file, made now (mode 0600) if there is none."""
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
-            salt = new_salt()
-            new.write(salt)
-            return salt
-    except FileExistsError:
-        salt = path.read_bytes()
+    with suppress(FileExistsError):
+        path.touch(0o600, exist_ok=False)
+        path.write_bytes(new_salt())
+    salt = path.read_bytes()
     if len(salt) != SALT_BYTES:
         raise InputError(f"{path}: not a salt file: {len(salt)} bytes, expected {SALT_BYTES}")
     return salt

@@ -27,7 +27,7 @@ KEPT = "kept.parquet"
 """Beside a journal: what a resumed run has from before."""
 
 NAMES = schema.OUTCOMES.names
-SESSION, COPY, COMPLETED = (NAMES.index(name) for name in ("session", "copy", "completed"))
+SESSION, COPY, COMPLETED, ATTEMPTS = (NAMES.index(name) for name in ("session", "copy", "completed", "attempts"))
 
 
 class Journal:
@@ -112,8 +112,9 @@ def _batches(run: Path, whole: Mapping[tuple[str, int], bool | None]) -> Iterato
     rows = _rows(run)
     names = next(rows, [])
     while chunk := list(islice(rows, ROWS_PER_GROUP)):
-        if whole:
-            for row in chunk:
+        for row in chunk:
+            row[ATTEMPTS] = list(map(tuple, row[ATTEMPTS]))
+            if whole:
                 row[COMPLETED] = whole[row[SESSION], row[COPY]]
         yield rows_to_batch(names, chunk)
 

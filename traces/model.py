@@ -9,27 +9,14 @@ from typing import NamedTuple
 
 from keepwarm.traces.shipped import shipped
 
-ROLES = ("main", "subagent", "side", "compaction")
 FLOWS = ("interactive", "background")
 TRIGGERS = ("start", "end")
-SEGMENT_KINDS = ("tools", "system", "user", "answer", "tool_result", "lead", "hidden")
 DIALECTS = ("messages", "chat", "responses", "completions")
-USAGE_SOURCES = ("reported", "inferred", "absent")
-ORIGINS = ("proxy", "transcript", "synthetic", "imported")
-ERRORS = ("overloaded", "rate_limit", "timeout", "reset", "auth", "bad_request", "overflow", "other", "cancelled")
 NOT_ANSWERED = ("skipped", "interrupted")
-PHASES = ("warmup", "measured", "drain")
-BREAK_CHANGES = ("reordered", "added", "removed", "numbers", "cleared", "changed", "rewritten", "cut")
-"""How a segment differs: the same ones in another order; one more, one less before the same rest; nothing but digits
-(a date, a counter, an id); a tool's result replaced by a note; other content before the same rest; other content from
-there on; nothing more.
-"""
 
-_NAMES = shipped("keepwarm.traces", "names.toml")
-STOP_REASONS, MISS_REASONS = (frozenset(_NAMES[name].split()) for name in ("stop_reasons", "miss_reasons"))
-"""What the APIs and the servers that speak them say. A word that none of them is known to say may tell anything: it is
-kept as ``other``.
-"""
+NAMES = {name: frozenset(words.split()) for name, words in shipped("keepwarm.traces", "names.toml").items()}
+"""Words that tell nothing of anyone. Another may tell anything: a pseudonym is kept for it, or ``other``."""
+STOP_REASONS, MISS_REASONS = NAMES["stop_reasons"], NAMES["miss_reasons"]
 
 FINAL_STOPS = ("end_turn", "stop_sequence", "stop")
 """Stop reasons after which an agent has finished what it was asked."""
@@ -93,7 +80,7 @@ class Attempt(NamedTuple):
 
 class PrefixBreak(NamedTuple):
     """Where a prompt left its agent's previous one: after ``at`` tokens, at segment ``position`` (0 first), which had
-    that ``kind`` and ``tokens``; ``change`` is one of BREAK_CHANGES.
+    that ``kind`` and ``tokens``; ``change`` is one of those in breaks.toml.
     """
 
     at: int
@@ -163,10 +150,10 @@ class Call(NamedTuple):
 class Outcome(NamedTuple):
     """What happened to one planned call: a row of a run.
 
-    Times are ns since the run's anchor on one monotonic clock. ``error`` is one of ERRORS or of NOT_ANSWERED: a call
+    Times are ns since the run's anchor on one monotonic clock. ``error`` is a trace's or one of NOT_ANSWERED: a call
     that was never sent has ``sent_ns`` None and ``skipped``, one that the end of the run cut off has ``interrupted``.
-    ``sent_ns`` is the last try's, ``first_sent_ns`` the first one's where there were more. ``phase`` is one of PHASES
-    in a run of bounded duration, of which only what is ``measured`` counts.
+    ``sent_ns`` is the last try's, ``first_sent_ns`` the first one's where there were more. ``phase`` is ``warmup``,
+    ``measured`` or ``drain`` in a run of bounded duration, of which only what is ``measured`` counts.
     """
 
     call: Call

@@ -21,13 +21,18 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 @contextmanager
 def ordered_map(processes: int) -> Iterator[Map]:
     """A map over so many processes; with one, ``map`` itself. Functions, tasks and results are pickled; each process
-    imports the caller's main module, and works without the cyclic garbage collector.
+    imports the caller's main module. Here and there work goes on without Python's cyclic garbage collector: an import
+    makes millions of objects and no cycles, and the collector would look through them again and again.
     """
-    if processes < 2:
-        yield map
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=gc.disable) as pool:
-        yield partial(_mapped, pool, processes * AHEAD)
+    gc.disable()
+    try:
+        if processes < 2:
+            yield map
+        else:
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=gc.disable) as pool:
+                yield partial(_mapped, pool, processes * AHEAD)
+    finally:
+        gc.enable()
 
 
 def _mapped(pool: ProcessPoolExecutor, ahead: int, do: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:

@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from keepwarm.traces.breaks import common
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import Attempt
 from keepwarm.traces.recorded_prompts import RecordedPrompt
 from keepwarm.traces.records import AnswerRecord, RequestRecord, journal_salt, read_records, whole
 from keepwarm.traces.sessions import SessionBuilder
-from keepwarm.traces.steps import OWN_FILE, Asked, Input, Piece, Step, Stream, Wire
+from keepwarm.traces.steps import OWN_FILE, Asked, Input, Step, Stream, Wire
 from keepwarm.traces.store import TraceWriter
 
 RETRIED = ("overloaded", "rate_limit", "timeout", "reset", "other")
@@ -43,7 +42,7 @@ class _Agent:
 
     def take(self, record: RequestRecord, answer: AnswerRecord) -> None:
         """The next of its requests, in the order in which they came in."""
-        if self._failed and not _again(self._failed[-1][0].rest, record.rest):
+        if self._failed and self._failed[-1][0].rest != record.rest:
             self.give_up()
         self._failed.append((record, answer))
         if answer.error not in RETRIED:
@@ -71,19 +70,11 @@ class _Agent:
             inputs=[given for given in record.inputs if given.hash not in known],
             reset="compaction" if self.summary else None,
             retries=len(attempts) - 1,
-            usage=answer.usage,
-            output=answer.output,
-            stop_reason=answer.stop_reason,
-            miss_reason=answer.miss_reason,
             weight=sum(piece.weight for piece in answer.said),
             tools=list(answer.tools),
             wire=Wire(record, answer, tuple(attempts) if len(attempts) > 1 else ()),
+            **{name: getattr(answer, name) for name in ("usage", "output", "stop_reason", "miss_reason")},
         )
-
-
-def _again(before: list[Piece], pieces: list[Piece]) -> bool:
-    """Whether a prompt is the same as one that failed."""
-    return len(before) == len(pieces) == common(before, pieces)
 
 
 class _Fold:
@@ -119,15 +110,11 @@ class _Fold:
 
     def requests(self, records: Iterable[RequestRecord | AnswerRecord]) -> int:
         """Then the requests, in the order in which they came in; how many had no answer."""
-        unanswered = 0
-        for record in records:
-            if isinstance(record, RequestRecord):
-                answer = self._answers.pop(record.number, None)
-                if answer is None:
-                    unanswered += 1
-                else:
-                    self._add(record, answer)
-        return unanswered
+        asked = [record for record in records if isinstance(record, RequestRecord)]
+        for record in asked:
+            if record.number in self._answers:
+                self._add(record, self._answers[record.number])
+        return sum(record.number not in self._answers for record in asked)
 
     def _add(self, record: RequestRecord, answer: AnswerRecord) -> None:
         agents = self.sessions[record.session]

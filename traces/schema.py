@@ -17,11 +17,10 @@ OUTCOMES_KEY = b"keepwarm.outcomes"
 UPGRADES: dict[int, Callable[[pa.Table], pa.Table]] = {}
 """``UPGRADES[n]`` turns a table of version n into one of version n + 1. Version 1 is the first."""
 
-_INT32 = ("turn", "copy", "tokens", "result_tokens", "position", "ttl_s", "write_ttl_s")
-_HINTS_INT32 = ("priority", "strict_priority", "osl")
 _KINDS = {int: pa.int64(), str: pa.string(), bool: pa.bool_()}
 _KINDS_BY_NAME = {
-    **dict.fromkeys((*_INT32, *_HINTS_INT32), pa.int32()),
+    **dict.fromkeys(("turn", "copy", "tokens", "result_tokens", "position"), pa.int32()),
+    **dict.fromkeys(("ttl_s", "write_ttl_s", "priority", "strict_priority", "osl"), pa.int32()),
     **dict.fromkeys(("status", "retries"), pa.int16()),
     "text": pa.large_string(),
 }

@@ -21,8 +21,8 @@ class _Agent:
     name: str
     role: str
     prompt: Prompt
-    type: str | None = None
-    parent: str | None = None
+    agent_type: str | None = None
+    parent_agent: str | None = None
     spawned_by: str | None = None
     fork: Turn | None = None
     summaries: list[str] = field(default_factory=list)
@@ -86,27 +86,25 @@ class SessionBuilder:
             compacted.summaries.append(name)
             return self._new_agent(stream, role, compacted, len(compacted.turns) - 1)
         agent = self._new_agent(stream, role)
-        agent.parent = stream.parent
+        agent.parent_agent = stream.parent
         spawn = self._kin.spawns.get(name)
         if spawn is not None and spawn[0] in self._by_id:
-            agent.parent, agent.spawned_by = self._by_id[spawn[0]][0].name, spawn[0]
-        agent.type = self._kin.types.get(name) or (spawn[1].agent_type if spawn else None)
+            agent.parent_agent, agent.spawned_by = self._by_id[spawn[0]][0].name, spawn[0]
+        agent.agent_type = self._kin.types.get(name) or (spawn[1].agent_type if spawn else None)
         return agent
 
     def _new_agent(self, stream: Stream, role: str, origin: _Agent | None = None, at: int = 0) -> _Agent:
         """An agent with a prompt of its own, or one that grows from a turn of another's."""
         agent = self._agents[stream.agent] = _Agent(stream.agent, role, self.prompts(stream))
         if origin is not None:
-            agent.parent, agent.fork = origin.name, origin.turns[at]
+            agent.parent_agent, agent.fork = origin.name, origin.turns[at]
             agent.prompt.follow(origin.prompt, origin.turns[: at + 1])
         return agent
 
     def _step(self, stream: Stream, step: Step) -> None:
         agent = self._agent(stream)
         after = self._edges(agent, step)
-        start = step.start_ns - self._zero_ns
-        for edge in after:
-            start = max(start, self._turns[edge.call].start_ns + 1)
+        start = max([step.start_ns - self._zero_ns, *(self._turns[edge.call].start_ns + 1 for edge in after)])
         turn = agent.prompt.next(step, start, max(step.end_ns - self._zero_ns, start))._replace(after=after)
         self._turns[step.id] = turn
         self._by_id[step.id] = agent, len(agent.turns)
@@ -141,10 +139,7 @@ class SessionBuilder:
     def _sender(self, agent: _Agent, before: Step) -> str | None:
         """The call whose message sent the agent on after it had finished."""
         sent = [] if before.tools else self._kin.sent.get(agent.name, [])
-        for message, at_ns in sent:
-            if at_ns > before.end_ns and message in self._by_id:
-                return message
-        return None
+        return next((call for call, at_ns in sent if at_ns > before.end_ns and call in self._by_id), None)
 
     def _last_satisfied(self, edges: Sequence[After]) -> After:
         return max(edges, key=lambda edge: self._turns[edge.call].end_ns + edge.gap_ns)
@@ -187,25 +182,20 @@ class SessionBuilder:
             session=self.session,
             agent=agent.name,
             call=step.id,
-            role=agent.role,
             turn=turn,
             origin=self.origin,
             session_start_ns=session_start_ns,
-            agent_type=agent.type,
-            parent_agent=agent.parent,
-            spawned_by=agent.spawned_by,
             flow=self.flow,
             gap_ns=last.gap_ns if last else None,
             gap_kind=last.kind if last else None,
             model=step.model or None,
             dialect="messages",
-            output=step.output,
             output_est=round(step.weight),
             tools=tuple(self._tool(asked, agent) for asked in step.tools),
-            miss_reason=step.miss_reason,
-            stop_reason=step.stop_reason,
             retries=step.retries or None,
             completed=completed,
+            **{name: getattr(agent, name) for name in ("role", "agent_type", "parent_agent", "spawned_by")},
+            **{name: getattr(step, name) for name in ("output", "stop_reason", "miss_reason")},
             **columns,
             **account,
         )

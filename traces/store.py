@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from keepwarm.traces import schema
-from keepwarm.traces.columns import Order, Packed, batch_to_calls, calls_to_batch, content, order_of, outcomes_to_batch
+from keepwarm.traces.columns import Order, Packed, batch_to_calls, outcomes_to_batch, pack
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import TRIGGERS, Call, Outcome
 from keepwarm.traces.place import first_line, locate
@@ -52,9 +52,8 @@ class TraceWriter:
 
     def __init__(self, path: str, *, producer: str, version: str, tokens: str, notes: dict[str, Any] | None = None):
         self._sink = ParquetSink(path, schema.TRACE, schema.TRACE_KEY)
-        self._sink.meta |= {"producer": producer, "producer_version": version, "tokens": tokens}
+        self._sink.meta |= {"producer": producer, "producer_version": version, "tokens": tokens, "notes": notes}
         self._sink.meta["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self._sink.meta["notes"] = notes if notes is not None else {}
         self._buffer: list[Call] = []
         self._batches: list[pa.RecordBatch] = []
         self._hash = hashlib.blake2b(digest_size=16)
@@ -63,19 +62,20 @@ class TraceWriter:
         self.digest = ""
 
     def add(self, call: Call) -> None:
-        """Append a call. ValueError if it does not follow the last one in trace order."""
-        self._follow(order_of(call))
-        self._last = order_of(call)
-        self._hash.update(content(call))
+        """Append a call. ValueError, by the end, if it does not follow the last one in trace order."""
         self._buffer.append(call)
-        self.calls += 1
         if len(self._buffer) >= ROWS_PER_GROUP:
-            self._flush()
+            self._pack()
+
+    def _pack(self) -> None:
+        if self._buffer:
+            calls, self._buffer = self._buffer, []
+            self.add_packed(pack(calls))
 
     def add_packed(self, packed: Packed) -> None:
-        """Append calls that were packed elsewhere. ValueError if they do not follow in trace order."""
-        self._follow(packed.first)
-        self._unbuffer()
+        """Append calls that are packed already. ValueError if they do not follow in trace order."""
+        if self._last is not None and packed.first <= self._last:
+            raise ValueError(f"call {packed.first[3]} does not follow {self._last[3]} in trace order")
         self._last = packed.last
         self._hash.update(packed.content)
         self._batches.append(packed.batch)
@@ -83,17 +83,7 @@ class TraceWriter:
         if sum(batch.num_rows for batch in self._batches) >= ROWS_PER_GROUP:
             self._flush()
 
-    def _follow(self, order: Order) -> None:
-        if self._last is not None and order <= self._last:
-            raise ValueError(f"call {order[3]} does not follow {self._last[3]} in trace order")
-
-    def _unbuffer(self) -> None:
-        if self._buffer:
-            self._batches.append(calls_to_batch(self._buffer))
-            self._buffer.clear()
-
     def _flush(self) -> None:
-        self._unbuffer()
         if self._batches:
             self._sink.write(pa.concat_batches(self._batches))
             self._batches.clear()
@@ -106,22 +96,22 @@ class TraceWriter:
             self._sink.__exit__(kind)
             return
         with self._sink:
+            self._pack()
             self._flush()
             self.digest = self._sink.meta["digest"] = self._hash.hexdigest()
 
 
-def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> int:
-    """Write a run's outcomes, a row group in memory at a time; how many there were."""
+def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> None:
+    """Write a run's outcomes, a row group in memory at a time."""
     rest = iter(outcomes)
-    return write_batches(path, map(outcomes_to_batch, iter(lambda: list(islice(rest, ROWS_PER_GROUP)), [])))
+    write_batches(path, map(outcomes_to_batch, iter(lambda: list(islice(rest, ROWS_PER_GROUP)), [])))
 
 
-def write_batches(path: str, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write a run's outcomes that are columns already; how many there were."""
+def write_batches(path: str, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a run's outcomes that are columns already."""
     with ParquetSink(path, schema.OUTCOMES, schema.OUTCOMES_KEY) as sink:
         for batch in batches:
             sink.write(batch)
-    return sink.rows
 
 
 def trace_files(path: str) -> list[str]:
@@ -162,13 +152,12 @@ def _opened(path: str, key: bytes, what: str) -> Iterator[tuple[pq.ParquetFile, 
 def _checked_meta(path: str, raw: bytes) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = orjson.loads(raw)
-        version = int(meta["version"])
+        meta["version"] = int(meta["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its keepwarm metadata is damaged: {first_line(error)}") from error
-    if version > schema.VERSION:
-        raise InputError(
-            f"{path}: format version {version} is newer than this program reads ({schema.VERSION}): upgrade keepwarm"
-        )
+    if meta["version"] > schema.VERSION:
+        newer = f"{meta['version']} is newer than this program reads ({schema.VERSION})"
+        raise InputError(f"{path}: format version {newer}: upgrade keepwarm")
     return meta
 
 
@@ -208,7 +197,12 @@ def read_meta(path: str) -> Meta:
         digest = hashlib.blake2b("".join(m.get("digest", "") for m in metas).encode(), digest_size=16).hexdigest()
     first = metas[0]
     known = {name: str(first.get(name, "")) for name in ("producer", "producer_version", "created", "tokens")}
-    return Meta(version=int(first["version"]), digest=digest, notes=first.get("notes") or {}, **known)
+    return Meta(version=first["version"], digest=digest, notes=first.get("notes") or {}, **known)
+
+
+def _known(file: pq.ParquetFile, meta: dict[str, Any], columns: pa.Schema) -> list[str] | None:
+    """Which of a file's columns to read; None for all, where the file is of an older version."""
+    return [n for n in columns.names if n in file.schema_arrow.names] if meta["version"] == schema.VERSION else None
 
 
 def _conform(path: str, table: pa.Table, version: int, columns: pa.Schema, first_row: int = 0) -> pa.Table:
@@ -257,10 +251,9 @@ def _file_calls(name: str, at_once: int = ROWS_AT_ONCE) -> Iterator[Call]:
 def _batches(name: str, columns: pa.Schema, rows_at_once: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
     """So many rows of a trace file at a time; what columns there are beyond these is not looked at."""
     with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
-        version, rows = int(meta["version"]), 0
-        known = None if version < schema.VERSION else [n for n in columns.names if n in file.schema_arrow.names]
-        for batch in file.iter_batches(rows_at_once, columns=known):
-            yield from _conform(name, pa.Table.from_batches([batch]), version, columns, rows).to_batches()
+        rows = 0
+        for batch in file.iter_batches(rows_at_once, columns=_known(file, meta, columns)):
+            yield from _conform(name, pa.Table.from_batches([batch]), meta["version"], columns, rows).to_batches()
             rows += batch.num_rows
         _check_rows(name, meta, rows)
 
@@ -314,7 +307,7 @@ def check_outcomes(path: str, names: list[str]) -> bool:
         there = file.schema_arrow
         asked = (schema.OUTCOMES.field(name) for name in names)
         alike = all(there.field(f.name).equals(f) if f.name in there.names else f.nullable for f in asked)
-        return alike and int(meta["version"]) == schema.VERSION
+        return alike and meta["version"] == schema.VERSION
 
 
 def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, names: list[str] | None) -> pa.Table:
@@ -322,10 +315,8 @@ def _read_table(files: list[str], key: bytes, what: str, columns: pa.Schema, nam
     tables = []
     for name in files:
         with _opened(name, key, what) as (file, meta):
-            version = int(meta["version"])
-            known = None if version < schema.VERSION else [n for n in wanted.names if n in file.schema_arrow.names]
-            table = file.read(columns=known)
+            table = file.read(columns=_known(file, meta, wanted))
             _check_pages(name, file, table.column_names)
             _check_rows(name, meta, table.num_rows)
-            tables.append(_conform(name, table, version, wanted))
+            tables.append(_conform(name, table, meta["version"], wanted))
     return pa.concat_tables(tables)

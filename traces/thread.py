@@ -112,13 +112,12 @@ class Thread:
 
     def begin(self, prompt: int, leads: Sequence[Segment], blocks: Sequence[Block]) -> Growth:
         """The first prompt: the shared lead, then the session's own, which is what the visible blocks leave."""
-        *shared, own = leads
-        room = prompt - sum(lead.tokens for lead in shared)
-        if room < 0:
-            shared, room = [], prompt
-        sizes = spread(room, blocks)
+        shared, own = leads
+        if shared.tokens > prompt:
+            shared = shared._replace(tokens=0)
+        sizes = spread(prompt - shared.tokens, blocks)
         self.lead = prompt - sum(sizes)
-        lead = [Held(segment) for segment in (*shared, own._replace(tokens=room - sum(sizes)))]
+        lead = [Held(shared), Held(own._replace(tokens=self.lead - shared.tokens))]
         return self._grown(0, lead + self._named(blocks, sizes))
 
     def grow(self, keep: int, prompt: int, blocks: Sequence[Block], rest: Sequence[Held] = ()) -> Growth:
