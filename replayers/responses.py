@@ -6,15 +6,9 @@ from typing import Any
 
 from keepwarm.replayers import sse
 from keepwarm.replayers.blocks import Block
-from keepwarm.replayers.chat import headers, mark, offered
+from keepwarm.replayers.chat import offered
+from keepwarm.replayers.dialect import Dialect
 from keepwarm.replayers.sse import fault, part, string
-
-__all__ = ["KEY_ENV", "LIMIT", "NO_TOOL", "PATH", "Reader", "end", "fragment", "headers", "mark"]
-
-PATH = "/v1/responses"
-KEY_ENV = "OPENAI_API_KEY"
-LIMIT = "max_output_tokens"
-NO_TOOL: Any = "none"
 
 
 def fragment(before: str, block: Block) -> bytes:
@@ -92,3 +86,6 @@ class Reader(sse.Reader):
         self.heard.finished = status in ("completed", "incomplete")
         if body.get("error"):
             self.heard.fault = fault(body)
+
+
+RESPONSES = Dialect("/v1/responses", fragment, end, Reader, limit="max_output_tokens")
