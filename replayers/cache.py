@@ -91,7 +91,6 @@ class BlockCache:
             node = self.tree.extend(node, ())
         while node.held[slot] is None:
             path.append(node)
-            assert node.parent is not None
             node = node.parent
         held: Held = node.held[slot]
         new = 0
@@ -131,17 +130,13 @@ class BlockCache:
 
     def spend(self, lease: Lease, upto: int) -> bool:
         """A running call's tokens need room that is its own; False, and nothing is changed, where there is none."""
-        need = -(upto // -self.block) - -(lease.room // -self.block)
-        if need > 0 and not self._make_room(need):
+        if not self.draw(-(upto // -self.block) - -(lease.room // -self.block)):
             return False
-        lease.own += need
-        lease.room = upto
-        self.blocks += need
-        self.in_use += need
+        self.settle(lease, upto)
         return True
 
     def draw(self, blocks: int) -> bool:
-        """Decoding calls need so many blocks more, whose each is told by ``settle``; False where there is no room."""
+        """Running calls need so many blocks more, whose each is told by ``settle``; False where there is no room."""
         if blocks and not self._make_room(blocks):
             return False
         self.blocks += blocks
@@ -242,7 +237,6 @@ class BlockCache:
     def _find(self, node: Node) -> Held:
         slot = self._slot
         while (held := node.held[slot]) is None:
-            assert node.parent is not None
             node = node.parent
         found: Held = held
         return found

@@ -50,7 +50,7 @@ class _Step:
 
 def _holding(node: Node, token: int) -> Node:
     """The node on the way to a prompt's end in whose run a token is."""
-    while node.parent is not None and node.parent.end > token:
+    while node.parent.end > token:
         node = node.parent
     return node
 
