@@ -81,8 +81,6 @@ class Endpoint(Protocol):
 
     async def send(self, request: Request) -> Answer:
         """Send one request and wait for the whole answer."""
-        ...
 
     async def aclose(self) -> None:
         """Let go of connections."""
-        ...

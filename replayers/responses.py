@@ -23,16 +23,11 @@ def fragment(before: str, block: Block) -> bytes:
         opening = b" " if before == "system" else (b"}]" if before else b"") + b',"instructions":"'
         return opening + block.text
     if role == before == "user":
-        return b',{"type":"input_text","text":"' + block.text + b'\\n"}'
+        return b"," + _item(block)
     opening = _END.get(before, b"")
     opening += b',"input":[' if before in ("", "tool", "system") else b","
     if role == "user":
-        return (
-            opening
-            + b'{"type":"message","role":"user","content":[{"type":"input_text","text":"'
-            + block.text
-            + b'\\n"}'
-        )
+        opening += b'{"type":"message","role":"user","content":['
     return opening + _item(block)
 
 
@@ -46,8 +41,10 @@ def end(before: str) -> bytes:
 
 
 def _item(block: Block) -> bytes:
-    """An answer, a use or a result, but for its end."""
+    """An answer, a use, a result or a piece of what a user says, but for its end."""
     name = block.name.encode()
+    if block.role == "user":
+        return b'{"type":"input_text","text":"' + block.text + b'\\n"}'
     if block.role == "use":
         arguments = b'","name":"a0a0","arguments":"{\\"text\\": \\"' + block.text + b'\\"}"'
         return b'{"type":"function_call","call_id":"' + name + arguments

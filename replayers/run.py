@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -115,7 +114,6 @@ def about_machine() -> dict[str, Any]:
     return {
         "machine": {"python": platform.python_version(), "system": platform.system(), "cpus": os.cpu_count()},
         "versions": {name: version(name) for name in libraries},
-        "byteorder": sys.byteorder,
     }
 
 
