@@ -14,7 +14,6 @@ class Piece(NamedTuple):
     tokens: int
     kind: str
     answer_of: str | None = None
-    text: str | None = None
 
 
 class Said(NamedTuple):

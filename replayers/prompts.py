@@ -19,7 +19,7 @@ Grow = Callable[[P | None, int | None, list[Piece]], P]
 def piece(segment: Segment) -> Piece:
     """A whole segment as a piece; its ident joins hash and token count, which together are its identity."""
     ident = (segment.hash & 0xFFFFFFFFFFFFFFFF) << 32 | segment.tokens
-    return Piece(ident, segment.tokens, segment.kind, segment.answer_of, segment.text)
+    return Piece(ident, segment.tokens, segment.kind, segment.answer_of)
 
 
 def cut(pieces: Sequence[Piece], tokens: int) -> list[Piece]:
