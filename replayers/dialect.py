@@ -9,24 +9,19 @@ from keepwarm.replayers.blocks import Block
 from keepwarm.replayers.sse import Reader
 
 
-def bearer(key: str | None) -> dict[str, str]:
-    """The headers of most APIs; ``key`` None for an endpoint that asks for none."""
-    return {"authorization": f"Bearer {key}"} if key else {}
-
-
 class Dialect(NamedTuple):
     """``fragment`` is a block but for its mark and its end, with the end of the one of the role before, empty for none;
     ``end`` closes the last block, of that role, and the body; ``mark`` stands behind the fragment of a block up to
-    which the prompt is to be cached. ``headers`` are what the API wants in every request, ``key_env`` is where its
-    vendor's key is, ``limit`` the name of the output's limit, ``no_tool`` the tool_choice that has no tool called, None
-    where there are no tools.
+    which the prompt is to be cached. ``headers`` are what the API wants in every request, given a key that it takes in
+    another header than most. ``key_env`` is where its vendor's key is, ``limit`` the name of the output's limit,
+    ``no_tool`` the tool_choice that has no tool called, None where there are no tools.
     """
 
     path: str
     fragment: Callable[[str, Block], bytes]
     end: Callable[[str], bytes]
     reader: type[Reader]
-    headers: Callable[[str | None], dict[str, str]] = bearer
+    headers: Callable[[str | None], dict[str, str]] = lambda key: {}
     key_env: str = "OPENAI_API_KEY"
     limit: str = "max_tokens"
     no_tool: Any = "none"

@@ -66,7 +66,7 @@ def reach(
     usual = given.key_env if theirs and not named else None
     key = secret("an API key", key_env or usual, key_file, must=named) if named or usual else None
     headers = given.headers(key)
-    if key and not anthropic:
+    if key and not (anthropic and dialect == "messages"):
         headers["authorization"] = f"Bearer {key}"  # the only one that servers of many dialects look at
     return Address(url, {**headers, **more_headers(header)}, trusting(ca), transport)
 
