@@ -26,9 +26,7 @@ class BlockCache:
     is; None for no such rule. Times are ns, passed in, and must not run back.
     """
 
-    def __init__(
-        self, tree: PromptTree, *, block: int = 16, capacity: int | None = None, ttl_ns: int | None = None
-    ) -> None:
+    def __init__(self, tree: PromptTree, *, block: int, capacity: int | None = None, ttl_ns: int | None = None) -> None:
         if block < 1 or (capacity is not None and capacity < 0):
             raise ValueError("block must be at least 1 token and capacity at least 0 blocks")
         self.block = block

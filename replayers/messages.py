@@ -65,9 +65,7 @@ def _content(block: Block) -> bytes:
 class Reader(sse.Reader):
     """Takes in an answer of the Messages API."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._started: dict[str, Any] = {}
+    _started: dict[str, Any] = {}
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
         """One event. ``message_start`` holds an estimate, which is no usage unless the final event comes."""
