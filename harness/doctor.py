@@ -282,7 +282,7 @@ def _timings(known: Known | None) -> dict[str, Any]:
     with suppress(httpx.RequestError, orjson.JSONDecodeError), client(known.asking.address, known.timeout_s) as asked:
         content, sent = body(chat, orjson.dumps(head), [Block("user", WORDS[0])]), time.time()
         headers = {"content-type": "application/json"}
-        said = orjson.loads(asked.post(chat.PATH.removeprefix("/"), content=content, headers=headers).content)
+        said = orjson.loads(asked.post(chat.path.removeprefix("/"), content=content, headers=headers).content)
     timing = part(part(said, "nvext"), "timing")
     if isinstance(received := timing.get("request_received_ms"), int | float):
         now = time.time()

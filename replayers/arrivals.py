@@ -17,7 +17,8 @@ from keepwarm.traces.model import Call, Segment
 
 COMMON = ("tools", "system")
 """Kinds of segments that all copies of a session share."""
-LAW = re.compile(r"(poisson|constant|gamma):([0-9.]+)/(s|m|h)(?::([0-9.]+))?")
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)"
+LAW = re.compile(rf"(poisson|constant|gamma):{_NUMBER}/(s|m|h)(?::{_NUMBER})?")
 PER = {"s": 1, "m": 60, "h": 3600}
 MS = SECOND // 1000
 ODD = 0x9E3779B97F4A7C15
@@ -48,10 +49,7 @@ class Law(NamedTuple):
     def read(cls, text: str) -> Law:
         """A law as it is written: poisson:0.2/s, constant:12/m, gamma:0.2/s:2.5. InputError if it is none."""
         told = LAW.fullmatch(text)
-        try:
-            rate, cv = (float(told[2]) / PER[told[3]], float(told[4] or 1)) if told else (0.0, 0.0)
-        except ValueError:
-            rate = cv = 0.0
+        rate, cv = (float(told[2]) / PER[told[3]], float(told[4] or 1)) if told else (0.0, 0.0)
         if told is None or not (1e-9 < rate < 1e6 and 0.01 <= cv <= 100) or (told[4] and told[1] != "gamma"):
             raise InputError(f"--arrivals {text!r}: expected poisson:RATE/s, constant:RATE/s or gamma:RATE/s[:CV]")
         return cls(told[1], rate, cv)

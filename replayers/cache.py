@@ -26,9 +26,7 @@ class BlockCache:
     is; None for no such rule. Times are ns, passed in, and must not run back.
     """
 
-    def __init__(
-        self, tree: PromptTree, *, block: int = 16, capacity: int | None = None, ttl_ns: int | None = None
-    ) -> None:
+    def __init__(self, tree: PromptTree, *, block: int, capacity: int | None = None, ttl_ns: int | None = None) -> None:
         if block < 1 or (capacity is not None and capacity < 0):
             raise ValueError("block must be at least 1 token and capacity at least 0 blocks")
         self.block = block
@@ -91,7 +89,6 @@ class BlockCache:
             node = self.tree.extend(node, ())
         while node.held[slot] is None:
             path.append(node)
-            assert node.parent is not None
             node = node.parent
         held: Held = node.held[slot]
         new = 0
@@ -131,17 +128,13 @@ class BlockCache:
 
     def spend(self, lease: Lease, upto: int) -> bool:
         """A running call's tokens need room that is its own; False, and nothing is changed, where there is none."""
-        need = -(upto // -self.block) - -(lease.room // -self.block)
-        if need > 0 and not self._make_room(need):
+        if not self.draw(-(upto // -self.block) - -(lease.room // -self.block)):
             return False
-        lease.own += need
-        lease.room = upto
-        self.blocks += need
-        self.in_use += need
+        self.settle(lease, upto)
         return True
 
     def draw(self, blocks: int) -> bool:
-        """Decoding calls need so many blocks more, whose each is told by ``settle``; False where there is no room."""
+        """Running calls need so many blocks more, whose each is told by ``settle``; False where there is no room."""
         if blocks and not self._make_room(blocks):
             return False
         self.blocks += blocks
@@ -242,7 +235,6 @@ class BlockCache:
     def _find(self, node: Node) -> Held:
         slot = self._slot
         while (held := node.held[slot]) is None:
-            assert node.parent is not None
             node = node.parent
         found: Held = held
         return found

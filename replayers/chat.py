@@ -6,18 +6,10 @@ from typing import Any
 
 from keepwarm.replayers import sse
 from keepwarm.replayers.blocks import Block
+from keepwarm.replayers.dialect import Dialect
 from keepwarm.replayers.sse import fault, part, string
 
-PATH = "/v1/chat/completions"
-KEY_ENV = "OPENAI_API_KEY"
-LIMIT = "max_tokens"
-NO_TOOL: Any = "none"
 PARAMETERS = b'"parameters":{"type":"object","properties":{"text":{"type":"string"}}}'
-
-
-def headers(key: str | None) -> dict[str, str]:
-    """What the API wants in every request; ``key`` None for an endpoint that asks for none."""
-    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def fragment(before: str, block: Block) -> bytes:
@@ -48,12 +40,6 @@ _END = {"use": b"]}"} | dict.fromkeys(("system", "user", "answer", "result"), b'
 def end(before: str) -> bytes:
     """What closes the last block, of that role, and the body."""
     return b"}}]}" if before == "tool" else _END[before] + b"]}" if before else b',"messages":[]}'
-
-
-def mark(ttl_s: int) -> bytes:
-    """There are no marks."""
-    del ttl_s
-    return b""
 
 
 def offered(block: Block) -> bytes:
@@ -98,3 +84,6 @@ def choice(event: dict[str, Any]) -> dict[str, Any]:
     """What an event or a body says of its only choice."""
     choices = event.get("choices")
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+
+
+CHAT = Dialect("/v1/chat/completions", fragment, end, Reader)

@@ -68,7 +68,7 @@ class Cluster:
     ``handover`` are the links between workers, to the host tier and from pool to pool; None where nothing is moved.
     Background calls have the last ``background`` workers for themselves. ``shadows`` are caches of the same tree that
     see the same calls at the same times, to tell what could have been read. ``guesses`` are the router's caches, one a
-    worker, where it does not know theirs.
+    worker, where it does not know theirs. Background workers are fewer than workers, and decoders need a ``handover``.
     """
 
     tree: PromptTree
@@ -85,8 +85,6 @@ class Cluster:
 
     def __post_init__(self) -> None:
         number = len(self.workers)
-        if not 0 <= self.background < max(number, 1) or (self.decoders and self.handover is None):
-            raise ValueError("background workers must be fewer than workers, and decoders need a link")
         self._pool = [Member(one, i, self.guesses[i] if self.guesses else None) for i, one in enumerate(self.workers)]
         self._decoding = [Member(one, number + i, None) for i, one in enumerate(self.decoders)]
         self.members = self._pool + self._decoding

@@ -6,14 +6,7 @@ from typing import Any
 
 from keepwarm.replayers import chat
 from keepwarm.replayers.blocks import Block
-from keepwarm.replayers.chat import headers, mark
-
-__all__ = ["KEY_ENV", "LIMIT", "NO_TOOL", "PATH", "Reader", "end", "fragment", "headers", "mark"]
-
-PATH = "/v1/completions"
-KEY_ENV = "OPENAI_API_KEY"
-LIMIT = "max_tokens"
-NO_TOOL: Any = None
+from keepwarm.replayers.dialect import Dialect
 
 
 def fragment(before: str, block: Block) -> bytes:
@@ -34,3 +27,6 @@ class Reader(chat.Reader):
         super().take(event, now_ns)
         if text := chat.choice(event).get("text"):
             self.heard.token(now_ns, text)
+
+
+COMPLETIONS = Dialect("/v1/completions", fragment, end, Reader, no_tool=None)

@@ -14,7 +14,6 @@ class Piece(NamedTuple):
     tokens: int
     kind: str
     answer_of: str | None = None
-    text: str | None = None
 
 
 class Said(NamedTuple):
@@ -81,8 +80,6 @@ class Endpoint(Protocol):
 
     async def send(self, request: Request) -> Answer:
         """Send one request and wait for the whole answer."""
-        ...
 
     async def aclose(self) -> None:
         """Let go of connections."""
-        ...

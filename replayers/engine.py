@@ -50,7 +50,7 @@ class _Step:
 
 def _holding(node: Node, token: int) -> Node:
     """The node on the way to a prompt's end in whose run a token is."""
-    while node.parent is not None and node.parent.end > token:
+    while node.parent.end > token:
         node = node.parent
     return node
 
@@ -277,10 +277,7 @@ class Engine:
         running = work.running
         work.generated += 1
         if running.first_token_ns is None:
-            whole = running.job.prompt.end // self.cache.block * self.cache.block
-            ttl_ns = self.cache.ttl_ns
-            if whole > running.read:
-                running.writes = {None if ttl_ns is None else round(ttl_ns / SECOND): whole - running.read}
+            running.wrote(self.cache.block, self.cache.ttl_ns)
         self._decode(work, now_ns)
 
     def _decode(self, work: _Work, now_ns: int) -> None:

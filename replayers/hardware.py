@@ -22,8 +22,6 @@ class Hardware(NamedTuple):
     tier. ``claimed``: a vendor's word, not measured by anyone. None where no figure was found.
     """
 
-    name: str
-    about: str
     times: StepTimes
     decode_times: StepTimes | None
     capacity_tokens: int
@@ -31,9 +29,7 @@ class Hardware(NamedTuple):
     host_tps: float
     handover_tps: float
     hour_usd: float | None
-    rack_kw: float | None
     source: str
-    dated: str
     claimed: bool
 
 
@@ -53,24 +49,21 @@ def capacity_tokens(memory_gb: float, gpus: int = GPUS) -> int:
     return int((gpus * memory_gb * 1e9 * _ASSUMED["memory"] - _MODEL["weight_bytes"]) / _MODEL["kv_bytes"])
 
 
-def _tps(gb_s: float, gpus: int = GPUS) -> float:
-    return float(gpus * gb_s * 1e9 * _ASSUMED["bandwidth"] / _MODEL["kv_bytes"])
+def _tps(gb_s: float) -> float:
+    return float(GPUS * gb_s * 1e9 * _ASSUMED["bandwidth"] / _MODEL["kv_bytes"])
 
 
-def _hardware(name: str, row: dict[str, Any]) -> Hardware:
+def _hardware(row: dict[str, Any]) -> Hardware:
     """One entry. A claim against another sets what grows with the tokens, so that full batches are as much faster, and
     the price; a lone call still waits for the weights.
     """
     times, hour_usd, decode = step_times(row["pflops"], row["memory_tb_s"]), row.get("hour_usd"), row.get("decode")
     if claim := row.get("claim"):
-        base = HARDWARE[claim["against"]]
-        assert base.rack_kw is not None and base.hour_usd is not None
-        faster = claim["throughput_per_watt"] * row["rack_kw"] / base.rack_kw
-        times = StepTimes(times.fixed_s, *(each / faster for each in base.times[1:4]))
-        hour_usd = base.hour_usd * faster * claim["cost_per_token"]
+        base = _DATA["hardware"][claim["against"]]
+        faster = claim["throughput_per_watt"] * row["rack_kw"] / base["rack_kw"]
+        times = StepTimes(times.fixed_s, *(each / faster for each in _hardware(base).times[1:4]))
+        hour_usd = base["hour_usd"] * faster * claim["cost_per_token"]
     return Hardware(
-        name=name,
-        about=row["about"],
         times=times,
         decode_times=step_times(**{key: decode[key] for key in decode if key != "memory_gb"}) if decode else None,
         capacity_tokens=capacity_tokens(row["memory_gb"]),
@@ -78,13 +71,10 @@ def _hardware(name: str, row: dict[str, Any]) -> Hardware:
         host_tps=_tps(row["host_gb_s"]),
         handover_tps=_tps(row.get("handover_gb_s", row["peer_gb_s"])),
         hour_usd=hour_usd,
-        rack_kw=row.get("rack_kw"),
         source=row["source"],
-        dated=str(row["dated"]),
         claimed=row.get("claimed", False),
     )
 
 
-HARDWARE: dict[str, Hardware] = {}
-for _name, _row in _DATA["hardware"].items():
-    HARDWARE[_name] = _hardware(_name, _row)
+HARDWARE = {name: _hardware(row) for name, row in _DATA["hardware"].items()}
+"""By name."""

@@ -32,11 +32,10 @@ def session_headers(dialect: str, call: Call, copy: int, salt: str) -> dict[str,
     """Whose a call is, in the headers that Claude Code sends with messages, and Dynamo's own with other dialects; under
     names of this run's own.
     """
-    whole = f"{salt}{call.session}-{copy}"
-    session, agent = f"{whole}", f"{whole}-{call.agent}"
-    inner = call.role != "main"
+    session = f"{salt}{call.session}-{copy}"
+    agent, inner = f"{session}-{call.agent}", call.role != "main"
     if dialect == "messages":
-        told = {"x-claude-code-session-id": session}
-        return told | ({"x-claude-code-agent-id": agent} if inner else {})
-    told = {"x-dynamo-session-id": agent if inner else session}
-    return told | ({"x-dynamo-parent-session-id": session} if inner else {})
+        return {"x-claude-code-session-id": session} | ({"x-claude-code-agent-id": agent} if inner else {})
+    if inner:
+        return {"x-dynamo-session-id": agent, "x-dynamo-parent-session-id": session}
+    return {"x-dynamo-session-id": session}

@@ -9,23 +9,27 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 from urllib.request import getproxies
 
 import httpx
 import orjson
 
-from keepwarm.replayers import chat, completions, messages, responses, sse
 from keepwarm.replayers.address import Address, base_url, more_headers, secret, trusting
 from keepwarm.replayers.blocks import Block
+from keepwarm.replayers.chat import CHAT
+from keepwarm.replayers.completions import COMPLETIONS
 from keepwarm.replayers.endpoint import Answer, Request
 from keepwarm.replayers.hearing import Hearing
 from keepwarm.replayers.hints import nvext, session_headers
+from keepwarm.replayers.messages import MESSAGES
+from keepwarm.replayers.responses import RESPONSES
 from keepwarm.replayers.tokens import Costs
 from keepwarm.replayers.transport import Connection, head_of
-from keepwarm.replayers.writer import Buffer, Shape, Writer, body, buffers
+from keepwarm.replayers.writer import Buffer, Writer, body, buffers
 
 IDLE_NS = 4_000_000_000
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
@@ -39,29 +43,7 @@ LATE = "late"
 Agent = tuple[str, str, int]
 
 
-class Dialect(Shape, Protocol):
-    """What a dialect's module gives, besides how it writes a prompt: where to post, the environment variable its
-    vendor's key is in, the name of the output's limit, the tool_choice that has no tool called (None where there are no
-    tools).
-    """
-
-    PATH: str
-    KEY_ENV: str
-    LIMIT: str
-    NO_TOOL: Any
-
-    @property
-    def Reader(self) -> type[sse.Reader]:  # noqa: N802, as the modules have it
-        """Takes in its answers."""
-        ...
-
-    def headers(self, key: str | None) -> dict[str, str]:
-        """What the API wants in every request."""
-        ...
-
-
-DIALECTS: dict[str, Dialect]
-DIALECTS = {"messages": messages, "chat": chat, "responses": responses, "completions": completions}
+DIALECTS = {"messages": MESSAGES, "chat": CHAT, "responses": RESPONSES, "completions": COMPLETIONS}
 
 
 def reach(
@@ -81,14 +63,15 @@ def reach(
     named = bool(key_env or key_file)
     anthropic, openai = (f".{base.host}".endswith(vendor) for vendor in (".anthropic.com", ".openai.com"))
     theirs = base.scheme == "https" and (anthropic if dialect == "messages" else openai)
-    usual = given.KEY_ENV if theirs and not named else None
+    usual = given.key_env if theirs and not named else None
     key = secret("an API key", key_env or usual, key_file, must=named) if named or usual else None
     headers = given.headers(key)
-    if key and not anthropic:
+    if key and not (anthropic and dialect == "messages"):
         headers["authorization"] = f"Bearer {key}"  # the only one that servers of many dialects look at
     return Address(url, {**headers, **more_headers(header)}, trusting(ca), transport)
 
 
+@dataclass(eq=False)
 class HttpEndpoint:
     """An endpoint at an address. ``clock`` gives the ns that answers are timed in; ``timeout_s`` bounds a whole call;
     ``extra`` are fields of every body.
@@ -101,27 +84,27 @@ class HttpEndpoint:
     ``live`` answers are kept for later prompts. ``transport`` makes a connection's transport.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        *,
-        dialect: str,
-        model: str,
-        clock: Callable[[], int],
-        stream: bool = True,
-        timeout_s: float = 600.0,
-        costs: Costs | None = None,
-        accepts: frozenset[str] = frozenset(("tools",)),
-        writes_told: bool = True,
-        hints: str = "recorded",
-        salt: str = "",
-        cache_salt: str | None = None,
-        live: bool = False,
-        extra: Mapping[str, Any] | None = None,
-        transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
-    ) -> None:
-        self.name, self._dialect = dialect, DIALECTS[dialect]
-        self._url = base_url(address.url).join(self._dialect.PATH.removeprefix("/"))
+    address: Address
+    _: KW_ONLY
+    dialect: str
+    model: str
+    clock: Callable[[], int]
+    stream: bool = True
+    timeout_s: float = 600.0
+    costs: Costs = field(default_factory=Costs)
+    accepts: frozenset[str] = frozenset(("tools",))
+    writes_told: bool = True
+    hints: str = "recorded"
+    salt: str = ""
+    cache_salt: str | None = None
+    live: bool = False
+    extra: Mapping[str, Any] | None = None
+    transport: Callable[[], httpx.AsyncBaseTransport] | None = None
+
+    def __post_init__(self) -> None:
+        address, stream = self.address, self.stream
+        self._spoken = DIALECTS[self.dialect]
+        self._url = base_url(address.url).join(self._spoken.path.removeprefix("/"))
         self._headers = httpx.Headers(
             {
                 "content-type": "application/json",
@@ -132,27 +115,18 @@ class HttpEndpoint:
             }
         )
         self._head_bytes = head_of(httpx.Request("POST", self._url, headers=self._headers))
-        self._secrets = address.headers
-        self._fixed: dict[str, Any] = {"model": model, "stream": stream}
-        if stream and dialect in ("chat", "completions"):
+        self._fixed: dict[str, Any] = {"model": self.model, "stream": stream}
+        if stream and self.dialect in ("chat", "completions"):
             self._fixed["stream_options"] = {"include_usage": True}
-        if dialect == "responses":
+        if self.dialect == "responses":
             self._fixed["store"] = False
-        if cache_salt:
-            self._fixed["cache_salt"] = cache_salt
-        self._fixed |= extra or {}
-        self.accepts = accepts
-        self.costs = Costs() if costs is None else costs
-        self.writer = Writer(self.costs, salt=salt, ids=dialect == "completions")
-        self._clock = clock
-        self._stream = stream
-        self._timeout_s = timeout_s
-        self._hints = hints
-        self._salt = salt or cache_salt or ""
-        self._live = live
-        self._writes_told = writes_told
+        if self.cache_salt:
+            self._fixed["cache_salt"] = self.cache_salt
+        self._fixed |= self.extra or {}
+        self.writer = Writer(self.costs, salt=self.salt, ids=self.dialect == "completions")
+        self._session_salt = self.salt or self.cache_salt or ""
         stock = stock_transports(address.tls) if address.transport == "httpx" else None
-        self._transport = transport or stock or transports(self._url, address.tls, clock)
+        self._transport = self.transport or stock or transports(self._url, address.tls, self.clock)
         self._idle: dict[Agent, tuple[httpx.AsyncBaseTransport, int]] = {}
 
     async def send(self, request: Request) -> Answer:
@@ -160,14 +134,14 @@ class HttpEndpoint:
         call = request.call
         fields: dict[str, Any] = {}
         if "cache_key" in self.accepts:
-            fields["prompt_cache_key"] = f"{self._salt}{call.session}-{request.copy}"
-        if hinted := nvext(call, request.output, self._hints):
+            fields["prompt_cache_key"] = f"{self._session_salt}{call.session}-{request.copy}"
+        if hinted := nvext(call, request.output, self.hints):
             fields["nvext"] = {**self._fixed.get("nvext", {}), **hinted}
         agent = call.session, call.agent, request.copy
         kept = {} if request.kept is None else request.kept
         written = kept[agent] = self.writer.write(request.prompt, kept.get("said"), kept.get(agent))
-        pieces = buffers(self._dialect, self._head(request.output or 1, fields), written, call.breakpoints)
-        headers = session_headers(self.name, call, request.copy, self._salt)
+        pieces = buffers(self._spoken, self._head(request.output or 1, fields), written, call.breakpoints)
+        headers = session_headers(self.dialect, call, request.copy, self._session_salt)
         answer = await self._post(pieces, headers, agent)
         if answer.said is not None:
             kept.setdefault("said", {})[call.call] = answer.said
@@ -177,19 +151,19 @@ class HttpEndpoint:
         self, blocks: Sequence[Block], *, output: int = 1, fields: Mapping[str, Any] | None = None, agent: Agent = PROBE
     ) -> Answer:
         """Ask for the answer to a prompt, with ``fields`` of its own, on an agent's connection."""
-        return await self._post([body(self._dialect, self._head(output, fields or {}), blocks)], {}, agent)
+        return await self._post([body(self._spoken, self._head(output, fields or {}), blocks)], {}, agent)
 
     async def _post(self, body: Sequence[Buffer], headers: Mapping[str, str], agent: Agent) -> Answer:
-        hearing = Hearing(self._dialect.Reader(), streamed=self._stream)
-        if self._live:
+        hearing = Hearing(self._spoken.reader(), streamed=self.stream)
+        if self.live:
             hearing.reader.heard.text = []
         transport = await self._take(agent)
         request = self._request(transport, body, headers, hearing)
         error: str | None = "reset"
         task = asyncio.current_task()
         assert task is not None
-        limit = asyncio.get_running_loop().call_later(self._timeout_s, task.cancel, LATE)
-        sent_ns = self._clock()
+        limit = asyncio.get_running_loop().call_later(self.timeout_s, task.cancel, LATE)
+        sent_ns = self.clock()
         try:
             await self._exchange(transport, request, hearing)
             error = hearing.end()
@@ -203,9 +177,9 @@ class HttpEndpoint:
             error = "reset"
         finally:
             limit.cancel()
-            done_ns = self._clock()
+            done_ns = self.clock()
             await self._give_back(agent, transport, whole=error is None)
-        return hearing.answer(self.name, sent_ns, done_ns, error, self._secrets, self._writes_told)
+        return hearing.answer(self.dialect, sent_ns, done_ns, error, self.address.headers, self.writes_told)
 
     def _request(
         self, transport: httpx.AsyncBaseTransport, body: Sequence[Buffer], headers: Mapping[str, str], hearing: Hearing
@@ -224,12 +198,12 @@ class HttpEndpoint:
 
     def _head(self, output: int, fields: Mapping[str, Any]) -> bytes:
         """A body's parameters."""
-        limit = "max_completion_tokens" if "max_completion_tokens" in self.accepts else self._dialect.LIMIT
+        limit = "max_completion_tokens" if "max_completion_tokens" in self.accepts else self._spoken.limit
         head = {**self._fixed, limit: output}
         if "exact_output" in self.accepts:
             head |= {"min_tokens": output, "ignore_eos": True}
-        if "no_tool_call" in self.accepts and self._dialect.NO_TOOL is not None:
-            head["tool_choice"] = self._dialect.NO_TOOL
+        if "no_tool_call" in self.accepts and self._spoken.no_tool is not None:
+            head["tool_choice"] = self._spoken.no_tool
         told: bytes = orjson.dumps({**head, **fields})
         return told
 
@@ -238,16 +212,16 @@ class HttpEndpoint:
         response = await transport.handle_async_request(request)
         if hearing.status is not None:
             return
-        hearing.begin(response.status_code, response.headers.raw, self._clock())
+        hearing.begin(response.status_code, response.headers.raw, self.clock())
         try:
             async for chunk in response.stream:  # type: ignore[union-attr]
-                hearing.data(chunk, self._clock())
+                hearing.data(chunk, self.clock())
         finally:
             await response.aclose()
 
     async def _take(self, agent: Agent) -> httpx.AsyncBaseTransport:
         """The agent's idle connection, or a new one; those that have been idle too long are closed."""
-        stale = self._clock() - IDLE_NS
+        stale = self.clock() - IDLE_NS
         while self._idle and next(iter(self._idle.values()))[1] < stale:
             await self._idle.pop(next(iter(self._idle)))[0].aclose()
         kept = self._idle.pop(agent, None)
@@ -255,7 +229,7 @@ class HttpEndpoint:
 
     async def _give_back(self, agent: Agent, transport: httpx.AsyncBaseTransport, *, whole: bool) -> None:
         if whole and agent not in self._idle:
-            self._idle[agent] = transport, self._clock()
+            self._idle[agent] = transport, self.clock()
         else:
             await transport.aclose()
 

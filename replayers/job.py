@@ -64,6 +64,12 @@ class Running:
     inner: Running | None = None
     outer: Running | None = None
 
+    def wrote(self, block: int, ttl_ns: int | None) -> None:
+        """Its prompt is computed: the full blocks that it did not read are newly cached."""
+        tokens = self.job.prompt.end // block * block - self.read
+        if tokens > 0:
+            self.writes = {None if ttl_ns is None else round(ttl_ns / SECOND): tokens}
+
 
 class Event(NamedTuple):
     """Something that happened: ``kind`` is ``first_token`` or ``done``."""

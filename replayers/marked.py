@@ -90,7 +90,7 @@ class MarkedCache:
     def end(self, running: Running, lease: MarkedLease, now_ns: int) -> None:
         """It is over: the TTLs of all it used run from now."""
         node, used = lease.deepest, lease.nodes
-        while node.parent is not None:
+        while node is not self.tree.root:
             used.append(node)
             node = node.parent
         for node in used:
@@ -149,7 +149,7 @@ class MarkedCache:
 
     def _look_back(self, lease: MarkedLease, node: Node, now_ns: int) -> None:
         passed, last = 1, ""
-        while node.parent is not None and passed <= self.rules.look_back:
+        while node is not self.tree.root and passed <= self.rules.look_back:
             if self._alive(node, now_ns):
                 self._use(lease, node)
                 lease.read = node.end // self.rules.unit * self.rules.unit
@@ -181,6 +181,5 @@ def _below(top: Node, node: Node) -> list[Node]:
     path = []
     while node.end > top.end:
         path.append(node)
-        assert node.parent is not None
         node = node.parent
     return path[::-1]

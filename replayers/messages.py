@@ -6,13 +6,9 @@ from typing import Any
 
 from keepwarm.replayers import sse
 from keepwarm.replayers.blocks import Block
+from keepwarm.replayers.dialect import Dialect
 from keepwarm.replayers.sse import fault, part, string
 
-PATH = "/v1/messages"
-KEY_ENV = "ANTHROPIC_API_KEY"
-LIMIT = "max_tokens"
-NO_TOOL: Any = {"type": "none"}
-"""The tool_choice that has no tool called."""
 HOUR_S = 3600
 
 
@@ -69,9 +65,7 @@ def _content(block: Block) -> bytes:
 class Reader(sse.Reader):
     """Takes in an answer of the Messages API."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._started: dict[str, Any] = {}
+    _started: dict[str, Any] = {}
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
         """One event. ``message_start`` holds an estimate, which is no usage unless the final event comes."""
@@ -98,3 +92,8 @@ class Reader(sse.Reader):
         self.heard.finished = body.get("type") == "message"
         for block in body.get("content") or ():
             self.heard.says(part({"block": block}, "block").get("text"))
+
+
+MESSAGES = Dialect(
+    "/v1/messages", fragment, end, Reader, headers, "ANTHROPIC_API_KEY", no_tool={"type": "none"}, mark=mark
+)

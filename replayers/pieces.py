@@ -18,7 +18,7 @@ class _Run:
     __slots__ = ("children", "end", "ident", "kind", "parent", "text")
 
     def __init__(self, parent: _Run | None, ident: int, kind: str, text: bytes, end: int) -> None:
-        self.parent = parent
+        self.parent = self if parent is None else parent
         self.ident = ident
         self.kind = kind
         self.text = text
@@ -65,7 +65,6 @@ class PieceIndex:
 
     def _split(self, run: _Run, length: int) -> _Run:
         """Cut a run in two and return the upper half, which is new; both keep the ident."""
-        assert run.parent is not None
         head, tail = run.text[:length], run.text[length:]
         upper = _Run(run.parent, run.ident, run.kind, head, run.end - tail.count(b" "))
         run.parent.children[_word(head)] = upper
@@ -73,14 +72,13 @@ class PieceIndex:
         upper.children[_word(tail)] = run
         return upper
 
-    def _use(self, run: _Run | None) -> None:
-        while run is not None and run is not self._root:
+    def _use(self, run: _Run) -> None:
+        while run is not self._root:
             self._runs[run] = None
             self._runs.move_to_end(run)
             run = run.parent
         while self._held > self._limit and self._runs:
             gone, _ = self._runs.popitem(last=False)
-            assert gone.parent is not None
             del gone.parent.children[_word(gone.text)]
             self._held -= len(gone.text)
 

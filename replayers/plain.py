@@ -12,7 +12,7 @@ from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.job import CANCELLED, DONE, FIRST_TOKEN, Event, Running
 from keepwarm.replayers.lease import Lease
 from keepwarm.replayers.marked import MarkedCache
-from keepwarm.replayers.times import SECOND, ServiceTimes
+from keepwarm.replayers.times import ServiceTimes
 
 _LOAD_BLOCK = 16
 _FIRST, _END = 0, 1
@@ -39,11 +39,8 @@ class KeepBlocks:
 
     def first_token(self, running: Running, lease: Lease, now_ns: int) -> None:
         """Its prompt is computed, and it is told what it wrote."""
-        prompt, block, ttl_ns = running.job.prompt, self.cache.block, self.cache.ttl_ns
-        self.cache.grow_most(lease, prompt, prompt.end)
-        written = prompt.end // block * block - running.read
-        if written > 0:
-            running.writes = {None if ttl_ns is None else round(ttl_ns / SECOND): written}
+        self.cache.grow_most(lease, running.job.prompt, running.job.prompt.end)
+        running.wrote(self.cache.block, self.cache.ttl_ns)
 
     def end(self, running: Running, lease: Lease, now_ns: int) -> None:
         """It is over."""

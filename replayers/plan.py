@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from heapq import heapify, heappop, heappush
 from typing import Generic, NamedTuple
 
@@ -96,6 +96,7 @@ def check(calls: list[Call]) -> None:
         prompts.prompt(call)
 
 
+@dataclass(eq=False)
 class Schedule(Generic[P]):
     """The calls of a run in the order in which they come due. ``grow`` makes their prompts.
 
@@ -105,28 +106,24 @@ class Schedule(Generic[P]):
     the first call of each agent of a session that began midway, whose prompt nobody has cached.
     """
 
-    def __init__(
-        self,
-        sessions: Iterable[Arrival],
-        *,
-        speed: float = 1.0,
-        gap_cap_ns: int | None = None,
-        at_once: int | None = None,
-        window: tuple[int, int] | None = None,
-        ahead: int = 0,
-        grow: Grow[P] = as_pieces,  # type: ignore[assignment]
-    ) -> None:
-        if speed <= 0 or (at_once is not None and at_once < 1):
+    sessions: Iterable[Arrival]
+    _: KW_ONLY
+    speed: float = 1.0
+    gap_cap_ns: int | None = None
+    at_once: int | None = None
+    window: tuple[int, int] | None = None
+    ahead: int = 0
+    grow: Grow[P] = as_pieces  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.speed <= 0 or (self.at_once is not None and self.at_once < 1):
             raise ValueError("speed must be above 0 and at least one session must run at once")
-        self._sessions = _ahead((_Session(arrival, grow) for arrival in sessions), ahead)
-        self._speed = speed
-        self._gap_cap_ns = gap_cap_ns
-        self._at_once = at_once
-        self._window = window
+        self._unread = (_Session(arrival, self.grow) for arrival in self.sessions)
+        self._coming: deque[_Session[P]] = deque()
+        self._room = self.ahead
         self._running: dict[tuple[str, int], _Session[P]] = {}
         self._due: list[tuple[int, int, _Session[P], Call]] = []
         self._count = 0
-        self._peeked: _Session[P] | None = None
         self.sessions_begun = 0
         self.partial: set[tuple[str, int]] = set()
         """Sessions that are not whole in this run: begun midway, or not over when ``cut`` was called."""
@@ -140,7 +137,7 @@ class Schedule(Generic[P]):
         """Take the next due call."""
         due_ns, _, session, call = heappop(self._due)
         output = call.output if call.output is not None else call.output_est
-        phase = None if self._window is None else self._phase(session, call, due_ns, *self._window)
+        phase = None if self.window is None else self._phase(session, call, due_ns, *self.window)
         prompts = session.prompts
         return Planned(due_ns, call, prompts.prompt(call), prompts.answer(call), output, session.copy, phase)
 
@@ -174,8 +171,8 @@ class Schedule(Generic[P]):
             yield call, session.copy
         for session in self._running.values():
             yield from ((waiting.call, session.copy) for waiting in session.waiting.values())
-        while (coming := self._peek()) is not None:
-            self._peeked = None
+        while (coming := self._next()) is not None:
+            self._take(coming)
             yield from ((call, coming.copy) for call in coming.arrival.calls[coming.arrival.over :])
 
     def cut(self) -> None:
@@ -193,15 +190,21 @@ class Schedule(Generic[P]):
         if not session.left:
             del self._running[planned.session]
 
-    def _peek(self) -> _Session[P] | None:
-        if self._peeked is None:
-            self._peeked = next(self._sessions, None)
-        return self._peeked
+    def _next(self) -> _Session[P] | None:
+        """The session that is to begin next, read with those behind it."""
+        while self._room >= 0 and (session := next(self._unread, None)) is not None:
+            self._coming.append(session)
+            self._room -= len(session.arrival.calls)
+        return self._coming[0] if self._coming else None
+
+    def _take(self, session: _Session[P]) -> None:
+        self._room += len(session.arrival.calls)
+        self._coming.popleft()
 
     def _admit(self, now_ns: int) -> None:
         """Begin the sessions whose time has come, or for which there is a place."""
-        while self._at_once is None or len(self._running) < self._at_once:
-            if (coming := self._peek()) is None:
+        while self.at_once is None or len(self._running) < self.at_once:
+            if (coming := self._next()) is None:
                 return
             start_ns = coming.arrival.start_ns
             if start_ns is None:
@@ -211,7 +214,7 @@ class Schedule(Generic[P]):
             self._begin(coming, start_ns)
 
     def _begin(self, session: _Session[P], start_ns: int) -> None:
-        self._peeked = None
+        self._take(session)
         self.sessions_begun += 1
         calls, over = session.arrival.calls, session.arrival.over
         name = calls[0].session, session.copy
@@ -228,7 +231,7 @@ class Schedule(Generic[P]):
         for call in calls[:over]:
             for trigger, at_ns in (("start", call.start_ns), ("end", call.end_ns)):
                 past_ns = min(at_ns - calls[over].start_ns, 0)
-                self._closed(session, call, trigger, start_ns + round(past_ns / self._speed))
+                self._closed(session, call, trigger, start_ns + round(past_ns / self.speed))
 
     def _push(self, session: _Session[P], waiting: _Waiting, due_ns: int) -> None:
         self._count += 1
@@ -247,18 +250,6 @@ class Schedule(Generic[P]):
         return bool(edges)
 
     def _gap(self, gap_ns: int) -> int:
-        if self._gap_cap_ns is not None:
-            gap_ns = min(gap_ns, self._gap_cap_ns)
-        return round(gap_ns / self._speed)
-
-
-def _ahead(sessions: Iterable[_Session[P]], ahead: int) -> Iterator[_Session[P]]:
-    """Sessions in their order, each given when so many calls are held behind it."""
-    held, calls = deque[_Session[P]](), 0
-    for session in sessions:
-        held.append(session)
-        calls += len(session.arrival.calls)
-        while calls > ahead:
-            calls -= len(held[0].arrival.calls)
-            yield held.popleft()
-    yield from held
+        if self.gap_cap_ns is not None:
+            gap_ns = min(gap_ns, self.gap_cap_ns)
+        return round(gap_ns / self.speed)

@@ -19,7 +19,7 @@ Grow = Callable[[P | None, int | None, list[Piece]], P]
 def piece(segment: Segment) -> Piece:
     """A whole segment as a piece; its ident joins hash and token count, which together are its identity."""
     ident = (segment.hash & 0xFFFFFFFFFFFFFFFF) << 32 | segment.tokens
-    return Piece(ident, segment.tokens, segment.kind, segment.answer_of, segment.text)
+    return Piece(ident, segment.tokens, segment.kind, segment.answer_of)
 
 
 def cut(pieces: Sequence[Piece], tokens: int) -> list[Piece]:
@@ -50,14 +50,14 @@ def in_tree(tree: PromptTree) -> Grow[Node]:
 
 
 class SessionPrompts(Generic[P]):
-    """The prompts of one session; each is let go once it was asked for and all prompts that grow from it are made."""
+    """The prompts of a session's ``calls``; each is let go once it was asked for and all that grow from it are made."""
 
     def __init__(self, calls: Sequence[Call], grow: Grow[P]) -> None:
         self._grow = grow
         self._uses = Counter(call.call for call in calls)
         self._uses.update(call.prompt_parent for call in calls if call.prompt_parent is not None)
         self._prompts: dict[str, tuple[P, int]] = {}
-        self._waiting = {call.call: call for call in calls}
+        self.calls = {call.call: call for call in calls}
         self._answers: dict[str, list[Piece]] = {}
         for call in calls:
             for segment in call.append:
@@ -72,7 +72,7 @@ class SessionPrompts(Generic[P]):
         """A call's prompt; those it grew from are made on the way."""
         chain = [call]
         while (parent := chain[-1].prompt_parent) is not None and parent not in self._prompts:
-            chain.append(self._waiting[parent])
+            chain.append(self.calls[parent])
         for link in reversed(chain):
             self._make(link)
         return self._used(call.call)[0]

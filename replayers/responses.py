@@ -6,15 +6,9 @@ from typing import Any
 
 from keepwarm.replayers import sse
 from keepwarm.replayers.blocks import Block
-from keepwarm.replayers.chat import headers, mark, offered
+from keepwarm.replayers.chat import offered
+from keepwarm.replayers.dialect import Dialect
 from keepwarm.replayers.sse import fault, part, string
-
-__all__ = ["KEY_ENV", "LIMIT", "NO_TOOL", "PATH", "Reader", "end", "fragment", "headers", "mark"]
-
-PATH = "/v1/responses"
-KEY_ENV = "OPENAI_API_KEY"
-LIMIT = "max_output_tokens"
-NO_TOOL: Any = "none"
 
 
 def fragment(before: str, block: Block) -> bytes:
@@ -29,16 +23,11 @@ def fragment(before: str, block: Block) -> bytes:
         opening = b" " if before == "system" else (b"}]" if before else b"") + b',"instructions":"'
         return opening + block.text
     if role == before == "user":
-        return b',{"type":"input_text","text":"' + block.text + b'\\n"}'
+        return b"," + _item(block)
     opening = _END.get(before, b"")
     opening += b',"input":[' if before in ("", "tool", "system") else b","
     if role == "user":
-        return (
-            opening
-            + b'{"type":"message","role":"user","content":[{"type":"input_text","text":"'
-            + block.text
-            + b'\\n"}'
-        )
+        opening += b'{"type":"message","role":"user","content":['
     return opening + _item(block)
 
 
@@ -52,8 +41,10 @@ def end(before: str) -> bytes:
 
 
 def _item(block: Block) -> bytes:
-    """An answer, a use or a result, but for its end."""
+    """An answer, a use, a result or a piece of what a user says, but for its end."""
     name = block.name.encode()
+    if block.role == "user":
+        return b'{"type":"input_text","text":"' + block.text + b'\\n"}'
     if block.role == "use":
         arguments = b'","name":"a0a0","arguments":"{\\"text\\": \\"' + block.text + b'\\"}"'
         return b'{"type":"function_call","call_id":"' + name + arguments
@@ -92,3 +83,6 @@ class Reader(sse.Reader):
         self.heard.finished = status in ("completed", "incomplete")
         if body.get("error"):
             self.heard.fault = fault(body)
+
+
+RESPONSES = Dialect("/v1/responses", fragment, end, Reader, limit="max_output_tokens")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keepwarm.traces.model import Breakpoint
 from keepwarm.traces.shipped import shipped
@@ -26,14 +26,14 @@ class Rules(NamedTuple):
     entries: bool = False
     look_back: int = FOREVER
     unit: int = 1
-    minimum: tuple[tuple[str, int], ...] = (("*", 1),)
+    minimum: Mapping[str, int] = {"*": 1}
     ttl_s: int | None = None
     most: int = FOREVER
     priced: bool = True
 
     def least(self, model: str | None) -> int:
         """The fewest tokens that are kept of a model's prompts."""
-        return next(tokens for pattern, tokens in self.minimum if fnmatchcase(model or "", pattern))
+        return next(tokens for pattern, tokens in self.minimum.items() if fnmatchcase(model or "", pattern))
 
     def marks(self, told: Sequence[Breakpoint], prompt: int) -> list[Breakpoint]:
         """The marks that count of those a call told, first to last, none of them past its prompt."""
@@ -42,9 +42,5 @@ class Rules(NamedTuple):
         return [mark._replace(at=min(mark.at, prompt)) for mark in sorted(told)][-self.most :]
 
 
-def _rules(row: dict[str, Any]) -> Rules:
-    return Rules(**row | ({"minimum": tuple(row["minimum"].items())} if "minimum" in row else {}))
-
-
-RULES = {name: _rules(row) for name, row in shipped("keepwarm.replayers", "rules.toml").items()}
+RULES = {name: Rules(**row) for name, row in shipped("keepwarm.replayers", "rules.toml").items()}
 """By name. ``managed`` is what logs show of any of them: all tokens up to the last mark, each under its mark's TTL."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from fcntl import LOCK_EX, LOCK_NB, flock
 from importlib.metadata import version
@@ -95,11 +94,9 @@ def _clear(path: Path) -> None:
 
 
 def _mode(path: Path) -> str | None:
-    try:
-        mode: str | None = orjson.loads((path / ABOUT).read_bytes())["mode"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return mode
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(orjson.loads((path / ABOUT).read_bytes())["mode"])
+    return None
 
 
 def about_trace(path: str, meta: Meta, calls: int, sessions: int) -> dict[str, Any]:
@@ -115,7 +112,6 @@ def about_machine() -> dict[str, Any]:
     return {
         "machine": {"python": platform.python_version(), "system": platform.system(), "cpus": os.cpu_count()},
         "versions": {name: version(name) for name in libraries},
-        "byteorder": sys.byteorder,
     }
 
 

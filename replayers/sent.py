@@ -35,7 +35,7 @@ class Sent(Generic[P]):
         self._left = dict(calls)
         self._sessions: Iterator[Arrival] = iter(sessions)
         self._grow = grow
-        self._open: dict[tuple[str, int], tuple[SessionPrompts[P], dict[str, Call]]] = {}
+        self._open: dict[tuple[str, int], SessionPrompts[P]] = {}
         self._next: Row | None = next(self._rows, None)
 
     def next_due(self, now_ns: int) -> int | None:
@@ -53,13 +53,12 @@ class Sent(Generic[P]):
             arrival = next(self._sessions)
             name = arrival.calls[0].session, arrival.copy
             if name in self._left:
-                told = {call.call: call for call in arrival.calls}
-                self._open[name] = SessionPrompts(arrival.calls, self._grow), told
-        prompts, calls = self._open[key]
+                self._open[name] = SessionPrompts(arrival.calls, self._grow)
+        prompts = self._open[key]
         self._left[key] -= 1
         if not self._left[key]:
             del self._open[key]
-        call = calls[row.call]
+        call = prompts.calls[row.call]
         output = call.output if call.output is not None else call.output_est
         took = max(row.first_token_ns - row.sent_ns, 0), max(row.done_ns - row.sent_ns, 0)
         prompt, answer = prompts.prompt(call), prompts.answer(call)

@@ -6,6 +6,8 @@ import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +50,7 @@ class Learned(NamedTuple):
 
 def _long(endpoint: HttpEndpoint, costs: Costs) -> list[Block]:
     """A prompt that nobody has asked yet, marked for caches that keep what is marked."""
-    text = PromptText(salt=secrets.token_hex(4), words=costs.words, ids=endpoint.name == "completions")
+    text = PromptText(salt=secrets.token_hex(4), words=costs.words, ids=endpoint.dialect == "completions")
     return [Block("user", text.fragment(1, LONG), ttl_s=300)]
 
 
@@ -72,11 +74,11 @@ async def learn(endpoint: HttpEndpoint, *, words: Sequence[bytes] = WORDS) -> Le
     """Ask an endpoint small prompts until it is known. InputError where it refuses all, or tells no prompt tokens."""
     first = small = await greet(endpoint)
     if first.error is not None or first.prompt is None:
-        raise InputError(f"endpoint {endpoint.name}: {refusal(first)}")
+        raise InputError(f"endpoint {endpoint.dialect}: {refusal(first)}")
     endpoint.accepts |= await _accepted(endpoint)
     costs = Costs(tools=False)
-    if endpoint.name != "completions":
-        costs = await calibrate(_counting(endpoint), tools="tools" in endpoint.accepts, words=words)
+    if endpoint.dialect != "completions":
+        costs = await calibrate(partial(_count, endpoint), tools="tools" in endpoint.accepts, words=words)
     long = _long(endpoint, costs)
     first = await _ask(endpoint, long)
     written = sum(each or 0 for each in (first.cache_write_5m, first.cache_write_1h, first.cache_write_other))
@@ -105,7 +107,7 @@ def refusal(answer: Answer) -> str:
 
 async def _ask(endpoint: HttpEndpoint, blocks: Sequence[Block], fields: Mapping[str, Any] | None = None) -> Answer:
     """The answer to a probe, tried again where the endpoint is busy."""
-    if endpoint.name == "completions":
+    if endpoint.dialect == "completions":
         blocks = [block if block.text[:1].isdigit() else block._replace(text=IDS[0]) for block in blocks]
     for _ in range(TRIES):
         answer = await endpoint.ask(blocks, fields=fields)
@@ -119,7 +121,7 @@ async def _accepted(endpoint: HttpEndpoint) -> frozenset[str]:
     """What is not refused. That no tool is called is asked for only where the tools stay in the prompt, or where tools
     are refused without it.
     """
-    tool, none = Block("tool", WORDS[0], label(0)), DIALECTS[endpoint.name].NO_TOOL
+    tool, none = Block("tool", WORDS[0], label(0)), DIALECTS[endpoint.dialect].no_tool
     tries: dict[str, tuple[list[Block], dict[str, Any]]] = {
         "exact_output": ([USER], {"min_tokens": 1, "ignore_eos": True}),
         "cache_key": ([USER], {"prompt_cache_key": "keepwarm"}),
@@ -133,25 +135,19 @@ async def _accepted(endpoint: HttpEndpoint) -> frozenset[str]:
     return frozenset(taken) | frozenset({"tools"} if "no_tool_call" in taken else ())
 
 
-def _counting(endpoint: HttpEndpoint) -> Any:
-    """Asks for a probe's tokens."""
-
-    async def count(probe: Spelled) -> int:
-        blocks, numbers = [], dict.fromkeys(("tool", "use", "result"), 0)
-        if "tools" in endpoint.accepts and probe[0][0] != "tool":
-            blocks.append(Block("tool", WORDS[0], label(0)))
-        for role, words in probe:
-            name = label(numbers[role]) if role in numbers else ""
-            if role in numbers:
-                numbers[role] += 1
-            blocks.append(Block(role, b" ".join((WORDS[0], *words)), name))
-        answer = await _ask(endpoint, blocks)
-        if answer.error is not None or answer.prompt is None:
-            shape = " ".join(role for role, _ in probe)
-            raise InputError(f"endpoint {endpoint.name}: a prompt of {shape}: {refusal(answer)}")
-        return answer.prompt
-
-    return count
+async def _count(endpoint: HttpEndpoint, probe: Spelled) -> int:
+    """A probe's tokens."""
+    blocks, numbers = [], {role: count() for role in ("tool", "use", "result")}
+    if "tools" in endpoint.accepts and probe[0][0] != "tool":
+        blocks.append(Block("tool", WORDS[0], label(0)))
+    for role, words in probe:
+        name = label(next(numbers[role])) if role in numbers else ""
+        blocks.append(Block(role, b" ".join((WORDS[0], *words)), name))
+    answer = await _ask(endpoint, blocks)
+    if answer.error is not None or answer.prompt is None:
+        shape = " ".join(role for role, _ in probe)
+        raise InputError(f"endpoint {endpoint.dialect}: a prompt of {shape}: {refusal(answer)}")
+    return answer.prompt
 
 
 def known_words(tokenizer: str | None) -> Sequence[bytes]:

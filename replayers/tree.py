@@ -17,13 +17,13 @@ from keepwarm.replayers.endpoint import Piece
 
 class Node:
     """The prompt of ``end`` tokens that ends here. ``ends`` are the tokens up to and with each piece of its run,
-    ``offset`` how much of the first piece stands above it.
+    ``offset`` how much of the first piece stands above it. The root's parent is the root.
     """
 
     __slots__ = ("children", "end", "ends", "held", "idents", "kinds", "linked", "offset", "parent")
 
     def __init__(self, parent: Node | None, offset: int, idents: tuple[int, ...], ends: tuple[int, ...], slots: int):
-        self.parent = parent
+        self.parent = self if parent is None else parent
         self.offset = offset
         self.idents = idents
         self.ends = ends
@@ -36,7 +36,7 @@ class Node:
     @property
     def start(self) -> int:
         """The tokens above it."""
-        return self.parent.end if self.parent is not None else 0
+        return self.parent.end
 
     def key(self) -> Any:
         """What its parent knows it by."""
@@ -56,7 +56,6 @@ class Keeper(Protocol):
 
     def split(self, upper: Node, lower: Node) -> None:
         """A node was cut in two: ``lower`` is the object it was, ``upper`` is new and its parent."""
-        ...
 
 
 class PromptTree:
@@ -95,13 +94,13 @@ class PromptTree:
         """A prompt's first tokens; all of it where it has fewer."""
         if not node.linked:
             node = self._relinked(node)
-        while node.parent is not None and node.parent.end >= tokens:
+        while node.parent.end >= tokens and node is not self.root:
             node = node.parent
         return self._split(node, tokens) if node.end > tokens else node
 
     def prune(self, node: Node) -> None:
         """Forget a prompt that no cache holds and none goes on from, and what of its prefix is as idle."""
-        while node.parent is not None and node.linked and not node.children and not any(node.held):
+        while node is not self.root and node.linked and not node.children and not any(node.held):
             del node.parent.children[node.key()]
             node.linked = False
             node = node.parent
@@ -116,8 +115,7 @@ class PromptTree:
 
     def _follow(self, child: Node, pieces: Sequence[Piece], at: int, offset: int) -> tuple[Node, int, int]:
         """Go down a run as far as the pieces agree with it: the node there, and what of the pieces comes next."""
-        begun = child.parent.end if child.parent is not None else 0
-        tokens, first = begun, True
+        tokens, first = child.start, True
         for ident, end in zip(child.idents, child.ends, strict=True):
             if at == len(pieces) or pieces[at].ident != ident or (offset and not first):
                 break
@@ -133,7 +131,6 @@ class PromptTree:
     def _split(self, lower: Node, tokens: int) -> Node:
         """Cut a node after so many tokens and return the upper half; whoever has the node has its lower half."""
         parent = lower.parent
-        assert parent is not None
         index = next(i for i, end in enumerate(lower.ends) if end > tokens)
         begun = lower.ends[index - 1] if index else parent.end - lower.offset
         cut = tokens > begun
@@ -156,7 +153,6 @@ class PromptTree:
         gone = []
         while not node.linked:
             gone.append(node)
-            assert node.parent is not None
             node = node.parent
         pieces: list[Piece] = []
         for one in reversed(gone):

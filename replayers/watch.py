@@ -7,20 +7,16 @@ from time import monotonic, process_time
 from typing import Any
 
 TICK_S = 0.05
-TICKS = 20
-"""Ticks a sample of CPU."""
 
 
 class Watch:
-    """Samples while its block runs, in the running loop. ``told`` is what it found, in seconds: ``busiest_second`` is a
-    share of a core, None where no second was whole. Looks that a held-up loop missed count as late as
-    they would have been.
+    """Samples while its block runs, in the running loop. ``told`` is what it found, in seconds. Looks that a held-up
+    loop missed count as late as they would have been.
     """
 
     def __init__(self) -> None:
         self.told: dict[str, Any] = {}
         self._lags: list[float] = []
-        self._busiest = 0.0
 
     def __enter__(self) -> None:
         self._begun = monotonic(), process_time()
@@ -32,17 +28,13 @@ class Watch:
         self.told = {
             "wall_s": monotonic() - wall,
             "cpu_s": process_time() - cpu,
-            "busiest_second": self._busiest or None,
             "loop_lag_p99_s": lags[int(len(lags) * 0.99)] if lags else None,
             "loop_lag_max_s": lags[-1] if lags else None,
         }
 
     async def _run(self) -> None:
         while True:
-            wall, cpu = monotonic(), process_time()
-            for _ in range(TICKS):
-                due = monotonic() + TICK_S
-                await asyncio.sleep(TICK_S)
-                late = max(monotonic() - due, 0.0)
-                self._lags += [late - missed * TICK_S for missed in range(1 + int(late / TICK_S))]
-            self._busiest = max(self._busiest, (process_time() - cpu) / (monotonic() - wall))
+            due = monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            late = max(monotonic() - due, 0.0)
+            self._lags += [late - missed * TICK_S for missed in range(1 + int(late / TICK_S))]

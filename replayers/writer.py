@@ -6,9 +6,9 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Protocol
 
 from keepwarm.replayers.blocks import Block, Role, label, opening, run
+from keepwarm.replayers.dialect import Dialect
 from keepwarm.replayers.endpoint import Piece, Said
 from keepwarm.replayers.text import PromptText
 from keepwarm.replayers.tokens import Costs
@@ -18,22 +18,6 @@ Buffer = bytes | memoryview
 
 MARKS = 4
 """How many cache marks an API takes."""
-
-
-class Shape(Protocol):
-    """How a dialect writes a prompt behind a body's parameters."""
-
-    def fragment(self, before: str, block: Block) -> bytes:
-        """A block but for its mark and its end, with the end of the one of the role ``before``, empty for none."""
-        ...
-
-    def mark(self, ttl_s: int) -> bytes:
-        """What marks a block, behind its fragment."""
-        ...
-
-    def end(self, before: str) -> bytes:
-        """What closes the last block, of the role ``before``, and the body."""
-        ...
 
 
 @dataclass(slots=True)
@@ -82,11 +66,11 @@ class Written:
         del self.cuts[blocks:], self.ends[ends:]
         self.account, self.roles = self.then.copy(), []
 
-    def shape(self, shape: Shape) -> str:
+    def shape(self, dialect: Dialect) -> str:
         """Put the blocks among the bytes, those that stay into a few large chunks; the last one's role."""
         at, before = self.cuts[-1] if self.cuts else (0, "")
         for block in self.blocks:
-            self.fragments.append(shape.fragment(before, block))
+            self.fragments.append(dialect.fragment(before, block))
             at, before = at + len(self.fragments[-1]), block.role
             self.cuts.append((at, before))
         self.blocks.clear()
@@ -168,11 +152,11 @@ class Writer:
             account.before = role
 
 
-def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpoint] = ()) -> list[Buffer]:
+def buffers(dialect: Dialect, head: bytes, written: Written, marks: Sequence[Breakpoint] = ()) -> list[Buffer]:
     """A body in some pieces: the parameters in ``head``, a JSON object, then the prompt as a dialect shapes it."""
-    before, at = written.shape(shape), 0
+    before, at = written.shape(dialect), 0
     ttls = sorted(marked(written.ends, marks).items(), reverse=True)
-    places = [(written.cuts[index][0], shape.mark(ttl_s)) for index, ttl_s in ttls]
+    places = [(written.cuts[index][0], dialect.mark(ttl_s)) for index, ttl_s in ttls]
     out: list[Buffer] = [head[:-1]]
     for chunk in (*written.chunks, b"".join(written.fragments)):
         rest = memoryview(chunk)
@@ -182,18 +166,18 @@ def buffers(shape: Shape, head: bytes, written: Written, marks: Sequence[Breakpo
             rest, at = rest[place - at :], place
         out.append(rest)
         at += len(rest)
-    return [*out, shape.end(before)]
+    return [*out, dialect.end(before)]
 
 
-def body(shape: Shape, head: bytes, blocks: Sequence[Block]) -> bytes:
+def body(dialect: Dialect, head: bytes, blocks: Sequence[Block]) -> bytes:
     """A body of blocks, some of them marked."""
     out, before = [head[:-1]], ""
     for block in blocks:
-        out.append(shape.fragment(before, block))
+        out.append(dialect.fragment(before, block))
         if block.ttl_s is not None:
-            out.append(shape.mark(block.ttl_s))
+            out.append(dialect.mark(block.ttl_s))
         before = block.role
-    return b"".join((*out, shape.end(before)))
+    return b"".join((*out, dialect.end(before)))
 
 
 def marked(ends: Sequence[tuple[int, int]], marks: Sequence[Breakpoint]) -> dict[int, int]:

@@ -20,7 +20,6 @@ RATES = {
     "recorded": pl.col("cache_read").sum() / pl.col("prompt").sum(),
 }
 BESIDE = ["session_no", "turn", "cache_read", "prompt", "run_read", "run_prompt", "difference"]
-CAUSES = ("model_switch", "compaction", "prompt_changed", "ttl", "unknown")
 
 
 def cause(scale: float, provider: bool) -> pl.Expr:

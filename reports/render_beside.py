@@ -20,34 +20,25 @@ FIGURES: tuple[tuple[Show, str], ...] = (
     (dollars, "cost.cost_per_completed_task cost.gpu_cost_per_completed_task"),
     (lambda valid: "yes" if valid else "NO", "valid"),
 )
-OPTIONS = ("assistant", "hints", "speed", "sessions", "scale_tokens")
+ASKED = {"endpoint": "endpoint.url", "dialect": "endpoint.dialect", "trace": "trace.digest", "start": "cache.how"}
+ASKED |= {"cache": "cache.state_at_start"}
+ASKED |= {name: f"options.{name}" for name in ("assistant", "hints", "speed", "sessions", "scale_tokens")}
+"""What was asked of a run, and where it says so."""
 
 
 def render_beside(reports: Sequence[dict[str, Any]]) -> None:
     """Print runs side by side: what differed between them, and their figures."""
     names = [report["path"].rstrip("/").rsplit("/", 1)[-1] for report in reports]
-    rows = [[name, *_change(values, reports)] for name, values in _asked(reports) if len(set(values)) > 1]
+    change, rows = ["last - first"] if len(reports) == 2 else [], []
+    for name, place in ASKED.items():
+        asked = [str(value_at(report["about"], place) or NONE) for report in reports]
+        if len(set(asked)) > 1:
+            rows.append([name, *(value[:24] for value in asked), *("" for _ in change)])
     for show, figure in ((show, figure) for show, figures in FIGURES for figure in figures.split()):
         values = [value_at(report, figure) for report in reports]
         if any(value is not None for value in values):
             rows.append([figure, *map(show, values), *_difference(values, show)])
-    change = ("last - first",) if len(reports) == 2 else ()
     table(console(), "Side by side", ("", *names, *change), rows)
-
-
-def _asked(reports: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """What was asked of each run: endpoint, dialect, cache, options."""
-    about = [report["about"] for report in reports]
-    asked = [(name, [str(value_at(each, place) or NONE) for each in about]) for name, place in _PLACES.items()]
-    return asked + [(name, [str((each.get("options") or {}).get(name, NONE)) for each in about]) for name in OPTIONS]
-
-
-_PLACES = {"endpoint": "endpoint.url", "dialect": "endpoint.dialect", "trace": "trace.digest"}
-_PLACES |= {"start": "cache.how", "cache": "cache.state_at_start"}
-
-
-def _change(values: Sequence[str], reports: Sequence[Any]) -> list[str]:
-    return [value[:24] for value in values] + ([""] if len(reports) == 2 else [])
 
 
 def _difference(values: Sequence[Any], show: Show) -> list[str]:

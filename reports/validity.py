@@ -107,11 +107,6 @@ def _client_checks(loaded: Loaded, lag_ns: float | None, latency_ns: float | Non
         yield _check("client_cpu", max(cores), SATURATED)
 
 
-def _coverage(value: float | None) -> dict[str, Any]:
-    check = _check("coverage", value, COVERAGE, least=True)
-    return {**check, "good": check["good"] and value is not None and value <= 1.0}
-
-
 def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     """The checks of a run. Where the same bytes were sent to all endpoints, tokens are told and not judged. The lag's
     limit is 50 ms, or a tenth of the median latency where that is more."""
@@ -128,18 +123,17 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     median = LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable")
     told |= each(rows, {"prompt": fidelity("prompt"), "output": fidelity("output"), "latency": median})
     covered = told["answered"] if planned is None or told["calls"] <= planned else told["calls"]
+    too_many = {"good": False} if planned and covered > planned else {}
     off, output = told["prompt"], told["output"]
     same_bytes = loaded.told("fidelity").get("match") == "bytes"
     interrupted = loaded.about.get("interrupted")
     return [
-        _coverage(covered / planned if planned else None),
+        _check("coverage", covered / planned if planned else None, COVERAGE, least=True) | too_many,
         _check("cached_tokens_reported", told["reported"], COVERAGE, least=True),
         _check("token_fidelity.p95", off["p95"], None if same_bytes else TOKENS_OFF),
-        _check("token_fidelity.p50", off["p50"]),
-        _check("token_fidelity.max", off["max"]),
+        *(_check(f"token_fidelity.{name}", off[name]) for name in ("p50", "max")),
         _check("prefix_fidelity", links.extending),
-        _check("output_fidelity.p50", output["p50"]),
-        _check("output_fidelity.p95", output["p95"]),
+        *(_check(f"output_fidelity.{name}", output[name]) for name in ("p50", "p95")),
         *_client_checks(loaded, links.lag["p99"], told["latency"]),
         _check("failed_calls", told["failed"] / planned if planned else None, FAILED),
         _check("skipped_calls", told["skipped"], FAILED),

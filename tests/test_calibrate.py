@@ -44,7 +44,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> str:
 def ran(trace: str | list[list[Call]], path: Path, times: StepTimes, *, workers: int = 1, **options: Any) -> str:
     """A run of the trace on engines of those step times; its directory."""
     tree = PromptTree()
-    engines = [Engine(BlockCache(tree), times=times, max_batched=BATCHED) for _ in range(workers)]
+    engines = [Engine(BlockCache(tree, block=16), times=times, max_batched=BATCHED) for _ in range(workers)]
     cluster = Cluster(tree, engines, Router("sticky", block=16))
     sessions = read_sessions(trace) if isinstance(trace, str) else trace
     schedule = scheduled(sessions, grow=in_tree(tree), **options)

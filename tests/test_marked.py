@@ -181,7 +181,7 @@ def test_what_is_read_is_what_was_kept(
     """Overlapping calls over prompts that share prefixes, marked at pieces' ends or inside them, that answer or leave
     before: each reads what a plain dictionary of marks says.
     """
-    rules = Rules("now", entries=entries, look_back=look_back, minimum=(("*", least),), most=most)
+    rules = Rules("now", entries=entries, look_back=look_back, minimum={"*": least}, most=most)
     tree = PromptTree()
     cache, oracle = MarkedCache(tree, rules, refresh=refresh), Oracle(rules, refresh)
     running: list[tuple[Running, Any, Asked]] = []
@@ -307,7 +307,7 @@ def test_each_mark_has_its_own_ttl(later_s: int, expected: tuple[int, ...]) -> N
     """Written by a call that ends at 1 s: under five minutes later all is read, then the hour's tokens alone are read
     and the five minutes' are written again; after two hours, all.
     """
-    for rules in (RULES["managed"], RULES["anthropic"]._replace(minimum=(("*", 1),))):
+    for rules in (RULES["managed"], RULES["anthropic"]._replace(minimum={"*": 1})):
         service, marks = Service(rules), (Breakpoint(30, 3600), Breakpoint(42, 300))
         service.parts(prompt((1, 42)), 0, marks)
         assert service.parts(prompt((1, 42)), later_s, marks) == expected

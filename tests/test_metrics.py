@@ -316,7 +316,7 @@ def test_docs_name_every_figure_check_and_cause(tmp_path: Path) -> None:
         *metrics.FIGURES,
         *whole(loaded),
         *(check["check"] for check in checks),
-        *losses.CAUSES,
+        *("model_switch", "compaction", "prompt_changed", "ttl", "unknown"),
         *KINDS,
     }
     names |= {*cost(loaded, load_prices())} - {"prices_date", "prices_source"}

@@ -36,7 +36,7 @@ def endpoint(server: Templated, dialect: str, costs: Costs | None = None, **opti
         model="m",
         clock=time.monotonic_ns,
         stream=False,
-        costs=costs,
+        costs=costs or Costs(),
         transport=lambda: httpx.MockTransport(server.handler),
         **options,
     )

@@ -24,7 +24,7 @@ def tokens(pieces: list[Piece]) -> Tokens:
 def told(node: Node) -> Tokens:
     """The tokens of a prompt as the nodes on the way to it tell them."""
     runs: list[Tokens] = []
-    while node.parent is not None:
+    while node.parent is not node:
         runs.append(tokens(node.pieces())[node.offset :])
         node = node.parent
     return tuple(token for run in reversed(runs) for token in run)
@@ -33,7 +33,7 @@ def told(node: Node) -> Tokens:
 def nodes_of(node: Node) -> list[Node]:
     """A node, and all that it goes on from."""
     found = [node]
-    while found[-1].parent is not None:
+    while found[-1].parent is not found[-1]:
         found.append(found[-1].parent)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -10,8 +11,7 @@ from asking import blocks_of, prompts, steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keepwarm.replayers import chat
-from keepwarm.replayers.blocks import Block
+from keepwarm.replayers.chat import CHAT
 from keepwarm.replayers.endpoint import Piece, Said
 from keepwarm.replayers.http import DIALECTS
 from keepwarm.replayers.tokens import Costs
@@ -48,39 +48,26 @@ def test_written_on_is_written_anew(dialect: str, made: Any, costs: Costs, marks
         orjson.loads(b"".join(pieces))
 
 
-class _Asked:
-    """Chat, and how many blocks it was asked to write."""
-
-    mark, end = staticmethod(chat.mark), staticmethod(chat.end)
-
-    def __init__(self) -> None:
-        self.blocks = 0
-
-    def fragment(self, before: str, block: Block) -> bytes:
-        """One more."""
-        self.blocks += 1
-        return chat.fragment(before, block)
-
-
 def test_a_grown_prompt_costs_what_is_new() -> None:
     """Only new blocks are written, a run that may go on once more where it did; what was sent before is not touched,
     most of it is one object all the time, and the pieces to send stay few.
     """
-    writer, shape, known = Writer(Costs()), _Asked(), None
+    writer, fragment, known = Writer(Costs()), Mock(wraps=CHAT.fragment), None
+    dialect = CHAT._replace(fragment=fragment)
     prompt = tuple(Piece(-ident, 900, "system") for ident in range(1, 99))
     asked, largest = [], []
     sent: list[tuple[list[Buffer], bytes]] = []
     for turn in range(100):
         prompt = (*prompt, Piece(2 * turn + 1, 9, "answer"), Piece(2 * turn + 2, 9, "tool_result"))
-        known, before = writer.write(prompt, None, known), shape.blocks
-        pieces = buffers(shape, b"{}", known)
-        asked.append(shape.blocks - before)
+        known, before = writer.write(prompt, None, known), fragment.call_count
+        pieces = buffers(dialect, b"{}", known)
+        asked.append(fragment.call_count - before)
         largest.append(max(map(memoryview, pieces), key=len).obj)
         sent.append((pieces, b"".join(pieces)))
     assert asked[1:] == [2] * 99
     assert all(one is largest[0] for one in largest)
     assert max(len(pieces) for pieces, _ in sent) < 16
     assert all(b"".join(pieces) == then for pieces, then in sent)
-    prompt, before = (*prompt, Piece(0, 9, "tool_result")), shape.blocks
-    assert b"".join(buffers(shape, b"{}", writer.write(prompt, None, known)))
-    assert shape.blocks - before == 4
+    prompt, before = (*prompt, Piece(0, 9, "tool_result")), fragment.call_count
+    assert b"".join(buffers(dialect, b"{}", writer.write(prompt, None, known)))
+    assert fragment.call_count - before == 4
