@@ -4,8 +4,6 @@ Whose fields are read: Anthropic, OpenAI (chat, Responses), vLLM, SGLang, Dynamo
 OpenRouter, xAI, Moonshot, Qwen, and gateways such as LiteLLM and Portkey that mix two of these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Where an endpoint is and what opens it: its address, the headers with its key, its certificate's authority."""
 
-from __future__ import annotations
-
 import os
 import re
 import ssl

@@ -2,8 +2,6 @@
 late; elsewhere those.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import os

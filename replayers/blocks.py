@@ -5,8 +5,6 @@ a block is depends on the pieces before it and on the results that follow an ans
 blocks of what it grew from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import repeat

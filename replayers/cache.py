@@ -9,8 +9,6 @@ Only the end of what a call used is marked at its end: its prefix was used no ea
 that goes on from it is evicted. So a call costs what is new in its prompt.
 """
 
-from __future__ import annotations
-
 from heapq import heappop, heappush
 
 from keepwarm.replayers.lease import Held, Lease

@@ -3,8 +3,6 @@
 What waits for a cap waits in its turn, and its latency from due shows it.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable
 from time import monotonic

@@ -1,7 +1,5 @@
 """RunClock tells the ns since a run's anchor, on the monotonic clock."""
 
-from __future__ import annotations
-
 from time import monotonic_ns
 
 

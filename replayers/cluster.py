@@ -5,8 +5,6 @@ its KV is moved, and a worker of the second generates. A prefix that another wor
 one chosen where that is faster than computing it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple

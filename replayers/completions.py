@@ -1,7 +1,5 @@
 """The OpenAI completions dialect, with the prompt as token ids: bodies to send and streams to read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from keepwarm.replayers import chat

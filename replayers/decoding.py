@@ -1,7 +1,5 @@
 """Decoding is the part of an engine's batch that generates: one token a step for each call."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar

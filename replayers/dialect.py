@@ -1,7 +1,5 @@
 """Dialect is an API's way to be asked: how it writes a prompt, where to post it, and who reads its answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Endpoint is anything that answers calls: one method, which is also the seam for tests and a user's own."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, Protocol
 
 from keepwarm.traces.model import Call

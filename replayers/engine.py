@@ -6,8 +6,6 @@ prompt fits. What is scheduled is found by others at once. Where a running call 
 preempted: it lets go of its blocks and waits at the front. Steps in which nothing but decoding happens are one event.
 """
 
-from __future__ import annotations
-
 from dataclasses import KW_ONLY, dataclass
 from heapq import heappop, heappush
 

@@ -5,8 +5,6 @@ the KV of every decoding call, and computes two FLOPs a parameter for each token
 ``keepwarm calibrate`` measures the real ones.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from keepwarm.replayers.times import StepTimes

@@ -1,7 +1,5 @@
 """Hearing is an answer as it comes in: what a connection tells of it, what its dialect's reader makes of that."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Hints and identity: what tells a server whose a call is and how it may be treated."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from keepwarm.traces.model import Call

@@ -4,8 +4,6 @@ The hot path calls an httpx transport with prepared requests. Each agent has a c
 real client keeps an idle one: httpx's shared pool does work that grows with the square of its connections.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence

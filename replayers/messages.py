@@ -1,7 +1,5 @@
 """The Anthropic Messages dialect: bodies to send and streams to read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from keepwarm.replayers import sse

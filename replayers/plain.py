@@ -4,8 +4,6 @@ It tells what a cache is worth, with engine rules or those of a managed API. Wha
 first token is out, and lives from its last use.
 """
 
-from __future__ import annotations
-
 from heapq import heappop, heappush
 
 from keepwarm.replayers.cache import BlockCache

@@ -4,8 +4,6 @@ It never reads a clock: whoever drives it, in virtual or in real time, tells it 
 Times are ns since the run's anchor.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import KW_ONLY, dataclass

@@ -1,7 +1,5 @@
 """A session's prompts put together from what each call kept of another's and what it appended."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar

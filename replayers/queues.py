@@ -1,7 +1,5 @@
 """In which order an engine's waiting calls are taken: a queue maps a job to what it is sorted by, before arrival."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from keepwarm.replayers.job import Job

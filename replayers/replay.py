@@ -1,7 +1,5 @@
 """Replay in real time: send each call when it is due, in the order that the plan lets go, and say what came of it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator

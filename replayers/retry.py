@@ -1,7 +1,5 @@
 """Whether and when a call is tried again: as the official SDKs of the recorded agents do."""
 
-from __future__ import annotations
-
 from random import Random
 
 from keepwarm.replayers.endpoint import Answer

@@ -7,8 +7,6 @@ there holds. The lowest cost wins, ties at random; with a temperature above 0 wo
 scaled to lie between 0 and 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from math import exp
 from random import Random

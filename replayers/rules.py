@@ -1,7 +1,5 @@
 """What managed APIs promise of their prompt caches, as dated data (``rules.toml``)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple

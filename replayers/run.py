@@ -1,7 +1,5 @@
 """A run on disk: its directory, what was run on what (run.json), and what could have been read at most (bounds)."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

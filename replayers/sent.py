@@ -1,7 +1,5 @@
 """Sent is a run as it went, as a schedule: the same calls, at the times at which they were sent."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, NamedTuple
 

@@ -1,7 +1,5 @@
 """Server is what an endpoint is and can do, found out by asking it: who it is, what it takes, how its tokens count."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 from collections.abc import Mapping, Sequence

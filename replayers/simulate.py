@@ -1,7 +1,5 @@
 """Replay in virtual time against the simulated cluster: the same plan as over the wire, no sockets, no waiting."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Server-sent events cut from a byte stream, and what an answer has told so far."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import orjson

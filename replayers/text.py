@@ -6,8 +6,6 @@ one. No word needs escaping in JSON, so a piece's text is also its JSON fragment
 pieces.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import shake_128

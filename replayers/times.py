@@ -1,7 +1,5 @@
 """How long the work of a simulated worker takes: of a call by itself, or of a step of a batch."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from pathlib import Path
 from typing import NamedTuple

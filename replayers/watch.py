@@ -1,7 +1,5 @@
 """Watch samples the client itself while it replays: its CPU, and how late its event loop is."""
 
-from __future__ import annotations
-
 import asyncio
 from time import monotonic, process_time
 from typing import Any

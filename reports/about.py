@@ -1,7 +1,5 @@
 """About is what a run says of itself in run.json: what was run, on what, with which options; checked as it is read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import orjson

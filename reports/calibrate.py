@@ -6,8 +6,6 @@ of stretches are known well enough to count all four: a call's decoding, one ste
 call that found its worker idle, where ``call_s`` comes on top.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

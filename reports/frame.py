@@ -1,7 +1,5 @@
 """Frame is a run or a recording as one table of outcome rows, of which a figure reads the columns that it needs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Gate is a policy held against a run: required figures, absolute or against a baseline, one line a check."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from operator import eq, ge, gt, le, lt
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Percentiles are exact and nearest-rank: each is a time that was measured, the sm
 did not exceed. Times are seconds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import product

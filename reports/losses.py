@@ -3,8 +3,6 @@
 Also: where a run's reads differ from the recorded ones, and what explains it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl

@@ -3,8 +3,6 @@
 Rates are fractions. A rate is taken over the calls that reported what it needs; None where none did.
 """
 
-from __future__ import annotations
-
 from math import fsum
 from typing import Any, NamedTuple, TypeVar
 

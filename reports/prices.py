@@ -1,7 +1,5 @@
 """Price is what a model's tokens cost, from a dated table kept as data; runs and recordings turn into money (USD)."""
 
-from __future__ import annotations
-
 import re
 import sys
 import tomllib

@@ -3,8 +3,6 @@
 The server's counters hold all of its traffic: a residual is what others asked of it meanwhile, or what was lost.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl

@@ -1,7 +1,5 @@
 """Recording is what a trace holds before anything is replayed: shape, growth, gaps, fan-out, tools."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl

@@ -1,7 +1,5 @@
 """Render turns the dicts of summary, recording and reproduce into terminal tables of at most 100 columns."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Several runs side by side: one table, a column a run, the difference to the first where there are two."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

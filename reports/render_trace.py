@@ -1,7 +1,5 @@
 """Render, for traces: what inspect and reproduce print."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

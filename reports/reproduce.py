@@ -1,7 +1,5 @@
 """Reproduce sets published cache-reuse figures beside what a trace or run shows under each named definition."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl

@@ -5,8 +5,6 @@ value may be relative to a baseline run: ``baseline``, ``baseline*1.05``, ``base
 ``baseline-1pt`` (points of a rate), ``baseline+50ms``.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, NamedTuple
 

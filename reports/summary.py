@@ -1,7 +1,5 @@
 """Summary is everything a report says of one run or recording, as one JSON-ready dict."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 

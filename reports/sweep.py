@@ -1,7 +1,5 @@
 """A sweep's table: one row a simulated cluster, what was asked of it and what it gave."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

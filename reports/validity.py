@@ -3,8 +3,6 @@
 A missing figure is never zero and never a pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where a prompt leaves the one before it, and how the two differ there."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from keepwarm.traces.shipped import shipped

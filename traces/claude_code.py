@@ -5,8 +5,6 @@ any text; it learns which messages stand in several files, and how large each gr
 the sessions in order of their start and writes them. Memory holds one file, one session, and some bytes a message.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 from collections import Counter, defaultdict

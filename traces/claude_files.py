@@ -4,8 +4,6 @@ What comes out of a file is small and holds no text: its streams as bytes to be 
 files before the first session can be built. This module imports nothing heavy: worker processes start with it.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import NamedTuple

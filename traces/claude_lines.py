@@ -5,8 +5,6 @@ that is no JSON object, or lacks what its type needs, is damaged: counted, liste
 takes a value out of a line raises TypeError or ValueError where it is not of the type that it must have.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime

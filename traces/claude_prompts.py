@@ -1,7 +1,5 @@
 """AgentPrompt follows one Claude Code agent's prompt from step to step: what each keeps of which, and why not all."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 

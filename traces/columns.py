@@ -1,7 +1,5 @@
 """Rows to Arrow columns and back: named tuples on one side, the schemas' lists of structs on the other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from operator import attrgetter

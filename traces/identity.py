@@ -3,8 +3,6 @@
 One salt an output; without it neither hashes nor pseudonyms can be computed again or compared.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 from contextlib import suppress

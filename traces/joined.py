@@ -2,8 +2,6 @@
 the tools' times as the client logged them. On the wire a tool's result is only seen with the next request.
 """
 
-from __future__ import annotations
-
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import After, Call, ToolUse
 from keepwarm.traces.store import TraceWriter, read_calls, read_meta

@@ -4,8 +4,6 @@ It is a line of JSON an outcome, behind one with the names of the columns, besid
 which it becomes at the end. A row costs a replay a few microseconds, and never holds it up as a batch of them would.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from itertools import islice

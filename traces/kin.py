@@ -1,7 +1,5 @@
 """Kin tells how the agents of one session are related: who started whom, and who forked from whom."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Times are nanoseconds, token counts are tokens. ``None`` means unknown, never zero.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from keepwarm.traces.shipped import shipped

@@ -1,7 +1,5 @@
 """Where files lie: on the local disk, or on any filesystem pyarrow has a URI for."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pyarrow.fs as pafs
 

@@ -1,7 +1,5 @@
 """Work spread over processes, its results in order and few of them waiting, however many tasks there are."""
 
-from __future__ import annotations
-
 import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

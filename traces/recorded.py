@@ -1,7 +1,5 @@
 """A recorder's journal made into a trace: records folded into steps, and those built into sessions."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial

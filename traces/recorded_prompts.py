@@ -1,7 +1,5 @@
 """RecordedPrompt follows one agent's prompt as its pieces were seen on the wire, and gives them tokens that add up."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple

@@ -4,8 +4,6 @@ The journal is a file of JSON lines, readable by its owner only. Its first line 
 was killed can be gone on with; a last line that was cut is no record.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """A trace whose prompts and answers are so much shorter, segment by segment. It is a trace again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The Arrow schemas of trace format v1 and of outcomes, their version, and the upgrades from older versions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints

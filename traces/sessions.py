@@ -1,7 +1,5 @@
 """The streams of one session made into calls: agents, who started whom, who waited for whom."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

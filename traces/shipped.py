@@ -1,7 +1,5 @@
 """Shipped is data that comes with the program, a TOML file beside the code that reads it."""
 
-from __future__ import annotations
-
 import tomllib
 from importlib.resources import files
 from typing import Any

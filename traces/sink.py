@@ -1,7 +1,5 @@
 """A Parquet file in the making: row groups as they come, its metadata at the end, nothing left where it fails."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Self
 from zlib import crc32

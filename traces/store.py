@@ -3,8 +3,6 @@
 A trace is one Parquet file or a directory of them, on the local disk or any filesystem pyarrow has a URI for.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

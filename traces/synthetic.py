@@ -4,8 +4,6 @@ Every session is drawn from its own random numbers, so a trace of more sessions 
 one. Times are whole milliseconds: what differs between two machines' logarithms does not show.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush

@@ -4,8 +4,6 @@ Logs give the size of each prompt exactly and its text partly. The size is the t
 over the visible blocks by weight, a surplus is one ``hidden`` segment, an overrun is scaled down.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple

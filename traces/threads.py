@@ -4,8 +4,6 @@ Agents that name themselves in headers are believed. Others are known by their m
 conversation whose messages it repeats, and one that begins with what a tool use asked of a new agent is that agent's.
 """
 
-from __future__ import annotations
-
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

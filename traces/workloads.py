@@ -1,7 +1,5 @@
 """Workloads are the figures that synthetic sessions are drawn from; ``workloads.toml`` has them, and their sources."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import exp, log
 from random import Random
