@@ -37,8 +37,9 @@ def base_url(url: str) -> httpx.URL:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise InputError(f"endpoint {_opened(url)!r}: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
-        raise InputError(f"endpoint {_opened(url)!r}: expected http[s]://HOST[:PORT][/PATH], and no query")
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.userinfo:
+        expected = "expected http[s]://HOST[:PORT][/PATH] alone; a key goes with --key-env, --key-file or --header"
+        raise InputError(f"endpoint {_opened(url)!r}: {expected}")
     path = parsed.path.rstrip("/").removesuffix("/v1")
     return parsed.copy_with(path=path + "/", query=None, fragment=None)
 

@@ -245,7 +245,7 @@ def test_a_replay_against_the_simulated_cluster(tmp_path: Path, capsys: pytest.C
             grown[-1].append(c._replace(prompt_parent=calls[turn].call, keep=40 + 20 * turn, append=more))
     trace, run = write(tmp_path / "t.parquet", *grown, prefix_breaks="recorded", recorded_breaks=4), tmp_path / "run"
     with served(ttl_s=300) as url:
-        command = ("replay", trace, "--endpoint", url + "/v1?key=secret", "-o", str(run), "--sessions", "1")
+        command = ("replay", trace, "--endpoint", url + "/v1#secret", "-o", str(run), "--sessions", "1")
         code, out, err = keepwarm_(capsys, *command)
     assert (code, err) == (0, "")
     assert out == f"{run}: 6 calls answered; see it with: keepwarm report {run}\n"
