@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,13 @@ class Asking(NamedTuple):
         return self if known is None or self.frozen else self._replace(learned=known._replace(costs=costs))
 
 
+def model_of(address: Address, server: dict[str, Any], wanted: str | None) -> str:
+    """The model to ask for: the wanted one, or else the only one that is served. InputError where there are more."""
+    if name := wanted or server["model"]:
+        return str(name)
+    raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
+
+
 def asked_endpoint(
     address: Address,
     dialect: str = "messages",
@@ -67,10 +75,7 @@ def asked_endpoint(
 ) -> Asking:
     """What listens at an address, and what one must know of it to measure. InputError where nothing could be."""
     server, words = identify(address), known_words(tokenizer)
-    name = model or server["model"]
-    if name is None:
-        raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
-    asking = Asking(address, server, dialect, name, frozen=frozen)
+    asking = Asking(address, server, dialect, model_of(address, server, model), frozen=frozen)
     if not preflight:
         return asking
     endpoint = asking.endpoint(clock=RunClock(), accepts=frozenset(), timeout_s=60.0, stream=stream)
@@ -88,10 +93,8 @@ def asked_endpoint(
 
 
 async def _then_close(asked: Any, endpoint: HttpEndpoint) -> Any:
-    try:
+    async with aclosing(endpoint):
         return await asked
-    finally:
-        await endpoint.aclose()
 
 
 def replayed(run: Path) -> tuple[dict[str, Any], Costs]:
