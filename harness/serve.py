@@ -61,13 +61,12 @@ def create_app(
     about = {"type": "model", "display_name": model, "owned_by": "keepwarm", "max_model_len": script.longest}
     served = {"id": model, "object": "model", "created": int(time.time()), **about}
     models = {"object": "list", "data": [served], "has_more": False, "first_id": model, "last_id": model}
-    routes = [Route(forms["path"], partial(face.answer, name), methods=["POST"]) for name, forms in FORMS.items()]
+    pages = {"/": health, "/health": health, "/v1/models": models}
+    routes = [Route(path, JSONResponse(told), methods=["GET"]) for path, told in pages.items()]
+    routes += [Route(forms["path"], partial(face.answer, name), methods=["POST"]) for name, forms in FORMS.items()]
     return Starlette(
         routes=[
             *routes,
-            Route("/", JSONResponse(health), methods=["GET"]),
-            Route("/health", JSONResponse(health), methods=["GET"]),
-            Route("/v1/models", JSONResponse(models), methods=["GET"]),
             Route("/v1/messages/count_tokens", face.count, methods=["POST"]),
             Route("/v1/responses", _no_socket),
             Route("/metrics", face.metrics),
@@ -119,8 +118,7 @@ class _Face:
         model = asked.model or self._model
         speech = Speech(dialect, said, model, tell_usage=asked.tell_usage, writes=self._writes)
 
-        async def spoken(scope: Scope, receive: Receive, send: Send) -> None:
-            del scope
+        async def spoken(_: Scope, receive: Receive, send: Send) -> None:
             call = self._driver.submit(job, stream=asked.stream)
             speaking = asyncio.ensure_future(self._speak(call, said, speech, send, stream=asked.stream))
             leaving = asyncio.ensure_future(_left(receive))
@@ -158,23 +156,19 @@ class _Face:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "expected a body of application/json without an encoding")
+        raw = bytearray()
         try:
-            body = orjson.loads(await self._body(request))
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > self._body_bytes:
+                    raise HTTPException(413, f"the body is larger than {self._body_bytes} bytes")
+            body = orjson.loads(raw)
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the body is cut off") from error
         except orjson.JSONDecodeError as error:
             raise HTTPException(400, f"the body is not JSON: {error}") from error
         if not isinstance(body, dict):
             raise HTTPException(400, "the body is not a JSON object")
-        return body
-
-    async def _body(self, request: Request) -> bytearray:
-        body = bytearray()
-        try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > self._body_bytes:
-                    raise HTTPException(413, f"the body is larger than {self._body_bytes} bytes")
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the body is cut off") from error
         return body
 
     def _job(self, asked: Asked, said: Said) -> Job:
