@@ -1,11 +1,9 @@
 """Asking is an endpoint that is to be asked: what it is, what one must know of it, and how its cache is made cold."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -50,7 +48,7 @@ class Asking(NamedTuple):
         """What prompts are written by."""
         return self.frozen or (self.learned.costs if self.learned else Costs())
 
-    def at(self, costs: Costs) -> Asking:
+    def at(self, costs: Costs) -> Self:
         """The same with prompts written by these costs, where they are not by frozen ones."""
         known = self.learned
         return self if known is None or self.frozen else self._replace(learned=known._replace(costs=costs))
@@ -83,10 +81,8 @@ def asked_endpoint(
     if learned.reads == "absent":
         flag = REPORTING.get(server["server"] or "")
         how = f"start it with {flag}" if flag else "no hit rate could be measured"
-        raise InputError(
-            f"endpoint {shown_url(address.url)}: does not tell cached tokens in the {dialect} dialect: {how} "
-            "(--no-preflight replays all the same)"
-        )
+        why = f"does not tell cached tokens in the {dialect} dialect: {how} (--no-preflight replays all the same)"
+        raise InputError(f"endpoint {shown_url(address.url)}: {why}")
     if frozen is not None and frozen.tools and "tools" not in learned.accepts:
         raise InputError(f"endpoint {shown_url(address.url)}: refuses tools, which the prompts to repeat have")
     return asking._replace(learned=learned)
