@@ -175,10 +175,7 @@ def _completion(told: Any) -> str:
 
 
 def _output(body: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = body.get(name)
-        if value is not None:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise HTTPException(400, f"{name}: expected an integer of at least 1")
-            return value
-    return None
+    name, output = next(((name, body[name]) for name in names if body.get(name) is not None), ("", None))
+    if output is not None and (type(output) is not int or output < 1):
+        raise HTTPException(400, f"{name}: expected an integer of at least 1")
+    return output

@@ -1,10 +1,9 @@
 """Asking is an endpoint that is to be asked: what it is, what one must know of it, and how its cache is made cold."""
 
-from __future__ import annotations
-
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -49,10 +48,17 @@ class Asking(NamedTuple):
         """What prompts are written by."""
         return self.frozen or (self.learned.costs if self.learned else Costs())
 
-    def at(self, costs: Costs) -> Asking:
+    def at(self, costs: Costs) -> Self:
         """The same with prompts written by these costs, where they are not by frozen ones."""
         known = self.learned
         return self if known is None or self.frozen else self._replace(learned=known._replace(costs=costs))
+
+
+def model_of(address: Address, server: dict[str, Any], wanted: str | None) -> str:
+    """The model to ask for: the wanted one, or else the only one that is served. InputError where there are more."""
+    if name := wanted or server["model"]:
+        return str(name)
+    raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
 
 
 def asked_endpoint(
@@ -67,10 +73,7 @@ def asked_endpoint(
 ) -> Asking:
     """What listens at an address, and what one must know of it to measure. InputError where nothing could be."""
     server, words = identify(address), known_words(tokenizer)
-    name = model or server["model"]
-    if name is None:
-        raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
-    asking = Asking(address, server, dialect, name, frozen=frozen)
+    asking = Asking(address, server, dialect, model_of(address, server, model), frozen=frozen)
     if not preflight:
         return asking
     endpoint = asking.endpoint(clock=RunClock(), accepts=frozenset(), timeout_s=60.0, stream=stream)
@@ -78,20 +81,16 @@ def asked_endpoint(
     if learned.reads == "absent":
         flag = REPORTING.get(server["server"] or "")
         how = f"start it with {flag}" if flag else "no hit rate could be measured"
-        raise InputError(
-            f"endpoint {shown_url(address.url)}: does not tell cached tokens in the {dialect} dialect: {how} "
-            "(--no-preflight replays all the same)"
-        )
+        why = f"does not tell cached tokens in the {dialect} dialect: {how} (--no-preflight replays all the same)"
+        raise InputError(f"endpoint {shown_url(address.url)}: {why}")
     if frozen is not None and frozen.tools and "tools" not in learned.accepts:
         raise InputError(f"endpoint {shown_url(address.url)}: refuses tools, which the prompts to repeat have")
     return asking._replace(learned=learned)
 
 
 async def _then_close(asked: Any, endpoint: HttpEndpoint) -> Any:
-    try:
+    async with aclosing(endpoint):
         return await asked
-    finally:
-        await endpoint.aclose()
 
 
 def replayed(run: Path) -> tuple[dict[str, Any], Costs]:

@@ -88,7 +88,7 @@ class Pieces:
         """One block of some kind, its cache mark with it."""
         if kind == "answer":
             self._since.clear()
-        else:
+        elif kind != "tools":
             self._since.append((len(self.pieces), block))
         self.pieces.append(piece(self.identity, kind, block, self.keep_text))
         self._mark(block)
@@ -125,10 +125,8 @@ class Pieces:
     def _result(self, given: Input, block: dict[str, Any]) -> list[Input]:
         """A tool's result; what started an agent tells its name, what waited for some tells theirs."""
         use, failed = string(block.get("tool_use_id")), block.get("is_error")
-        given = given._replace(
-            tool_use=self.identity.name("use", use) if use else None,
-            is_error=failed if isinstance(failed, bool) else None,
-        )
+        name = self.identity.name("use", use) if use else None
+        given = given._replace(tool_use=name, is_error=failed if isinstance(failed, bool) else None)
         content = block.get("content")
         text = content[0] if isinstance(content, list) and len(content) == 1 else content
         told = CHILDREN.match(text) if isinstance(text, str) else None
@@ -161,12 +159,7 @@ class Pieces:
         told = string(body.get("model"))
         model = self.identity.model(told) if told else ""
         stream = body.get("stream") is True
-        inputs = [
-            (at, given)
-            for at, block in self._since
-            if self.pieces[at].kind != "tools"
-            for given in self._inputs(self.pieces[at], block)
-        ]
+        inputs = [(at, given) for at, block in self._since for given in self._inputs(self.pieces[at], block)]
         return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body), begun)
 
 
@@ -226,11 +219,8 @@ def json_object(text: Any) -> dict[str, Any]:
 def messages(body: dict[str, Any]) -> tuple[Blocks, Blocks]:
     """The Messages API. Some messages are the system's too."""
     front = [("system", block) for block in listed(body.get("system"))]
-    return front, [
-        (_kind(message["role"], block), block)
-        for message in listed(body["messages"])
-        for block in listed(message["content"])
-    ]
+    told = ((message["role"], block) for message in listed(body["messages"]) for block in listed(message["content"]))
+    return front, [(_kind(role, block), block) for role, block in told]
 
 
 def _kind(role: str, block: Any) -> str:

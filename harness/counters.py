@@ -1,6 +1,7 @@
 """What a server counted itself: its Prometheus counters, read before a run and after it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -39,15 +40,12 @@ def read_counters(address: Address, more: Sequence[str] = (), *, must: bool = Fa
 
 
 def _samples(where: Address) -> Sequence[tuple[str, dict[str, str], float]]:
-    try:
-        with client(where) as asking:
-            response = asking.get("metrics")
-        if not response.is_success:
-            return []
-        families = list(text_string_to_metric_families(response.text))
-    except (httpx.RequestError, ValueError):
-        return []
-    return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+    with suppress(httpx.RequestError, ValueError), client(where) as asking:
+        response = asking.get("metrics")
+        if response.is_success:
+            families = text_string_to_metric_families(response.text)
+            return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+    return []
 
 
 def _shape(name: str, labels: dict[str, str], value: float) -> dict[str, int]:

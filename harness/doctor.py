@@ -13,9 +13,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import httpx
-import orjson
 
-from keepwarm.harness.asking import REPORTING, Asking
+from keepwarm.harness.asking import REPORTING, Asking, model_of
 from keepwarm.harness.counters import read_counters
 from keepwarm.replayers.address import Address, base_url, shown_url
 from keepwarm.replayers.blocks import Block
@@ -24,7 +23,6 @@ from keepwarm.replayers.http import DIALECTS, HttpEndpoint
 from keepwarm.replayers.server import client, greet, isolates, learn, refusal
 from keepwarm.replayers.sse import part
 from keepwarm.replayers.text import WORDS, PromptText
-from keepwarm.replayers.writer import body
 from keepwarm.traces.errors import InputError
 
 LENGTHS = (18, 34, 66, 130, 260, 1060, 1200, 1337, 1471, 1640, 1793, 1951, 2080)
@@ -43,6 +41,8 @@ MOST_WAIT_S = 30.0
 RESETS = ("reset_prefix_cache", "flush_cache")
 TIMING = {"vllm": "--enable-per-request-metrics"}
 """What makes a server tell each call's times."""
+TAKEN = ("tools", "exact_output", "cache_key")
+"""Of what an endpoint takes: what is told of it."""
 ASIDE = (None, "timeout", "reset", "rate_limit", "overloaded", "auth")
 """Errors, or none, that say nothing of a prompt's length."""
 
@@ -81,9 +81,8 @@ async def examine(
     A connection is held idle for ``keep_alive_wait`` at most; ``told`` is called when a part is done. InputError where
     it serves many models and none is named, or no dialect takes the API key.
     """
-    address, name, timeout_s = addresses["messages"], model or server["model"], min(timeout, MOST_WAIT_S)
-    if name is None:
-        raise InputError(f"endpoint {shown_url(address.url)}: does not say which one model it serves: give --model")
+    address, timeout_s = addresses["messages"], min(timeout, MOST_WAIT_S)
+    name = model_of(address, server, model)
 
     async def noted(asked: Awaitable[Any]) -> Any:
         found = await asked
@@ -134,13 +133,11 @@ async def _dialect(asking: Asking, words: Sequence[bytes], timeout_s: float) -> 
         Known(asking, False, timeout_s).endpoint(accepts=frozenset()) as whole,
     ):
         first, other = await asyncio.gather(greet(streamed), greet(whole))
-        streams, answers = first.error is None, first.error is None or other.error is None
-        row: dict[str, Any] = {"answers": answers, "error": None if answers else other.error, "why": None}
-        row |= {"streams": streams if answers else None, "usage": None}
-        row |= dict.fromkeys(("cached", "written", "tools", "exact_output", "cache_key", "calibration"))
-        if not answers:
-            return row | {"why": refusal(other)}, None
-        row["usage"] = (first if streams else other).prompt is not None
+        row = dict.fromkeys(("answers", "error", "why", "streams", "usage", "cached", "written", *TAKEN, "calibration"))
+        if first.error is not None and other.error is not None:
+            return row | {"answers": False, "error": other.error, "why": refusal(other)}, None
+        streams = first.error is None
+        row |= {"answers": True, "streams": streams, "usage": (first if streams else other).prompt is not None}
         stream = streams and (row["usage"] or other.prompt is None)
         try:
             learned = await learn(streamed if stream else whole, words=words)
@@ -151,12 +148,12 @@ async def _dialect(asking: Asking, words: Sequence[bytes], timeout_s: float) -> 
         row["why"] = "does not tell cached tokens" + (f": start the server with {flag}" if flag else "")
     elif streams and not stream:
         row["why"] = "tells usage only where it does not stream"
-    row |= {name: name in learned.accepts for name in ("tools", "exact_output", "cache_key")}
+    row |= {name: name in learned.accepts for name in TAKEN}
     row |= {"cached": learned.reads, "written": learned.writes}
     if asking.dialect != "completions":
-        costs = learned.costs._asdict() | {"words": len(learned.costs.words), "of": len(words)}
-        costs["turn"] = learned.costs.step(0)
-        row["calibration"] = {name: costs[name] for name in ("words", "of", "word", "turn", "off")}
+        costs = learned.costs
+        told = {"words": len(costs.words), "of": len(words), "word": costs.word}
+        row["calibration"] = told | {"turn": costs.step(0), "off": costs.off}
     return row, Known(asking._replace(learned=learned), stream, timeout_s)
 
 
@@ -276,13 +273,13 @@ def _timings(known: Known | None) -> dict[str, Any]:
     told: dict[str, Any] = {"field": None, "clock": None, "ahead_s": None, "flag": TIMING.get(server or "")}
     if known is None:
         return told
-    head = {"model": known.asking.model, "max_tokens": 1, "stream": False}
-    head |= {"nvext": {"extra_fields": ["timing"]}} if server == "dynamo" else {}
-    chat, said, sent = DIALECTS["chat"], {}, 0.0
-    with suppress(httpx.RequestError, orjson.JSONDecodeError), client(known.asking.address, known.timeout_s) as asked:
-        content, sent = body(chat, orjson.dumps(head), [Block("user", WORDS[0])]), time.time()
-        headers = {"content-type": "application/json"}
-        said = orjson.loads(asked.post(chat.path.removeprefix("/"), content=content, headers=headers).content)
+    prompt = [{"role": "user", "content": WORDS[0].decode()}]
+    asks = {"model": known.asking.model, "max_tokens": 1, "stream": False, "messages": prompt}
+    asks |= {"nvext": {"extra_fields": ["timing"]}} if server == "dynamo" else {}
+    said, sent = None, 0.0
+    with suppress(httpx.RequestError, ValueError), client(known.asking.address, known.timeout_s) as asked:
+        sent = time.time()
+        said = asked.post("v1/chat/completions", json=asks).json()
     timing = part(part(said, "nvext"), "timing")
     if isinstance(received := timing.get("request_received_ms"), int | float):
         now = time.time()

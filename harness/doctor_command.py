@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import click
@@ -21,13 +22,6 @@ def doctor(url: str, as_json: bool, **given: Any) -> None:
     It is asked some hundred small prompts. Exit code 0 if cached tokens are
     told in any dialect, 1 if in none, 2 if there is no endpoint that could be asked.
     """
-    report = _examined(url, given)
-    tell(report, as_json, _show)
-    if not any(row["cached"] == "reported" for row in report["dialects"].values()):
-        raise SystemExit(1)
-
-
-def _examined(url: str, given: dict[str, Any]) -> dict[str, Any]:
     from keepwarm.harness.doctor import examine
     from keepwarm.harness.progress import progress
     from keepwarm.replayers.http import DIALECTS, reach
@@ -37,8 +31,11 @@ def _examined(url: str, given: dict[str, Any]) -> dict[str, Any]:
     addresses = {name: reach(url, name, **opening) for name in DIALECTS}
     server, words = identify(addresses["messages"]), known_words(given.pop("tokenizer"))
     with progress("asking", PARTS) as told:
-        done = iter(range(1, PARTS + 1))
-        return asyncio.run(examine(addresses, server, words=words, **given, told=lambda: told(next(done), None)))
+        done = count(1)
+        report = asyncio.run(examine(addresses, server, words=words, **given, told=lambda: told(next(done), None)))
+    tell(report, as_json, _show)
+    if not any(row["cached"] == "reported" for row in report["dialects"].values()):
+        raise SystemExit(1)
 
 
 FIGURES = ("answers", "streams", "usage", "cached", "written", "tools", "exact_output", "cache_key")

@@ -4,6 +4,7 @@ The fields and their types, in ``nvext.toml``, are those of Dynamo 1.6.1, and so
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from types import NoneType
 from typing import Any
 
@@ -32,12 +33,10 @@ def hints(body: Mapping[str, Any], headers: Mapping[str, str]) -> Hints | None:
     told = part(part(body, "nvext"), "agent_hints")
     found = {name: told.get(name) for name in Hints._fields}
     for name, header in _HEADERS.items():
-        try:
+        with suppress(KeyError, ValueError):
             number = int(headers[header])
-        except (KeyError, ValueError):
-            continue
-        if number in _RANGES[_FIELDS["agent_hints"][name]]:
-            found[name] = number
+            if number in _RANGES[_FIELDS["agent_hints"][name]]:
+                found[name] = number
     return Hints(**found) if any(value is not None for value in found.values()) else None
 
 

@@ -20,8 +20,4 @@ def progress(what: str, total: int | None = None) -> Iterator[Told]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-
-        def tell(done: int, of: int | None) -> None:
-            bar.update(task, completed=done, total=total if of is None else of)
-
-        yield tell
+        yield lambda done, of: bar.update(task, completed=done, total=total if of is None else of)

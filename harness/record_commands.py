@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -195,8 +195,7 @@ async def _run(command: tuple[str, ...], bases: dict[str, str], stop: asyncio.Ev
     await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
     for end in (child.terminate, child.kill):
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(ended), PATIENCE_S)
+        await asyncio.wait((ended,), timeout=PATIENCE_S)
         if not ended.done():
             end()
     code = await ended

@@ -1,7 +1,5 @@
 """The recorder: takes in requests and answers as they pass by, and keeps of them what a trace needs, in a journal."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import OrderedDict, deque
@@ -72,7 +70,7 @@ class Recorder:
         self.broke: str | None = None
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def passing(self, dialect: str, headers: Headers) -> Passing:
+    def passing(self, dialect: str, headers: Headers) -> "Passing":
         """A call that begins to pass by."""
         return Passing(self, dialect, headers, now())
 

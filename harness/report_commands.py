@@ -90,10 +90,9 @@ def reproduce(paths: tuple[str, ...], as_json: bool) -> None:
     T is a trace or a run; the bundled trace where none is given. Each claim is measured under every definition it can
     be read under, and gets a verdict for each.
     """
-    if paths:
-        results = [set_beside(load(path)) for path in paths]
-    else:
-        results = [{**set_beside(load(str(BUNDLED))), "path": "the bundled trace"}]
+    results = [set_beside(load(path)) for path in paths or (str(BUNDLED),)]
+    if not paths:
+        results[0]["path"] = "the bundled trace"
     tell_all(results, as_json, render_reproduce)
 
 

@@ -11,7 +11,9 @@ from starlette.exceptions import HTTPException
 
 from keepwarm.harness.asked import Asked, Words
 from keepwarm.replayers.text import WORD, words
+from keepwarm.traces.shipped import shipped
 
+TOO_LONG = shipped("keepwarm.harness", "script.toml")
 LONGEST = 31_999
 """Agents ask for at most 32,000 or 64,000 tokens and mean no number by it; a replay asks for what was recorded."""
 
@@ -83,21 +85,12 @@ class Script:
         most, prompt, output = self.longest, asked.tokens, asked.output or 0
         if most is None:
             return
-        if asked.dialect == "messages":
-            if prompt > most:
-                raise HTTPException(400, f"prompt is too long: {prompt} tokens > {most} maximum")
-            if output <= LONGEST and prompt + output > most:
-                raise HTTPException(
-                    400,
-                    f"input length and `max_tokens` exceed context limit: {prompt} + {output} > {most}, "
-                    "decrease input length or `max_tokens` and try again",
-                )
-        elif prompt + max(output, 1) > most:
-            asks = f"you requested {output} output tokens and " if output else ""
-            total = f", for a total of at least {prompt + output} tokens" if output else ""
-            raise HTTPException(
-                400,
-                f"This model's maximum context length is {most} tokens. However, {asks}your prompt contains at least "
-                f"{prompt} input tokens{total}. Please reduce the length of the input prompt or the number of "
-                "requested output tokens.",
-            )
+        if asked.dialect != "messages":
+            fits, why = prompt + max(output, 1) <= most, "limited" if output else "unlimited"
+        elif prompt <= most:
+            fits, why = output > LONGEST or prompt + output <= most, "both"
+        else:
+            fits, why = False, "prompt"
+        if not fits:
+            told = TOO_LONG[why].format(prompt=prompt, output=output, total=prompt + output, most=most)
+            raise HTTPException(400, told)

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import uvicorn
+from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -37,6 +38,9 @@ from keepwarm.traces.errors import InputError
 
 BODY_BYTES = 64 << 20
 SERVER = "keepwarm serve"
+QUIET: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False}
+QUIET |= {"date_header": False, "server_header": False}
+"""What makes a server of uvicorn's say nothing of itself, to its user and in answers."""
 
 
 def create_app(
@@ -46,25 +50,23 @@ def create_app(
     speed: float = 1.0,
     cache: Mapping[str, Any] | None = None,
     script: Script | None = None,
-    max_model_len: int | None = None,
     body_bytes: int = BODY_BYTES,
 ) -> Starlette:
     """The application that serves a cluster, which from then on belongs to it and whose time runs ``speed`` times as
     fast as the wall clock's. ``cache`` is what ``/health`` tells of the cache, ``body_bytes`` the largest body taken.
     """
-    rules = str((cache or {}).get("rules", "engine"))
-    face = _Face(cluster, model, speed, script or Script(), body_bytes, rules)
-    health = {"server": SERVER, "version": version("keepwarm"), "speed": speed, "cache": dict(cache or {})}
-    about = {"type": "model", "display_name": model, "owned_by": "keepwarm", "max_model_len": max_model_len}
+    cache, script = cache or {}, script or Script()
+    face = _Face(cluster, model, speed, script, body_bytes, str(cache.get("rules", "engine")))
+    health = {"server": SERVER, "version": version("keepwarm"), "speed": speed, "cache": cache}
+    about = {"type": "model", "display_name": model, "owned_by": "keepwarm", "max_model_len": script.longest}
     served = {"id": model, "object": "model", "created": int(time.time()), **about}
     models = {"object": "list", "data": [served], "has_more": False, "first_id": model, "last_id": model}
-    routes = [Route(forms["path"], partial(face.answer, name), methods=["POST"]) for name, forms in FORMS.items()]
+    pages = {"/": health, "/health": health, "/v1/models": models}
+    routes = [Route(path, JSONResponse(told), methods=["GET"]) for path, told in pages.items()]
+    routes += [Route(forms["path"], partial(face.answer, name), methods=["POST"]) for name, forms in FORMS.items()]
     return Starlette(
         routes=[
             *routes,
-            Route("/", JSONResponse(health), methods=["GET"]),
-            Route("/health", JSONResponse(health), methods=["GET"]),
-            Route("/v1/models", JSONResponse(models), methods=["GET"]),
             Route("/v1/messages/count_tokens", face.count, methods=["POST"]),
             Route("/v1/responses", _no_socket),
             Route("/metrics", face.metrics),
@@ -116,8 +118,7 @@ class _Face:
         model = asked.model or self._model
         speech = Speech(dialect, said, model, tell_usage=asked.tell_usage, writes=self._writes)
 
-        async def spoken(scope: Scope, receive: Receive, send: Send) -> None:
-            del scope
+        async def spoken(_: Scope, receive: Receive, send: Send) -> None:
             call = self._driver.submit(job, stream=asked.stream)
             speaking = asyncio.ensure_future(self._speak(call, said, speech, send, stream=asked.stream))
             leaving = asyncio.ensure_future(_left(receive))
@@ -143,7 +144,7 @@ class _Face:
     async def metrics(self, request: Request) -> ASGIApp:
         """The state of things as Prometheus reads it."""
         self._driver.advance()
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(generate_latest(self._metrics), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def reset(self, request: Request) -> ASGIApp:
         """Empty all caches."""
@@ -155,23 +156,19 @@ class _Face:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "expected a body of application/json without an encoding")
+        raw = bytearray()
         try:
-            body = orjson.loads(await self._body(request))
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > self._body_bytes:
+                    raise HTTPException(413, f"the body is larger than {self._body_bytes} bytes")
+            body = orjson.loads(raw)
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the body is cut off") from error
         except orjson.JSONDecodeError as error:
             raise HTTPException(400, f"the body is not JSON: {error}") from error
         if not isinstance(body, dict):
             raise HTTPException(400, "the body is not a JSON object")
-        return body
-
-    async def _body(self, request: Request) -> bytearray:
-        body = bytearray()
-        try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > self._body_bytes:
-                    raise HTTPException(413, f"the body is larger than {self._body_bytes} bytes")
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the body is cut off") from error
         return body
 
     def _job(self, asked: Asked, said: Said) -> Job:
@@ -190,17 +187,12 @@ class _Face:
             await call.news()
         if call.running.error:
             raise HTTPException(400, f"{call.running.error}: no worker's cache can hold the prompt and its answer")
+        while not stream and not call.done:
+            await call.news()
         told = account(call.running)
-        if not stream:
-            while not call.done:
-                await call.news()
-            self._metrics.over(call.running, said.stop)
-            await send(_start(b"application/json"))
-            await send(_chunk(speech.told("whole", told), more=False))
-            return
-        await send(_start(b"text/event-stream"))
-        data, out = speech.told("opening", told), 0
-        while not call.done or out < said.tokens:
+        await send(_start(b"text/event-stream" if stream else b"application/json"))
+        data, out = speech.told("opening" if stream else "whole", told), 0
+        while stream and (not call.done or out < said.tokens):
             while call.out <= out:
                 await call.news()
             before, out = out, call.out
@@ -208,8 +200,10 @@ class _Face:
             if out < said.tokens:
                 await send(_chunk(data, more=True))
                 data = b""
+        if stream:
+            data += speech.told("closing", told)
         self._metrics.over(call.running, said.stop)
-        await send(_chunk(data + speech.told("closing", told), more=False))
+        await send(_chunk(data, more=False))
 
 
 async def _left(receive: Receive) -> None:
@@ -234,18 +228,7 @@ def listen(app: ASGIApp, host: str, port: int) -> tuple[uvicorn.Server, socket.s
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so for sockets of its own making only
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host}:{port}: {error}") from error
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        date_header=False,
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=1,
-    )
+    config = uvicorn.Config(app, lifespan="off", ws="none", timeout_keep_alive=75, timeout_graceful_shutdown=1, **QUIET)
     return uvicorn.Server(config), sock
 
 

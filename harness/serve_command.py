@@ -40,7 +40,7 @@ def serve(
 
     script = Script(longest=max_model_len, tools=tools, turns=tool_turns)
     cache = about_cache(given)
-    cache["ttl"] = cache["ttl"] or NO_TTL
+    cache["ttl"] = NO_TTL if cache["ttl"] is None else cache["ttl"]
     cluster = make_cluster(**given)
-    app = create_app(cluster, model=model, speed=speed, cache=cache, script=script, max_model_len=max_model_len)
+    app = create_app(cluster, model=model, speed=speed, cache=cache, script=script)
     serve_forever(app, host, port, told=lambda url: click.echo(f"serving {model} at {url}", err=True))

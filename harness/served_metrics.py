@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from operator import attrgetter
 
-from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -63,15 +62,11 @@ class Metrics(Collector):
         self._counts[name, engine][bisect_left(_bounds(name), value)] += times
         self._sums[name, engine] += value * times
 
-    def text(self) -> bytes:
-        """All of it in Prometheus' own text."""
-        return generate_latest(self)
-
     def collect(self) -> Iterator[Metric]:
         """The workers' state now, then what calls have added up to."""
         workers = [(str(one.index), one) for one in self._members]
-        for kind, states in ((kind, NAMES[kind]) for kind in STATES):
-            for figure, (field, text) in states.items():
+        for kind in STATES:
+            for figure, (field, text) in NAMES[kind].items():
                 yield self._family(kind, figure, text, {(name,): attrgetter(field)(one) for name, one in workers})
         sources: dict[tuple[str, ...], int] = {(name, "local_cache_hit"): one.cached_tokens for name, one in workers}
         sources |= {(name, "local_compute"): one.prompt_tokens - one.cached_tokens for name, one in workers}

@@ -51,7 +51,6 @@ def simulate(
         return
     if options["background_workers"] and "background" not in planned.flows:
         click.echo(f"{trace}: no call is known to be background: its workers stay idle (see import --flow)", err=True)
-    make_cluster(**options)  # what contradicts itself is refused before a place is made
     with run_directory(output, "simulate", force=force) as path:
         with progress("simulating", planned.calls) as tell:
             failed = simulate_to(planned, path, tell=tell, **options)

@@ -28,7 +28,10 @@ OPTIONS = shipped("keepwarm.harness", "simulated.toml")
 """By name, in their order."""
 SERVICE, STEPS = ([name for name, told in OPTIONS.items() if told.get("for") == kind] for kind in ("service", "steps"))
 BLOCKS = [name for name, told in OPTIONS.items() if told.get("for") in ("blocks", "steps")]
-BOUND = re.compile(r"endless|ttl_(?P<ttl>\d{1,12})s?|capacity_(?P<capacity>\d{1,12})|rules_(?P<rules>.+)", re.ASCII)
+KNOWN = "|".join(RULES)
+BOUND = re.compile(
+    rf"endless|ttl_(?P<ttl>\d{{1,12}})s?|capacity_(?P<capacity>\d{{1,12}})|rules_(?P<rules>{KNOWN})", re.A
+)
 NEEDS = {name: told["needs"] for name, told in OPTIONS.items() if "needs" in told}
 _TYPES: dict[str, Type] = {
     "rules": click.Choice([ENGINE, *RULES]),
@@ -71,7 +74,10 @@ def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
     if background >= len(pool):
         raise click.UsageError("--background-workers must be fewer than --workers")
     shadows = {name: _bound(tree, name, told) for name in bounds}
-    return Cluster(tree, pool, _router(told), decoders=decoders, background=background, shadows=shadows, **more)
+    weights = Weights(overlap=told.get("overlap_weight", 1.0), temperature=told.get("router_temperature", 0.0))
+    kind, seed = told.get("router", "round_robin"), told.get("seed", 0)
+    router = Router(kind, block=_block(told), weights=weights, seed=seed)
+    return Cluster(tree, pool, router, decoders=decoders, background=background, shadows=shadows, **more)
 
 
 def rules_of(options: dict[str, Any]) -> str:
@@ -192,11 +198,6 @@ def _service(told: dict[str, Any]) -> ServiceTimes:
     return TIMES._replace(**{name: told[name] for name in SERVICE if name in told})
 
 
-def _router(told: dict[str, Any]) -> Router:
-    weights = Weights(overlap=told.get("overlap_weight", 1.0), temperature=told.get("router_temperature", 0.0))
-    return Router(told.get("router", "round_robin"), block=_block(told), weights=weights, seed=told.get("seed", 0))
-
-
 def _marked(tree: PromptTree, told: dict[str, Any]) -> MarkedCache:
     rules = RULES[rules_of(told)]._replace(unit=_block(told))
     return MarkedCache(tree, rules, ttl_ns=_ttl_ns(told), refresh=not told.get("no_refresh"))
@@ -205,10 +206,9 @@ def _marked(tree: PromptTree, told: dict[str, Any]) -> MarkedCache:
 def _bound(tree: PromptTree, name: str, told: dict[str, Any]) -> Keeping:
     """The cache that a bound speaks of: endless, ttl_300s, capacity_1000, rules_anthropic."""
     found = BOUND.fullmatch(name)
-    if not found or (found["rules"] and found["rules"] not in RULES):
-        raise InputError(
-            f"--bound {name!r}: expected ttl_300s, capacity_1000, or rules_ with one of {', '.join(RULES)}"
-        )
+    if not found:
+        known = ", ".join(RULES)
+        raise InputError(f"--bound {name!r}: expected ttl_300s, capacity_1000, or rules_ with one of {known}")
     if found["rules"]:
         return _marked(tree, {"rules": found["rules"]})
     ttl, capacity = (int(size) if size else None for size in found.group("ttl", "capacity"))

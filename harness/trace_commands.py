@@ -69,9 +69,8 @@ def import_(
         )
         joined = None if join is None else join_traces(join, imported, output, version=version("keepwarm"))
     if joined is not None:
-        click.echo(
-            f"{output}: {joined[0]:,} calls of {join}, {joined[1]:,} of them with the logs' tool times", err=True
-        )
+        calls, timed = joined
+        click.echo(f"{output}: {calls:,} calls of {join}, {timed:,} of them with the logs' tool times", err=True)
     if as_json:
         click.echo(orjson.dumps(done._asdict(), option=orjson.OPT_INDENT_2))
     elif joined is None:

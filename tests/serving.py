@@ -72,20 +72,12 @@ def cluster(
 
 @contextmanager
 def served(
-    *, speed: float = 1.0, script: Any = None, body_bytes: int = 64 << 20, longest: int | None = None, **options: Any
+    *, speed: float = 1.0, script: Any = None, body_bytes: int = 64 << 20, **options: Any
 ) -> Iterator[httpx.Client]:
     """A client of a cluster that is served for as long as the block runs."""
     cache = {name: options.get(name) for name in ("ttl_s", "block", "capacity")}
     cache["rules"] = options.get("rules", "engine")
-    app = create_app(
-        cluster(**options),
-        model="sim",
-        speed=speed,
-        cache=cache,
-        script=script,
-        max_model_len=longest,
-        body_bytes=body_bytes,
-    )
+    app = create_app(cluster(**options), model="sim", speed=speed, cache=cache, script=script, body_bytes=body_bytes)
     with running(app) as url, httpx.Client(base_url=url, headers=HEADERS, timeout=30, trust_env=False) as client:
         yield client
 

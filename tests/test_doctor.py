@@ -56,7 +56,7 @@ def simulated(*, longest: int | None = None, **options: Any) -> Starlette:
     """A served cluster that says nothing of its cache."""
     about = {"rules": options.get("rules", "engine")}
     script = Script(longest=longest)
-    return create_app(cluster(**options), model="sim", cache=about, script=script, max_model_len=longest)
+    return create_app(cluster(**options), model="sim", cache=about, script=script)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from serving import cluster, running
 
+from keepwarm.harness.script import Script
 from keepwarm.harness.serve import create_app
 from keepwarm.replayers.address import Address
 from keepwarm.replayers.http import reach
@@ -22,7 +23,7 @@ from keepwarm.traces.errors import InputError
 def test_the_simulated_cluster_says_who_it_is() -> None:
     """Its speed, rules, model, cache and context, each as it was started with."""
     cache = {"ttl": "none", "block": 16, "capacity": 9, "rules": "engine"}
-    with running(create_app(cluster(), model="sim", cache=cache, max_model_len=4096, speed=3.0)) as url:
+    with running(create_app(cluster(), model="sim", cache=cache, script=Script(longest=4096), speed=3.0)) as url:
         told = identify(Address(url, {}))
     assert told.pop("version") is not None
     assert told == {"server": "keepwarm serve", "speed": 3, "model": "sim", "context": 4096, **cache}

@@ -85,6 +85,15 @@ def test_options_reach_the_cluster() -> None:
         assert post(client, "responses", {"input": "hello", "tools": tools})["output"][0]["type"] == "message"
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [(["--cache-ttl", "0"], 0), (["--cache-ttl", "none"], "none"), ([], "none")]
+)
+def test_health_tells_the_ttl(given: list[str], told: object) -> None:
+    """None at all is another thing than one that lets nothing live."""
+    with serving(*given) as client:
+        assert client.get("/health").json()["cache"]["ttl"] == told
+
+
 def test_a_vendors_rules_are_served() -> None:
     """Anthropic's: nothing is kept below the model's minimum, nor without a mark; OpenAI tells of no writes."""
     mark = {"type": "ephemeral"}
