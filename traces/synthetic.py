@@ -51,19 +51,8 @@ class _Session:
             session=self._name,
             session_start_ns=self.start_ns,
             agent=self._id("agent", "0", ""),
-            call="",
-            role="main",
-            turn=0,
-            start_ns=0,
-            end_ns=0,
-            keep=0,
-            dialect="messages",
-            stream=True,
-            usage_source="reported",
-            write_source="reported",
-            status=200,
             completed=self.script.completed,
-            origin="synthetic",
+            **COMMON["call"],
         )
         self._run(self._agent("main", like), (), self.script.calls)
 
