@@ -32,6 +32,14 @@ VALUES |= {"all": pl.lit("all")}
 CELL = pl.struct(*GROUPS.values()).hash()
 """A number for what a call is in all groups at once."""
 
+TIMES = {
+    "ttft": pl.col("first_token_ns") - pl.col("due_ns"),
+    "latency": pl.col("done_ns") - pl.col("due_ns"),
+    "service_ttft": pl.col("first_token_ns") - pl.col("sent_ns"),
+    "service_time": pl.col("done_ns") - pl.col("sent_ns"),
+}
+"""Name to nanoseconds of each time a call has; failed calls have none."""
+
 TOKENS = (*USAGE, "written")
 
 
@@ -171,7 +179,6 @@ def in_seconds(times: dict[str, float | None]) -> dict[str, float | None]:
     return {name: None if ns is None else ns / SECOND for name, ns in times.items()}
 
 
-_TTFT = pl.col("first_token_ns") - pl.col("due_ns")
 _WARM_RATES = RATE.filter(OVER["inside_85_97"])
 _INSIDE = _WARM_RATES.is_between(*PUBLISHED_RANGE).mean()
 LAG = spread(pl.coalesce("first_sent_ns", "sent_ns") - pl.col("due_ns"), 50, 99, 100)
@@ -245,7 +252,9 @@ def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
     rates, told = achievable(loaded), each(loaded.scan, WHOLE)
     hit, predicted = told["hit_rate"], rates.pop("predicted", None)
-    ttft = dict(collect(loaded.scan.group_by("turn_bucket").agg(_TTFT.quantile(0.5, "equiprobable"))).iter_rows())
+    ttft = dict(
+        collect(loaded.scan.group_by("turn_bucket").agg(TIMES["ttft"].quantile(0.5, "equiprobable"))).iter_rows()
+    )
     late, early = ttft.get("50+"), ttft.get("2-5")
     return {
         "predicted_hit_rate": predicted,
