@@ -8,7 +8,7 @@ import polars as pl
 from keepwarm.reports.about import value_at
 from keepwarm.reports.frame import load
 from keepwarm.reports.prices import load_prices
-from keepwarm.reports.render import TABLES, console, table
+from keepwarm.reports.render import TABLES, console, shown, table
 from keepwarm.reports.summary import summarise
 
 FIGURES = TABLES["sweep"]["figures"]
@@ -30,10 +30,5 @@ def write_sweep(rows: list[dict[str, Any]], path: Path) -> None:
 def render_sweep(rows: list[dict[str, Any]], title: str) -> None:
     """Print the table on standard output."""
     columns = [name if name in FIGURES else name.replace("_", "-") for name in rows[0]]
-    table(console(), title, columns, [[_cell(value) for value in row.values()] for row in rows], words=0)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    cells = [[shown(value, ".4g" if isinstance(value, float) else "") for value in row.values()] for row in rows]
+    table(console(), title, columns, cells, words=0)
