@@ -101,7 +101,7 @@ def alike(rows: Rows, *keys: str) -> pl.DataFrame:
     """
     known = (pl.col(name).is_not_null().alias(f"{name}_known") for name in TOKENS)
     first = pl.col("turn", "write_source", *GROUPS.values()).first()
-    sums = (pl.when(pl.col(name).count() > 0).then(pl.col(name).sum()).alias(name) for name in TOKENS)
+    sums = (total(name).alias(name) for name in TOKENS)
     kind = pl.struct(CELL, "write_source", *known).hash().alias("kind")
     found = rows.lazy().with_columns(kind, cell=CELL).group_by("kind", *keys)
     return collect(found.agg(first, *sums, pl.col("cell").first(), pl.col("rec_output_est").sum(), calls=pl.len()))

@@ -18,7 +18,6 @@ from keepwarm.traces.shipped import shipped
 WRITES = ("write_5m", "write_1h", "write_other")
 COLUMNS = {"uncached": "uncached", "read": "cache_read"} | {kind: f"cache_{kind}" for kind in WRITES}
 COLUMNS |= {"output": "output"}
-KINDS = tuple(COLUMNS)
 SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{6}|\d{4}-\d{2}-\d{2}|latest|preview))*(?:-v\d+(?::\d+)?)?(?:\[1m\])?")
 """What may follow a model's bare id and leave its price as it is: a date, a release channel, a platform's version."""
 
@@ -67,8 +66,8 @@ def _checked(path: str, name: str, row: Any) -> dict[str, Any]:
     for field, value in row.items():
         if field == "above":
             prices["above"] = _checked(path, f"{name}.above", value)
-        elif field not in (*KINDS, "write", "prompt"):
-            raise InputError(f"{path}: model {name!r}: unknown field {field!r}, expected one of {', '.join(KINDS)}")
+        elif field not in (*COLUMNS, "write", "prompt"):
+            raise InputError(f"{path}: model {name!r}: unknown field {field!r}, expected one of {', '.join(COLUMNS)}")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             raise InputError(f"{path}: model {name!r}: field {field!r} is {value!r}, expected a number of USD")
         elif field != "write":

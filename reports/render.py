@@ -205,11 +205,9 @@ def groups(out: Console, report: dict[str, Any], by: Sequence[str]) -> None:
 
 def latencies(out: Console, report: dict[str, Any]) -> None:
     """Times from due and from sent."""
-    told = {"ttft": "ttft, from due", "latency": "latency, from due", "service_ttft": "ttft, from sent"}
-    told |= {"service_time": "latency, from sent", "itl": "itl, between tokens"}
     percents = [key for key in latency.STATISTICS if key != "calls"]
     rows = []
-    for name, words in told.items():
+    for name, words in TABLES["latency"].items():
         row = report["latency"][name] or {}
         values = count(row["calls"]) if row else "not measured"
         rows.append([words, values, *(seconds(row.get(key)) for key in percents)])
@@ -249,9 +247,6 @@ def points(one: float | None, other: float | None) -> str:
     return NONE if one is None or other is None else f"{100 * (one - other):+.3f} points"
 
 
-MISSING = {"model": "the model", "usage": "tokens that were not told"}
-
-
 def costs(out: Console, report: dict[str, Any]) -> None:
     """Cost per completed task, what it is made of, and what is missing from it."""
     cost = report["cost"]
@@ -265,7 +260,8 @@ def costs(out: Console, report: dict[str, Any]) -> None:
     if cost["models_without_price"]:
         line(out, f"  no price for {', '.join(cost['models_without_price'])}: give one with --prices", "yellow")
     if cost["calls_without_cost"]:
-        why = ", ".join(f"{MISSING.get(name, name)} in {count(calls)}" for name, calls in cost["unpriced"].items())
+        missing = TABLES["unpriced"]
+        why = ", ".join(f"{missing.get(name, name)} in {count(calls)}" for name, calls in cost["unpriced"].items())
         line(out, f"  {count(cost['calls_without_cost'])} calls have no known cost: no price for {why}", "yellow")
     if cost["gpu_hours"] is not None:
         each, hours = dollars(cost["gpu_cost_per_completed_task"]), f"{cost['gpu_hours']:.3f} GPU-hours"

@@ -27,21 +27,15 @@ ANSWERED &= pl.col("status").fill_null(200).is_between(200, 299)
 FAILED_CALL = ~(ANSWERED | SKIPPED.fill_null(False) | CUT_OFF.fill_null(False))
 """A call that was sent and not answered whole; one that Ctrl-C cut off in flight is neither failed nor skipped."""
 
-COMPRESSED = "time compressed: TTL effects not measured"
-
-
-UNASKED = "no preflight: prompts were not calibrated to this endpoint, nor was it asked what it takes"
-
-
 CAPS = ("max_rate", "max_input_tokens_per_minute", "max_concurrency")
 
 
 def _notes(loaded: Loaded) -> Iterator[str]:
     """What a reader must know of how the run was made."""
     if compression(loaded) == "unsound":
-        yield COMPRESSED
+        yield "time compressed: TTL effects not measured"
     if loaded.told("endpoint").get("preflight", {}) is None:
-        yield UNASKED
+        yield "no preflight: prompts were not calibrated to this endpoint, nor was it asked what it takes"
     duration_s, skipped_s = loaded.told("options").get("duration_s"), loaded.told("clock").get("skipped_s")
     if skipped_s:
         yield f"{skipped_s:,.1f} s were skipped in which nothing ran"
