@@ -56,10 +56,7 @@ def total(name: str) -> pl.Expr:
     return pl.when(pl.col(name).count() > 0).then(pl.col(name).sum())
 
 
-def _source() -> pl.Expr:
-    told = pl.col("write_source").filter(REPORTED)
-    return first_of([(told.len() == 0, "absent"), (told.n_unique() > 1, "mixed")], told.first())
-
+_SOURCE = pl.col("write_source").filter(REPORTED)
 
 AGENTS: dict[str, pl.Expr] = {
     "sessions": pl.col("session_no").n_unique(),
@@ -75,7 +72,7 @@ FIGURES: dict[str, pl.Expr] = {
     **{name: total(name) for name in TOKENS},
     "output_calls": CALLS.filter(pl.col("output").is_not_null()).sum(),
     "output_est": pl.col("rec_output_est").filter(pl.col("output").is_null()).sum(),
-    "write_source": _source(),
+    "write_source": first_of([(_SOURCE.len() == 0, "absent"), (_SOURCE.n_unique() > 1, "mixed")], _SOURCE.first()),
     "hit_rate": _ratio(READ, PROMPT),
     "warm_hit_rate": _ratio(READ, PROMPT, WARM),
     "hit_rate_excluding_writes": _ratio(READ, READ + UNCACHED),
