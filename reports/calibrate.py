@@ -82,7 +82,6 @@ def _of_worker(calls: pl.DataFrame, prefill_s: float, batched: int) -> pl.DataFr
         prefill_s=_upto(computing, calls["last"]) - _upto(computing, calls["first"]),
         decode_s=_upto(generated, last) - _upto(generated, first),
         kv_s=_upto(read, last) - _upto(read, first),
-        call_s=0.0,
     )
     idle = pl.col("last").cum_max().shift(1, fill_value=-1.0) < pl.col("sent")
     alone = idle & (pl.col("sent").shift(-1, fill_value=math.inf) > pl.col("first"))
@@ -92,11 +91,10 @@ def _of_worker(calls: pl.DataFrame, prefill_s: float, batched: int) -> pl.DataFr
         took=pl.col("first") - pl.col("sent"),
         fixed_s=(pl.col("computed") / batched).ceil(),
         prefill_s=pl.col("computed").cast(pl.Float64),
-        decode_s=0.0,
-        kv_s=0.0,
         call_s=1.0,
     )
-    return pl.concat([decoding, firsts]).filter((pl.col("took") > 0) & (pl.col("fixed_s") > 0))
+    both = pl.concat([decoding, firsts], how="diagonal").fill_null(0.0)
+    return both.filter((pl.col("took") > 0) & (pl.col("fixed_s") > 0))
 
 
 def _computed(calls: pl.DataFrame, prefill_s: float) -> tuple[pl.Series, pl.Series, pl.Series]:

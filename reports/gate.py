@@ -132,13 +132,13 @@ def check(
     A baseline of another trace holds nothing, unless ``across_traces``.
     """
     wants = [parse(text) for text in requires]
-    if baseline is None and (not wants or any(want.relative for want in wants)):
+    relative = any(want.relative for want in wants)
+    if baseline is None and (relative or not wants):
         raise InputError("gate needs --require 'metric >= value' or, for 'baseline' figures, --baseline RUN")
-    defaults = [] if baseline is None or any(want.relative for want in wants) else [parse(text) for text in DEFAULTS]
-    told = {"run": run} | ({} if baseline is None else {"baseline": baseline})
-    sides = [Side(name, one, validity(one, links_of(one))) for name, one in told.items()]
-    relative = any(want.relative for want in (*wants, *defaults))
-    lines, codes = _standing(sides, same_trace=relative and not across_traces)
+    defaults = [] if baseline is None or relative else [parse(text) for text in DEFAULTS]
+    told = {"run": run, "baseline": baseline}
+    sides = [Side(name, one, validity(one, links_of(one))) for name, one in told.items() if one is not None]
+    lines, codes = _standing(sides, across_traces)
     for want in (*wants, *defaults):
         base = measure(baseline, want, prices) if baseline is not None and want.relative else None
         if want in defaults and base is None:
@@ -153,12 +153,12 @@ def check(
     return lines, 3 if 3 in codes else max(codes)
 
 
-def _standing(sides: list[Side], *, same_trace: bool) -> tuple[list[str], list[int]]:
+def _standing(sides: list[Side], across_traces: bool) -> tuple[list[str], list[int]]:
     """Lines and codes for runs that are not valid, or not of the same trace where they must be; notes on the rest."""
     bad = [one for one in sides if not one.valid["valid"]]
     lines = [f"NOT VALID {one.name} {one.loaded.path}: {'; '.join(one.valid['because'])}" for one in bad]
     apart = differences(sides[0].loaded, sides[1].loaded) if len(sides) == 2 else []
-    other = same_trace and TRACE in apart
+    other = not across_traces and TRACE in apart
     if other:
         lines.append(f"NOT VALID run and baseline differ in {TRACE}: give --across-traces to hold them all the same")
         apart.remove(TRACE)

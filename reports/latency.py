@@ -13,20 +13,12 @@ import polars as pl
 from hdrh.histogram import HdrHistogram
 
 from keepwarm.reports.frame import Loaded, Rows, collect
-from keepwarm.reports.metrics import CELL, GROUPS, ORDERED, VALUES
+from keepwarm.reports.metrics import CELL, GROUPS, ORDERED, TIMES, VALUES
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.place import first_line, locate
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9)
 ENDED = pl.col("error").is_null()
-TIMES = {
-    "ttft": pl.col("first_token_ns") - pl.col("due_ns"),
-    "latency": pl.col("done_ns") - pl.col("due_ns"),
-    "service_ttft": pl.col("first_token_ns") - pl.col("sent_ns"),
-    "service_time": pl.col("done_ns") - pl.col("sent_ns"),
-}
-"""Name to nanoseconds of each time a call has; failed calls have none."""
-
 NAMES = (*TIMES, "itl")
 LONGEST_US = 2**40
 STEPS = 10**8

@@ -32,6 +32,14 @@ VALUES |= {"all": pl.lit("all")}
 CELL = pl.struct(*GROUPS.values()).hash()
 """A number for what a call is in all groups at once."""
 
+TIMES = {
+    "ttft": pl.col("first_token_ns") - pl.col("due_ns"),
+    "latency": pl.col("done_ns") - pl.col("due_ns"),
+    "service_ttft": pl.col("first_token_ns") - pl.col("sent_ns"),
+    "service_time": pl.col("done_ns") - pl.col("sent_ns"),
+}
+"""Name to nanoseconds of each time a call has; failed calls have none."""
+
 TOKENS = (*USAGE, "written")
 
 
@@ -48,10 +56,7 @@ def total(name: str) -> pl.Expr:
     return pl.when(pl.col(name).count() > 0).then(pl.col(name).sum())
 
 
-def _source() -> pl.Expr:
-    told = pl.col("write_source").filter(REPORTED)
-    return first_of([(told.len() == 0, "absent"), (told.n_unique() > 1, "mixed")], told.first())
-
+_SOURCE = pl.col("write_source").filter(REPORTED)
 
 AGENTS: dict[str, pl.Expr] = {
     "sessions": pl.col("session_no").n_unique(),
@@ -67,7 +72,7 @@ FIGURES: dict[str, pl.Expr] = {
     **{name: total(name) for name in TOKENS},
     "output_calls": CALLS.filter(pl.col("output").is_not_null()).sum(),
     "output_est": pl.col("rec_output_est").filter(pl.col("output").is_null()).sum(),
-    "write_source": _source(),
+    "write_source": first_of([(_SOURCE.len() == 0, "absent"), (_SOURCE.n_unique() > 1, "mixed")], _SOURCE.first()),
     "hit_rate": _ratio(READ, PROMPT),
     "warm_hit_rate": _ratio(READ, PROMPT, WARM),
     "hit_rate_excluding_writes": _ratio(READ, READ + UNCACHED),
@@ -93,7 +98,7 @@ def alike(rows: Rows, *keys: str) -> pl.DataFrame:
     """
     known = (pl.col(name).is_not_null().alias(f"{name}_known") for name in TOKENS)
     first = pl.col("turn", "write_source", *GROUPS.values()).first()
-    sums = (pl.when(pl.col(name).count() > 0).then(pl.col(name).sum()).alias(name) for name in TOKENS)
+    sums = (total(name).alias(name) for name in TOKENS)
     kind = pl.struct(CELL, "write_source", *known).hash().alias("kind")
     found = rows.lazy().with_columns(kind, cell=CELL).group_by("kind", *keys)
     return collect(found.agg(first, *sums, pl.col("cell").first(), pl.col("rec_output_est").sum(), calls=pl.len()))
@@ -171,7 +176,6 @@ def in_seconds(times: dict[str, float | None]) -> dict[str, float | None]:
     return {name: None if ns is None else ns / SECOND for name, ns in times.items()}
 
 
-_TTFT = pl.col("first_token_ns") - pl.col("due_ns")
 _WARM_RATES = RATE.filter(OVER["inside_85_97"])
 _INSIDE = _WARM_RATES.is_between(*PUBLISHED_RANGE).mean()
 LAG = spread(pl.coalesce("first_sent_ns", "sent_ns") - pl.col("due_ns"), 50, 99, 100)
@@ -245,7 +249,9 @@ def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
     rates, told = achievable(loaded), each(loaded.scan, WHOLE)
     hit, predicted = told["hit_rate"], rates.pop("predicted", None)
-    ttft = dict(collect(loaded.scan.group_by("turn_bucket").agg(_TTFT.quantile(0.5, "equiprobable"))).iter_rows())
+    ttft = dict(
+        collect(loaded.scan.group_by("turn_bucket").agg(TIMES["ttft"].quantile(0.5, "equiprobable"))).iter_rows()
+    )
     late, early = ttft.get("50+"), ttft.get("2-5")
     return {
         "predicted_hit_rate": predicted,

@@ -4,7 +4,6 @@ import re
 import sys
 import tomllib
 from functools import reduce
-from importlib.resources import files
 from math import fsum
 from operator import add
 from pathlib import Path
@@ -14,11 +13,11 @@ import polars as pl
 
 from keepwarm.reports.frame import Loaded, Rows, collect, first_of
 from keepwarm.traces.errors import InputError
+from keepwarm.traces.shipped import shipped
 
 WRITES = ("write_5m", "write_1h", "write_other")
 COLUMNS = {"uncached": "uncached", "read": "cache_read"} | {kind: f"cache_{kind}" for kind in WRITES}
 COLUMNS |= {"output": "output"}
-KINDS = tuple(COLUMNS)
 SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{6}|\d{4}-\d{2}-\d{2}|latest|preview))*(?:-v\d+(?::\d+)?)?(?:\[1m\])?")
 """What may follow a model's bare id and leave its price as it is: a date, a release channel, a platform's version."""
 
@@ -37,23 +36,21 @@ class Prices(NamedTuple):
 
 def load_prices(path: str | None = None, gpu_hour_price: float | None = None, gpus: int | None = None) -> Prices:
     """The shipped table; with a file of the same form, that file's models over it. InputError tells what is wrong."""
-    shipped = _parse("prices.toml", files("keepwarm.reports").joinpath("prices.toml").read_text("utf-8"))
-    shipped = shipped._replace(gpu_hour_usd=gpu_hour_price, gpus=gpus)
+    ours = _prices("prices.toml", shipped("keepwarm.reports", "prices.toml"))
+    ours = ours._replace(gpu_hour_usd=gpu_hour_price, gpus=gpus)
     if path is None:
-        return shipped
+        return ours
     try:
-        own = _parse(path, Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable price file: {error}") from error
-    source = f"{own.source} ({path}), over {shipped.date}"
-    return shipped._replace(date=own.date, source=source, models=shipped.models | own.models)
-
-
-def _parse(path: str, text: str) -> Prices:
-    try:
-        table = tomllib.loads(text)
+        own = _prices(path, tomllib.loads(Path(path).read_text("utf-8")))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable price file: {error}") from error
+    source = f"{own.source} ({path}), over {ours.date}"
+    return ours._replace(date=own.date, source=source, models=ours.models | own.models)
+
+
+def _prices(path: str, table: dict[str, Any]) -> Prices:
     models = table.get("models")
     if not isinstance(models, dict) or not isinstance(table.get("date"), str):
         raise InputError(f"{path}: expected a 'date' (text) and a table 'models'")
@@ -69,8 +66,8 @@ def _checked(path: str, name: str, row: Any) -> dict[str, Any]:
     for field, value in row.items():
         if field == "above":
             prices["above"] = _checked(path, f"{name}.above", value)
-        elif field not in (*KINDS, "write", "prompt"):
-            raise InputError(f"{path}: model {name!r}: unknown field {field!r}, expected one of {', '.join(KINDS)}")
+        elif field not in (*COLUMNS, "write", "prompt"):
+            raise InputError(f"{path}: model {name!r}: unknown field {field!r}, expected one of {', '.join(COLUMNS)}")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             raise InputError(f"{path}: model {name!r}: field {field!r} is {value!r}, expected a number of USD")
         elif field != "write":

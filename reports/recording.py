@@ -73,9 +73,7 @@ def growth(linked: pl.DataFrame) -> dict[str, Any]:
 
 def fan_out(rows: pl.DataFrame) -> dict[str, Any]:
     """Sub-agents: how many a session has, how many run at once, and calls a session."""
-    sessions = rows.group_by("session_no").agg(
-        calls=pl.len(), subagents=pl.col("agent_no").filter(pl.col("role") == "subagent").n_unique()
-    )
+    sessions = rows.group_by("session_no").agg(calls=pl.len(), subagents=metrics.AGENTS["subagents"])
     peaks = peak_concurrent(rows)
     peak_counts = peaks.group_by("peak").len().sort("peak")
     counts = sessions.group_by("subagents").len().sort("subagents")

@@ -1,7 +1,7 @@
 """Render turns the dicts of summary, recording and reproduce into terminal tables of at most 100 columns."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -12,11 +12,13 @@ from rich.text import Text
 from keepwarm.reports import latency
 from keepwarm.reports.frame import clock_told
 from keepwarm.reports.validity import figure
+from keepwarm.traces.shipped import shipped
 
 WIDTH = 100
 FOLDED = 24
 """Columns that a column of words gets at least, if it has so many."""
 NONE = "-"
+TABLES = shipped("keepwarm.reports", "tables.toml")
 
 
 def console() -> Console:
@@ -55,6 +57,21 @@ def dollars(value: float | None) -> str:
     return NONE if value is None else f"${value:,.2f}" if value >= 1 else f"${value:.4f}"
 
 
+def truth(value: bool) -> str:
+    """What should be so."""
+    return "yes" if value else "NO"
+
+
+SHOWN: dict[str, Callable[[Any], str]] = {each.__name__: each for each in (rate, times, count, seconds, dollars, truth)}
+
+
+def shown(value: Any, how: str) -> str:
+    """A value as one of SHOWN tells it, or in a format of Python's."""
+    if value is None:
+        return NONE
+    return SHOWN[how](value) if how in SHOWN else format(value, how)
+
+
 def table(out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
     """Print a table under a title; the first ``words`` columns hold words, the others figures. Nothing if empty.
 
@@ -78,6 +95,13 @@ def table(out: Console, title: str, columns: Sequence[str], rows: Iterable[Seque
     width, out.width = out.width, max(out.width, least)
     out.print(shown)
     out.width = width
+
+
+def listed(out: Console, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Print objects, each a row, as the table of that name in tables.toml."""
+    told = TABLES[name]
+    cells = [[shown(row[key], how) for _, key, how in told["columns"]] for row in rows]
+    table(out, told["title"], [head for head, _, _ in told["columns"]], cells, told.get("words", 1))
 
 
 def line(out: Console, text: str, style: str = "") -> None:
@@ -179,23 +203,11 @@ def groups(out: Console, report: dict[str, Any], by: Sequence[str]) -> None:
         table(out, f"By {name}", (*columns, *((f"{metric} p50", "p99") if slow else ())), rows)
 
 
-def losses(out: Console, report: dict[str, Any]) -> None:
-    """Prefix losses by cause."""
-    rows = []
-    for row in report["losses"]:
-        sizes, cost = (count(row["calls"]), count(row["tokens_lost"])), f"{row['points_of_warm_hit_rate']:.2f}"
-        rows.append((row["cause"], *sizes, rate(row["share_of_written"]), cost))
-    columns = ("cause", "calls", "tokens lost", "of all written", "points of warm_hit_rate")
-    table(out, "Prefix losses (less than half of the previous prompt was read)", columns, rows)
-
-
 def latencies(out: Console, report: dict[str, Any]) -> None:
     """Times from due and from sent."""
-    told = {"ttft": "ttft, from due", "latency": "latency, from due", "service_ttft": "ttft, from sent"}
-    told |= {"service_time": "latency, from sent", "itl": "itl, between tokens"}
     percents = [key for key in latency.STATISTICS if key != "calls"]
     rows = []
-    for name, words in told.items():
+    for name, words in TABLES["latency"].items():
         row = report["latency"][name] or {}
         values = count(row["calls"]) if row else "not measured"
         rows.append([words, values, *(seconds(row.get(key)) for key in percents)])
@@ -235,9 +247,6 @@ def points(one: float | None, other: float | None) -> str:
     return NONE if one is None or other is None else f"{100 * (one - other):+.3f} points"
 
 
-MISSING = {"model": "the model", "usage": "tokens that were not told"}
-
-
 def costs(out: Console, report: dict[str, Any]) -> None:
     """Cost per completed task, what it is made of, and what is missing from it."""
     cost = report["cost"]
@@ -251,17 +260,12 @@ def costs(out: Console, report: dict[str, Any]) -> None:
     if cost["models_without_price"]:
         line(out, f"  no price for {', '.join(cost['models_without_price'])}: give one with --prices", "yellow")
     if cost["calls_without_cost"]:
-        why = ", ".join(f"{MISSING.get(name, name)} in {count(calls)}" for name, calls in cost["unpriced"].items())
+        missing = TABLES["unpriced"]
+        why = ", ".join(f"{missing.get(name, name)} in {count(calls)}" for name, calls in cost["unpriced"].items())
         line(out, f"  {count(cost['calls_without_cost'])} calls have no known cost: no price for {why}", "yellow")
     if cost["gpu_hours"] is not None:
         each, hours = dollars(cost["gpu_cost_per_completed_task"]), f"{cost['gpu_hours']:.3f} GPU-hours"
         line(out, f"gpu_cost_per_completed_task {each}: {hours}, {dollars(cost['gpu_money'])}")
-
-
-def failures(out: Console, report: dict[str, Any]) -> None:
-    """Calls that failed or were skipped, by what went wrong."""
-    rows = [(row["error"] or NONE, str(row["status"] or NONE), count(row["calls"])) for row in report["failures"]]
-    table(out, "Failures", ("error", "status", "calls"), rows)
 
 
 def checks(out: Console, report: dict[str, Any]) -> None:
@@ -293,11 +297,7 @@ def recorded(out: Console, report: dict[str, Any]) -> None:
     most = NONE if sessions["max"] is None else f"{sessions['max']:.2f}"
     line(out, f"{count(sessions['sessions'])} sessions, points away: {within}, at most {most}")
     line(out, f"{rate(beside['warm_calls_within_32_tokens'])} of warm calls within 32 tokens")
-    rows = [
-        (row["cause"], count(row["calls"]), f"{row['tokens']:+,d}", f"{row['points']:+.3f}")
-        for row in beside["explained"]
-    ]
-    table(out, "What explains the rest (run minus recorded)", ("recorded as", "calls", "tokens", "points"), rows)
+    listed(out, "explained", beside["explained"])
 
 
 def render_report(report: dict[str, Any], by: Sequence[str] = ("role", "turn")) -> None:
@@ -306,5 +306,8 @@ def render_report(report: dict[str, Any], by: Sequence[str] = ("role", "turn")) 
     heading(out, report)
     figures(out, report)
     groups(out, report, by)
-    for part in (losses, recorded, reconciled, latencies, costs, failures, checks):
+    listed(out, "losses", report["losses"])
+    for part in (recorded, reconciled, latencies, costs):
         part(out, report)
+    listed(out, "failures", report["failures"])
+    checks(out, report)

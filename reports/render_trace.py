@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from keepwarm.reports import render
-from keepwarm.reports.render import count, line, rate, seconds, table, times
+from keepwarm.reports.render import count, line, listed, rate, seconds, table, times
 from keepwarm.reports.reproduce import band
 from keepwarm.traces.breaks import words
 
@@ -39,28 +39,14 @@ def shape(out: Console, report: dict[str, Any]) -> None:
     table(out, "What is in it", ("", ""), rows, words=2)
 
 
-def gaps(out: Console, report: dict[str, Any]) -> None:
-    """Waits before calls, by kind."""
-    rows = []
-    for kind, row in report["gaps"].items():
-        waits = (seconds(row[key]) for key in ("p50", "p90", "p99", "max"))
-        rows.append((kind, count(row["count"]), *waits, rate(row["share_of_time"])))
-    table(out, "Gaps", ("kind", "gaps", "p50", "p90", "p99", "max", "of gap time"), rows)
-
-
 def breaks(out: Console, report: dict[str, Any]) -> None:
     """Why prefixes broke, where the recording saw it."""
-    rows = []
-    for row in report["breaks"][:TOP_BREAKS]:
-        differs = words(row["kind"], row["first_position"], row["last_position"], row["change"])
-        sizes = (count(row[key]) for key in ("tokens", "calls", "agents", "tokens_behind"))
-        rows.append((differs, row["role"], *sizes))
-    if report["about"]["producer"] == "record" and not rows:
+    told = report["breaks"][:TOP_BREAKS]
+    differs = (words(row["kind"], row["first_position"], row["last_position"], row["change"]) for row in told)
+    listed(out, "breaks", [row | {"differs": how} for row, how in zip(told, differs, strict=True)])
+    if report["about"]["producer"] == "record" and not told:
         line(out, "")
         line(out, "No prefix broke: every prompt goes on from its agent's previous one")
-    elif rows:
-        heads = ("first segment that differs", "role", "its tokens", "calls", "agents", "tokens behind it")
-        table(out, "Why prefixes broke (against the agent's previous prompt)", heads, rows, words=2)
 
 
 def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")) -> None:
@@ -70,8 +56,11 @@ def render_inspect(report: dict[str, Any], by: Sequence[str] = ("role", "model")
     shape(out, report)
     render.figures(out, report)
     render.groups(out, report, by)
-    for part in (render.failures, render.losses, breaks, gaps, render.checks):
-        part(out, report)
+    for name in ("failures", "losses"):
+        listed(out, name, report[name])
+    breaks(out, report)
+    listed(out, "gaps", [{"kind": kind, **row} for kind, row in report["gaps"].items()])
+    render.checks(out, report)
 
 
 def render_reproduce(report: dict[str, Any]) -> None:

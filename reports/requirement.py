@@ -65,8 +65,7 @@ def parse(text: str) -> Requirement:
         raise InputError(f"--require {text!r}: no figure {metric!r}, expected one of {', '.join(sorted(KINDS))}")
     _check_stat(text, metric, stat)
     where = _selectors(text, metric, found["where"] or "")
-    value, relative, times = _value(text, metric, found["value"])
-    return Requirement(text, metric, stat, where, found["op"], value, relative, times)
+    return Requirement(text, metric, stat, where, found["op"], *_value(text, metric, found["value"]))
 
 
 def _check_stat(text: str, metric: str, stat: str | None) -> None:

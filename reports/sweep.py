@@ -5,27 +5,21 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import collect, load
+from keepwarm.reports.about import value_at
+from keepwarm.reports.frame import load
 from keepwarm.reports.prices import load_prices
-from keepwarm.reports.render import console, table
+from keepwarm.reports.render import TABLES, console, shown, table
 from keepwarm.reports.summary import summarise
 
-FIGURES = (
-    *("hit_rate", "warm_hit_rate", "read_write_ratio", "cost_per_completed_task", "gpu_cost_per_completed_task"),
-    *("ttft_p50_s", "ttft_p99_s", "turn_drift", "failed"),
-)
+FIGURES = TABLES["sweep"]["figures"]
 """Times are from due, in seconds of the simulated clock; ``failed`` are calls without an answer, skipped ones too."""
 
 
 def figures(run: str) -> dict[str, Any]:
     """FIGURES of a run, as its own report has them."""
-    loaded = load(run)
-    report, _ = summarise(loaded, load_prices(None))
-    ttft = report["latency"]["ttft"] or {}
-    failed = collect(loaded.scan.select(pl.col("error").count())).item()
-    told = {"ttft_p50_s": ttft.get("p50"), "ttft_p99_s": ttft.get("p99"), "failed": failed}
-    told |= report["cost"] | {name: report[name] for name in FIGURES if name in report}
-    return {name: told[name] for name in FIGURES}
+    report, _ = summarise(load(run), load_prices())
+    report["failed"] = sum(row["calls"] for row in report["failures"])
+    return {name: value_at(report, place) for name, place in FIGURES.items()}
 
 
 def write_sweep(rows: list[dict[str, Any]], path: Path) -> None:
@@ -36,10 +30,5 @@ def write_sweep(rows: list[dict[str, Any]], path: Path) -> None:
 def render_sweep(rows: list[dict[str, Any]], title: str) -> None:
     """Print the table on standard output."""
     columns = [name if name in FIGURES else name.replace("_", "-") for name in rows[0]]
-    table(console(), title, columns, [[_cell(value) for value in row.values()] for row in rows], words=0)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    cells = [[shown(value, ".4g" if isinstance(value, float) else "") for value in row.values()] for row in rows]
+    table(console(), title, columns, cells, words=0)

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports.frame import PARTS, Loaded, Rows, collect, each
-from keepwarm.reports.metrics import REPORTED, SECOND, Links, spread
+from keepwarm.reports.metrics import REPORTED, SECOND, TIMES, Links, spread
 
 COVERAGE = 0.99
 FAILED = 0.01
@@ -19,7 +19,6 @@ LAG_OF_LATENCY = 0.1
 SATURATED = 0.95
 """Of a core, in a run of at least ``LEAST_S``."""
 LEAST_S = 1.0
-LATENCY = pl.col("done_ns") - pl.col("due_ns")
 SKIPPED = pl.col("error") == "skipped"
 CUT_OFF = pl.col("error") == "interrupted"
 ANSWERED = pl.col("error").is_null() & pl.col("done_ns").is_not_null()
@@ -28,21 +27,15 @@ ANSWERED &= pl.col("status").fill_null(200).is_between(200, 299)
 FAILED_CALL = ~(ANSWERED | SKIPPED.fill_null(False) | CUT_OFF.fill_null(False))
 """A call that was sent and not answered whole; one that Ctrl-C cut off in flight is neither failed nor skipped."""
 
-COMPRESSED = "time compressed: TTL effects not measured"
-
-
-UNASKED = "no preflight: prompts were not calibrated to this endpoint, nor was it asked what it takes"
-
-
 CAPS = ("max_rate", "max_input_tokens_per_minute", "max_concurrency")
 
 
 def _notes(loaded: Loaded) -> Iterator[str]:
     """What a reader must know of how the run was made."""
     if compression(loaded) == "unsound":
-        yield COMPRESSED
+        yield "time compressed: TTL effects not measured"
     if loaded.told("endpoint").get("preflight", {}) is None:
-        yield UNASKED
+        yield "no preflight: prompts were not calibrated to this endpoint, nor was it asked what it takes"
     duration_s, skipped_s = loaded.told("options").get("duration_s"), loaded.told("clock").get("skipped_s")
     if skipped_s:
         yield f"{skipped_s:,.1f} s were skipped in which nothing ran"
@@ -118,7 +111,7 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
         cut_off=CUT_OFF.fill_null(False).mean(),
     )
     told = collect(counts).row(0, named=True)
-    median = LATENCY.filter(ANSWERED).quantile(0.5, "equiprobable")
+    median = TIMES["latency"].filter(ANSWERED).quantile(0.5, "equiprobable")
     told |= each(rows, {"prompt": fidelity("prompt"), "output": fidelity("output"), "latency": median})
     covered = told["answered"] if planned is None or told["calls"] <= planned else told["calls"]
     too_many = {"good": False} if planned and covered > planned else {}

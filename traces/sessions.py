@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import groupby
 from typing import Any
 
 from keepwarm.traces.kin import Kin
@@ -57,7 +59,8 @@ class SessionBuilder:
         self._zero_ns = min(step.start_ns for _, step in owned)
         self._kin = Kin(ordered, owned)
         self.flow = self.flow or next((stream.flow for stream in ordered if stream.flow), None)
-        for stream, step in _timeline(owned):
+        by_stream = [list(steps) for _, steps in groupby(owned, key=lambda item: id(item[0]))]
+        for stream, step in merge(*by_stream, key=lambda item: item[1].start_ns):  # each stream's own order is kept
             self._step(stream, step)
         completed = _completed(ordered)
         agents = list({agent.name: agent for agent in self._agents.values()}.values())
@@ -226,16 +229,6 @@ class SessionBuilder:
 
 def _first_ns(stream: Stream) -> int:
     return stream.steps[0].start_ns if stream.steps else 0
-
-
-def _timeline(owned: Sequence[tuple[Stream, Step]]) -> list[tuple[Stream, Step]]:
-    """Steps in order of start, each stream's own order kept."""
-    reached: dict[int, int] = {}
-    timed = []
-    for order, (stream, step) in enumerate(owned):
-        reached[id(stream)] = max(reached.get(id(stream), 0), step.start_ns)
-        timed.append((reached[id(stream)], order, stream, step))
-    return [(stream, step) for _, _, stream, step in sorted(timed, key=lambda item: item[:2])]
 
 
 def _gap_kind(role: str, before: Step, step: Step) -> str:

@@ -87,9 +87,9 @@ class ParquetSink:
             self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
         self._writer.close()
         self._sink.close()
-        if kind is None and isinstance(self._fs, pafs.LocalFileSystem):
-            seal(self._part)
-        if kind is None:
-            self._fs.move(self._part, self._inner)
-        else:
+        if kind is not None:
             self._fs.delete_file(self._part)
+            return
+        if isinstance(self._fs, pafs.LocalFileSystem):
+            seal(self._part)
+        self._fs.move(self._part, self._inner)

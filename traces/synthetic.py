@@ -14,9 +14,10 @@ from typing import NamedTuple
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.identity import Identity
 from keepwarm.traces.model import After, Breakpoint, Call, Segment, ToolUse
+from keepwarm.traces.steps import SECOND, Usage
 from keepwarm.traces.workloads import COMMON, HOUR, WORKLOADS, Kind, Script, Spread, Workload
 
-MILLISECOND, SECOND = 1_000_000, 1_000_000_000
+MILLISECOND = 1_000_000
 
 
 class _Agent(NamedTuple):
@@ -51,19 +52,8 @@ class _Session:
             session=self._name,
             session_start_ns=self.start_ns,
             agent=self._id("agent", "0", ""),
-            call="",
-            role="main",
-            turn=0,
-            start_ns=0,
-            end_ns=0,
-            keep=0,
-            dialect="messages",
-            stream=True,
-            usage_source="reported",
-            write_source="reported",
-            status=200,
             completed=self.script.completed,
-            origin="synthetic",
+            **COMMON["call"],
         )
         self._run(self._agent("main", like), (), self.script.calls)
 
@@ -227,14 +217,8 @@ def _account(call: Call, start_ns: int, lead: tuple[Segment, Segment], cache: di
         else:
             cache[key] = _Entry(mark.at, min(old.readable_ns, first), max(old.expires_ns, expires))
     upto, ttl_s = call.breakpoints[-1]
-    written, hour = upto - read, ttl_s == HOUR
-    return call._replace(
-        uncached=(call.prompt or 0) - upto,
-        cache_read=read,
-        cache_write_5m=0 if hour else written,
-        cache_write_1h=written if hour else 0,
-        cache_write_other=0,
-    )
+    short, hour = (0, upto - read) if ttl_s == HOUR else (upto - read, 0)
+    return call._replace(**Usage((call.prompt or 0) - upto, read, short, hour, 0).columns())
 
 
 def _told(session: _Session, leads: dict[str, _Entry]) -> Iterator[Call]:

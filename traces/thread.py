@@ -6,6 +6,7 @@ over the visible blocks by weight, a surplus is one ``hidden`` segment, an overr
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from keepwarm.traces.identity import Identity
@@ -143,13 +144,10 @@ class Thread:
 
     def clear(self, tool_uses: Sequence[str], prompt: int, blocks: Sequence[Block]) -> Growth:
         """A microcompaction: the named tools' results went from the middle of the conversation."""
-        keep = 0
-        for held in self._held:
-            if held.tool_use in tool_uses:
-                break
-            keep += held.segment.tokens
-        else:
+        before = list(takewhile(lambda held: held.tool_use not in tool_uses, self._held))
+        if len(before) == len(self._held):
             return self.grow(self.lead, prompt, blocks)
+        keep = sum(held.segment.tokens for held in before)
         left = [held for held in self._after(keep) if held.tool_use not in tool_uses]
         return self.grow(keep, prompt, blocks, left)
 
@@ -177,12 +175,9 @@ class Thread:
         return named
 
     def _named(self, blocks: Sequence[Block], sizes: Sequence[int]) -> list[Held]:
-        self.given |= {block.tool_use: size for block, size in zip(blocks, sizes, strict=True) if block.tool_use}
-        return [
-            Held(Segment(block.hash, size, block.kind, block.answer_of), block.tool_use)
-            for block, size in zip(blocks, sizes, strict=True)
-            if size
-        ]
+        pairs = list(zip(blocks, sizes, strict=True))
+        self.given |= {block.tool_use: size for block, size in pairs if block.tool_use}
+        return [Held(Segment(one.hash, size, one.kind, one.answer_of), one.tool_use) for one, size in pairs]
 
     def _grown(self, keep: int, append: Sequence[Held]) -> Growth:
         added = [held for held in append if held.segment.tokens]

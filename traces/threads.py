@@ -62,11 +62,12 @@ _Found = tuple[_Thread, _Thread | None]
 
 
 class Threads:
-    """Places requests one after the other. ``name`` makes pseudonyms, as Identity does."""
+    """Places requests one after the other. ``name`` makes pseudonyms, as Identity does; ``agents`` is how many threads
+    there have been, and the next one's number.
+    """
 
     def __init__(self, name: Callable[..., str]) -> None:
         self._name = name
-        self._next = 0
         self._threads: OrderedDict[int, _Thread] = OrderedDict()
         self._own: dict[tuple[str, str], _Thread] = {}
         self._beside: dict[tuple[str, str], list[_Thread]] = defaultdict(list)
@@ -87,8 +88,7 @@ class Threads:
             thread = self._threads.get(record.thread)
             if thread is None:
                 thread = _Thread(record.thread, record.session, record.agent, record.parent, record.role)
-                self._next = max(self._next, record.thread + 1)
-                self.agents += 1
+                self.agents = max(self.agents, record.thread + 1)
             self._remember(thread, record.rest)
         for thread in self._threads.values():
             thread.asking = 0
@@ -141,8 +141,7 @@ class Threads:
                 known.popitem(last=False)
 
     def _new(self, session: str, agent: str | None, parent: str | None, role: str) -> _Thread:
-        number = self._next
-        self._next += 1
+        number = self.agents
         self.agents += 1
         return _Thread(number, session, agent or self._name("agent", session, "thread", str(number)), parent, role)
 
@@ -198,7 +197,7 @@ class Threads:
         spawner = next((self._spawning[p.hash] for p in said[:8] if p.hash in self._spawning), None)
         if spawner is not None:
             return self._new(spawner.session, None, spawner.agent, "subagent"), None
-        return self._new(self._name("session", "thread", str(self._next)), None, None, "main"), None
+        return self._new(self._name("session", "thread", str(self.agents)), None, None, "main"), None
 
 
 def _said(pieces: Sequence[Piece]) -> list[Piece]:
