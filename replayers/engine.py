@@ -327,4 +327,4 @@ class Engine:
         work.generated += steps
         work.target = job.prompt.end + work.generated
         if job.answer:
-            self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), lease.room)
+            self.cache.keep(lease, self.cache.tree.extend(job.prompt, job.answer))

@@ -250,8 +250,7 @@ def _unusable(response: httpx.Response) -> str | None:
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        value = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) and response.is_success else {}
+    with suppress(orjson.JSONDecodeError):
+        if response.is_success and isinstance(value := orjson.loads(response.content), dict):
+            return value
+    return {}
