@@ -180,9 +180,7 @@ class BlockCache:
             if held.keep_ns <= now_ns:
                 held.level &= ~_PINNED
                 self._rest(held)
-        if self.ttl_ns is None:
-            return
-        while self._aging:
+        while self.ttl_ns is not None and self._aging:
             last, _, held = self._aging[0]
             if held.last == last and held.last_ns + self.ttl_ns > now_ns:
                 break
@@ -236,11 +234,8 @@ class BlockCache:
         while not free.busy:
             free.busy = 1
             free = free.above
-        if free is held:
-            held.busy += 1
-        else:
-            free.busy += 1
-            self.in_use += held.upto // self.block - free.upto // self.block
+        free.busy += 1
+        self.in_use += held.upto // self.block - free.upto // self.block
 
     def _unpin(self, held: Held) -> None:
         held.pins -= 1
@@ -250,8 +245,7 @@ class BlockCache:
             while not free.busy:
                 free = free.above
                 free.busy -= 1
-            if free is not held:
-                self.in_use -= held.upto // self.block - free.upto // self.block
+            self.in_use -= held.upto // self.block - free.upto // self.block
         self._rest(held)
 
     def _is_idle(self, held: Held) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain
 from operator import attrgetter
 from random import Random
@@ -45,7 +45,7 @@ class Replay:
     _: KW_ONLY
     clock: RunClock
     name: str
-    caps: Caps | None = None
+    caps: Caps = field(default_factory=Caps)
     retries: int = RETRIES
     idle_cap_ns: int | None = None
     until_ns: int | None = None
@@ -57,7 +57,6 @@ class Replay:
         self._kept: dict[tuple[str, int], dict[Any, Any]] = defaultdict(dict)
         self._failed: set[tuple[str, int]] = set()
         self._random = Random(0)
-        self._alarm: Alarm | None = None
         self._task: asyncio.Task[Any] | None = None
         self._alarm_ns: int | None = None
         self._stopped = False
@@ -137,21 +136,18 @@ class Replay:
         """Set the alarm for what is due next, or for the end of the time."""
         times = [at_ns for at_ns in (due_ns, self.until_ns) if at_ns is not None and at_ns > now_ns]
         if times and min(times) != self._alarm_ns:
-            assert self._alarm is not None
             self._alarm_ns = min(times)
             self._alarm.set(self._alarm_ns - now_ns)
 
     async def _send(self, planned: Planned[Prompt]) -> None:
-        call, session, caps = planned.call, planned.session, self.caps
-        if caps is not None:
-            await caps.enter(call)
-            await caps.admit(call)
+        call, session = planned.call, planned.session
+        await self.caps.enter(call)
+        await self.caps.admit(call)
         if session in self._failed:  # while it waited
             outcome = self._skipped(call, planned)._replace(due_ns=planned.due_ns)
         else:
             outcome = await self._asked(planned)
-        if caps is not None:
-            caps.leave(call)
+        self.caps.leave(call)
         del self._running[call.call, planned.copy]
         self.emit(outcome)
         if outcome.whole:
@@ -188,8 +184,7 @@ class Replay:
                 del self._sent[key]
                 return self._answered(planned, answer, tries)
             await asyncio.sleep(again_s)
-            if self.caps is not None:
-                await self.caps.admit(planned.call)
+            await self.caps.admit(planned.call)
 
     def _answered(self, planned: Planned[Prompt], answer: Answer, tries: list[Attempt]) -> Outcome:
         first_ns = tries[0].sent_ns if len(tries) > 1 else None
@@ -202,8 +197,8 @@ class Replay:
         for key, (planned, _) in self._running.items():
             sent_ns = self._sent.get(key)
             error = NOT_SENT if sent_ns is None else CUT_OFF
-            told: dict[str, Any] = {"due_ns": planned.due_ns, "sent_ns": sent_ns, "phase": planned.phase}
-            yield Outcome(planned.call, planned.copy, endpoint=self.name, error=error, **told)
+            head = planned.call, planned.copy, planned.due_ns, sent_ns
+            yield Outcome(*head, endpoint=self.name, error=error, phase=planned.phase)
 
     def _rest(self) -> Iterator[Outcome]:
         """The calls that were planned, where a number was."""
