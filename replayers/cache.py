@@ -235,7 +235,8 @@ class BlockCache:
             free.busy = 1
             free = free.above
         free.busy += 1
-        self.in_use += held.upto // self.block - free.upto // self.block
+        if free is not held:
+            self.in_use += held.upto // self.block - free.upto // self.block
 
     def _unpin(self, held: Held) -> None:
         held.pins -= 1
@@ -245,7 +246,8 @@ class BlockCache:
             while not free.busy:
                 free = free.above
                 free.busy -= 1
-            self.in_use -= held.upto // self.block - free.upto // self.block
+            if free is not held:
+                self.in_use -= held.upto // self.block - free.upto // self.block
         self._rest(held)
 
     def _is_idle(self, held: Held) -> bool:

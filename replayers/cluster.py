@@ -106,8 +106,12 @@ class Cluster:
 
     def next_ns(self) -> int | None:
         """When ``advance`` has something to do next, if nothing more is submitted."""
-        times = [each.worker.next_ns() for each in self.members]
-        return min((at_ns for at_ns in times if at_ns is not None), default=None)
+        soonest = None
+        for each in self.members:
+            at_ns = each.worker.next_ns()
+            if at_ns is not None and (soonest is None or at_ns < soonest):
+                soonest = at_ns
+        return soonest
 
     def advance(self, now_ns: int) -> list[Event]:
         """All that happens up to now, in the order of time."""
