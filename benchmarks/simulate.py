@@ -83,7 +83,7 @@ def cache_alone(calls: int, capacity: int | None, *, ahead: bool = True, own: in
         cache.grow_most(lease, node, node.end)
         upto = node.end + ANSWER - 1
         if cache.spend(lease, upto):
-            cache.answered(lease, tree.extend(node, (answer,)), upto)
+            cache.keep(lease, tree.extend(node, (answer,)))
         cache.release(lease, now_ns)
     return calls / (time.process_time() - begun), read / prompt
 

@@ -116,7 +116,7 @@ def send_all(
             emit,
             clock=clock,
             name=asking.model,
-            caps=Caps(**sending.caps) if sending.caps else None,
+            caps=Caps(**sending.caps),
             retries=sending.retries,
             idle_cap_ns=sending.idle_cap_ns,
             until_ns=planned.window and planned.window[1],

@@ -76,12 +76,12 @@ class BlockCache:
         """
         if not self.spend(lease, upto):
             return False
-        self._keep(lease, node, upto)
+        self.keep(lease, node)
         return True
 
-    def _keep(self, lease: Lease, node: Node, upto: int) -> None:
-        """Put a prompt's tokens into the tree and move the lease's hold to their end."""
-        slot, block = self._slot, self.block
+    def keep(self, lease: Lease, node: Node) -> None:
+        """What a call has room for of its prompt, or of that and its answer, is found from now on; it holds the end."""
+        slot, block, upto = self._slot, self.block, lease.room
         path: list[Node] = []
         if not node.linked:
             node = self.tree.extend(node, ())
@@ -115,15 +115,6 @@ class BlockCache:
         lease.own -= new
         self.in_use -= new
 
-    def _make_room(self, blocks: int) -> bool:
-        """Evict for so many more blocks; False where running calls hold too much."""
-        if self.capacity is None:
-            return True
-        need = self.blocks + blocks - self.capacity
-        if self.counts_use and need > self.blocks - self.in_use:
-            return False
-        return need <= 0 or self._evict(need) == need
-
     def spend(self, lease: Lease, upto: int) -> bool:
         """A running call's tokens need room that is its own; False, and nothing is changed, where there is none."""
         if not self.draw(-(upto // -self.block) - -(lease.room // -self.block)):
@@ -133,7 +124,8 @@ class BlockCache:
 
     def draw(self, blocks: int) -> bool:
         """Running calls need so many blocks more, whose each is told by ``settle``; False where there is no room."""
-        if blocks and not self._make_room(blocks):
+        need = 0 if self.capacity is None else self.blocks + blocks - self.capacity
+        if need > 0 and ((self.counts_use and need > self.blocks - self.in_use) or self._evict(need) < need):
             return False
         self.blocks += blocks
         self.in_use += blocks
@@ -143,10 +135,6 @@ class BlockCache:
         """A call's tokens up to there are in blocks that were drawn before."""
         lease.own += -(upto // -self.block) - -(lease.room // -self.block)
         lease.room = upto
-
-    def answered(self, lease: Lease, node: Node, upto: int) -> None:
-        """A call has room for its prompt and answer ``node`` up to a token: that is found from now on."""
-        self._keep(lease, node, min(upto, lease.room))
 
     def remember(self, node: Node, upto: int, now_ns: int) -> None:
         """Take in a prompt up to a token at once, as far as there is room, without a call that holds it."""
@@ -192,9 +180,7 @@ class BlockCache:
             if held.keep_ns <= now_ns:
                 held.level &= ~_PINNED
                 self._rest(held)
-        if self.ttl_ns is None:
-            return
-        while self._aging:
+        while self.ttl_ns is not None and self._aging:
             last, _, held = self._aging[0]
             if held.last == last and held.last_ns + self.ttl_ns > now_ns:
                 break
@@ -248,10 +234,8 @@ class BlockCache:
         while not free.busy:
             free.busy = 1
             free = free.above
-        if free is held:
-            held.busy += 1
-        else:
-            free.busy += 1
+        free.busy += 1
+        if free is not held:
             self.in_use += held.upto // self.block - free.upto // self.block
 
     def _unpin(self, held: Held) -> None:

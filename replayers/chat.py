@@ -54,7 +54,7 @@ _SAID = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal")
 
 
 class Reader(sse.Reader):
-    """Takes in an answer of the chat completions API."""
+    """Takes in an answer of the chat completions API, or of the plain one, whose ``text`` stands beside no delta."""
 
     def take(self, event: dict[str, Any], now_ns: int) -> None:
         """One event. A first one that names the role and says nothing is no token."""
@@ -63,9 +63,9 @@ class Reader(sse.Reader):
         self.heard.usage = part(event, "usage") or self.heard.usage
         self.heard.routed(event)
         said = choice(event)
-        delta = part(said, "delta")
-        if any(delta.get(name) for name in _SAID):
-            self.heard.token(now_ns, delta.get("content"))
+        delta, text = part(said, "delta"), said.get("text")
+        if text or any(delta.get(name) for name in _SAID):
+            self.heard.token(now_ns, text or delta.get("content"))
         self.heard.stop_reason = string(said.get("finish_reason")) or self.heard.stop_reason
 
     def take_whole(self, body: dict[str, Any]) -> None:

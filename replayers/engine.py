@@ -232,7 +232,9 @@ class Engine:
             hit = lease.room
             computed = max(hit, min(work.load_upto, work.target))
             chunk = min(work.target - computed, budget)
-            if not self._has_room(work, lease) or not self.cache.grow(lease, job.prompt, computed + chunk):
+            need = self._blocks(work.target) - hit // self.cache.block  # not of the chunk alone
+            fits = self.cache.capacity is None or self.cache.in_use + need <= self.cache.capacity
+            if not fits or not self.cache.grow(lease, job.prompt, computed + chunk):
                 self.cache.give_up(lease)
                 self._blocked = True
                 return
@@ -248,11 +250,6 @@ class Engine:
                 budget -= chunk
             else:
                 self._decode(work, now_ns)
-
-    def _has_room(self, work: _Work, lease: Lease) -> bool:
-        """Whether a waiting call's whole prompt fits beside what running calls hold, itself among them."""
-        need = self._blocks(work.target) - lease.room // self.cache.block
-        return self.cache.capacity is None or self.cache.in_use + need <= self.cache.capacity
 
     def _finish(self, step: _Step) -> None:
         """A step is over."""
@@ -327,4 +324,4 @@ class Engine:
         work.generated += steps
         work.target = job.prompt.end + work.generated
         if job.answer:
-            self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), lease.room)
+            self.cache.keep(lease, self.cache.tree.extend(job.prompt, job.answer))

@@ -45,7 +45,7 @@ class KeepBlocks:
         job = running.job
         upto = job.prompt.end + job.output - 1
         if self.answers and lease.room == job.prompt.end and self.cache.spend(lease, upto) and job.answer:
-            self.cache.answered(lease, self.cache.tree.extend(job.prompt, job.answer), upto)
+            self.cache.keep(lease, self.cache.tree.extend(job.prompt, job.answer))
         self.cache.release(lease, now_ns, keep_ns=job.keep_ns())
 
 

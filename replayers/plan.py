@@ -122,7 +122,6 @@ class Schedule(Generic[P]):
         self._running: dict[tuple[str, int], _Session[P]] = {}
         self._due: list[tuple[int, int, _Session[P], Call]] = []
         self._count = 0
-        self.sessions_begun = 0
         self.partial: set[tuple[str, int]] = set()
         """Sessions that are not whole in this run: begun midway, or not over when ``cut`` was called."""
 
@@ -213,7 +212,6 @@ class Schedule(Generic[P]):
 
     def _begin(self, session: _Session[P], start_ns: int) -> None:
         self._take(session)
-        self.sessions_begun += 1
         calls, over = session.arrival.calls, session.arrival.over
         name = calls[0].session, session.copy
         if name in self._running:

@@ -68,16 +68,16 @@ class SessionPrompts(Generic[P]):
 
     def prompt(self, call: Call) -> P:
         """A call's prompt; those it grew from are made on the way."""
-        chain = [call]
-        while (parent := chain[-1].prompt_parent) is not None and parent not in self._prompts:
-            chain.append(self.calls[parent])
+        chain: list[Call] = []
+        link: Call | None = call
+        while link is not None and link.call not in self._prompts:
+            chain.append(link)
+            link = self.calls.get(link.prompt_parent or "")
         for link in reversed(chain):
             self._make(link)
         return self._used(call.call)[0]
 
     def _make(self, call: Call) -> None:
-        if call.call in self._prompts:
-            return
         appended = [piece(segment) for segment in call.append if segment.tokens]
         parent, most = (None, 0) if call.prompt_parent is None else self._used(call.prompt_parent)
         if call.keep > most or call.keep < 0:

@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain
 from operator import attrgetter
 from random import Random
@@ -26,6 +27,7 @@ _told = attrgetter(*Outcome._fields[Outcome._fields.index("sent_ns") : Outcome._
 """What an answer has of an outcome."""
 
 
+@dataclass(eq=False)
 class Replay:
     """One replay of a schedule against an endpoint.
 
@@ -37,35 +39,24 @@ class Replay:
     let go when that is over.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule[Prompt],
-        endpoint: Endpoint,
-        emit: Callable[[Outcome], None],
-        *,
-        clock: RunClock,
-        name: str,
-        caps: Caps | None = None,
-        retries: int = RETRIES,
-        idle_cap_ns: int | None = None,
-        until_ns: int | None = None,
-        from_ns: int = 0,
-    ) -> None:
-        self._schedule = schedule
-        self._endpoint = endpoint
-        self._emit = emit
-        self._clock = clock
-        self._name = name
-        self._caps = caps
-        self._retries = retries
-        self._idle_cap_ns = idle_cap_ns
-        self._until_ns, self._from_ns = until_ns, from_ns
+    schedule: Schedule[Prompt]
+    endpoint: Endpoint
+    emit: Callable[[Outcome], None]
+    _: KW_ONLY
+    clock: RunClock
+    name: str
+    caps: Caps = field(default_factory=Caps)
+    retries: int = RETRIES
+    idle_cap_ns: int | None = None
+    until_ns: int | None = None
+    from_ns: int = 0
+
+    def __post_init__(self) -> None:
         self._running: dict[tuple[str, int], tuple[Planned[Prompt], asyncio.Task[None]]] = {}
         self._sent: dict[tuple[str, int], int] = {}
         self._kept: dict[tuple[str, int], dict[Any, Any]] = defaultdict(dict)
         self._failed: set[tuple[str, int]] = set()
         self._random = Random(0)
-        self._alarm: Alarm | None = None
         self._task: asyncio.Task[Any] | None = None
         self._alarm_ns: int | None = None
         self._stopped = False
@@ -84,26 +75,21 @@ class Replay:
         if self._stopped:
             self._task.cancel()  # type: ignore[union-attr]
         try:
-            await asyncio.sleep(max(self._from_ns - self._clock(), 0) / 1e9)
+            await asyncio.sleep(max(self.from_ns - self.clock(), 0) / 1e9)
             async with asyncio.TaskGroup() as self._group:
                 self._go()
                 await self._ended
                 for _, task in self._running.values():
                     task.cancel()
-        except BaseException as error:
-            for outcome in chain(self._cut_off(), self._rest()):
-                self._emit(outcome)
-            if isinstance(error, BaseExceptionGroup):
-                raise error.exceptions[0] from None
-            raise
-        else:
-            for outcome in self._cut_off():
-                self._emit(outcome)
+        except BaseExceptionGroup as error:
+            raise error.exceptions[0] from None
         finally:
             self._task = None
-            if self._until_ns is not None:
-                self._schedule.cut()
             self._alarm.close()
+            if self.until_ns is not None:
+                self.schedule.cut()
+            for outcome in chain(self._cut_off(), self._rest()):
+                self.emit(outcome)
 
     def _rang(self) -> None:
         self._alarm_ns = None
@@ -116,9 +102,9 @@ class Replay:
         """Send what is due by now and set the alarm for what comes next; or end, when nothing is due and nothing runs,
         or what was to be measured is over.
         """
-        schedule = self._schedule
+        schedule = self.schedule
         while not self._ended.done():
-            now_ns = self._clock()
+            now_ns = self.clock()
             due_ns = schedule.next_due(now_ns)
             if (due_ns is None and not self._running) or self._over(now_ns, due_ns):
                 self._ended.set_result(None)
@@ -133,48 +119,45 @@ class Replay:
 
     def _over(self, now_ns: int, due_ns: int | None) -> bool:
         """Whether the time is over, and every call that was due in it."""
-        until_ns = self._until_ns
+        until_ns = self.until_ns
         if until_ns is None or now_ns < until_ns or (due_ns is not None and due_ns < until_ns):
             return False
         return all(planned.due_ns >= until_ns for planned, _ in self._running.values())
 
     def _skip(self, ns: int) -> bool:
         """Skip what of a time is above the idle cap, where nothing runs."""
-        if self._idle_cap_ns is None or self._running or ns <= self._idle_cap_ns:
+        if self.idle_cap_ns is None or self._running or ns <= self.idle_cap_ns:
             return False
-        self._clock.skip(ns - self._idle_cap_ns)
-        self.skipped_ns += ns - self._idle_cap_ns
+        self.clock.skip(ns - self.idle_cap_ns)
+        self.skipped_ns += ns - self.idle_cap_ns
         return True
 
     def _wait(self, due_ns: int | None, now_ns: int) -> None:
         """Set the alarm for what is due next, or for the end of the time."""
-        times = [at_ns for at_ns in (due_ns, self._until_ns) if at_ns is not None and at_ns > now_ns]
+        times = [at_ns for at_ns in (due_ns, self.until_ns) if at_ns is not None and at_ns > now_ns]
         if times and min(times) != self._alarm_ns:
-            assert self._alarm is not None
             self._alarm_ns = min(times)
             self._alarm.set(self._alarm_ns - now_ns)
 
     async def _send(self, planned: Planned[Prompt]) -> None:
-        call, session, caps = planned.call, planned.session, self._caps
-        if caps is not None:
-            await caps.enter(call)
-            await caps.admit(call)
+        call, session = planned.call, planned.session
+        await self.caps.enter(call)
+        await self.caps.admit(call)
         if session in self._failed:  # while it waited
             outcome = self._skipped(call, planned)._replace(due_ns=planned.due_ns)
         else:
             outcome = await self._asked(planned)
-        if caps is not None:
-            caps.leave(call)
+        self.caps.leave(call)
         del self._running[call.call, planned.copy]
-        self._emit(outcome)
+        self.emit(outcome)
         if outcome.whole:
             assert outcome.done_ns is not None
-            self._schedule.ended(planned, outcome.done_ns)
+            self.schedule.ended(planned, outcome.done_ns)
         else:
             self._failed.add(session)
-            for skipped in self._schedule.failed(planned):
-                self._emit(self._skipped(skipped, planned))
-        if not self._schedule.runs(session):
+            for skipped in self.schedule.failed(planned):
+                self.emit(self._skipped(skipped, planned))
+        if not self.schedule.runs(session):
             self._kept.pop(session, None)
             self._failed.discard(session)
         self._go()
@@ -182,32 +165,31 @@ class Replay:
     def _skipped(self, call: Call, failed: Planned[Prompt]) -> Outcome:
         """A call that is not sent because another one failed: it counts, unless that was already in the drain."""
         phase = "measured" if failed.phase == "warmup" else failed.phase
-        return Outcome(call, failed.copy, endpoint=self._name, error=NOT_SENT, phase=phase)
+        return Outcome(call, failed.copy, endpoint=self.name, error=NOT_SENT, phase=phase)
 
     async def _asked(self, planned: Planned[Prompt]) -> Outcome:
         """What came of a call that is sent now, tried again where that may help."""
         key = planned.call.call, planned.copy
-        sent_ns = self._sent[key] = self._clock()
-        if self._schedule.started(planned, sent_ns):
+        sent_ns = self._sent[key] = self.clock()
+        if self.schedule.started(planned, sent_ns):
             self._go()
         kept = self._kept[planned.session]
         request = Request(planned.call, planned.prompt, planned.output, planned.answer, planned.copy, kept)
         tries: list[Attempt] = []
         while True:
-            answer = await self._endpoint.send(request)
+            answer = await self.endpoint.send(request)
             tries.append(Attempt(answer.sent_ns, answer.done_ns, answer.status, answer.error))
-            again_s = wait_s(answer, len(tries), self._random) if len(tries) <= self._retries else None
+            again_s = wait_s(answer, len(tries), self._random) if len(tries) <= self.retries else None
             if again_s is None:
                 del self._sent[key]
                 return self._answered(planned, answer, tries)
             await asyncio.sleep(again_s)
-            if self._caps is not None:
-                await self._caps.admit(planned.call)
+            await self.caps.admit(planned.call)
 
     def _answered(self, planned: Planned[Prompt], answer: Answer, tries: list[Attempt]) -> Outcome:
         first_ns = tries[0].sent_ns if len(tries) > 1 else None
         head = planned.call, planned.copy, planned.due_ns
-        tail = self._name, answer.worker, tuple(tries), planned.output, first_ns, planned.phase
+        tail = self.name, answer.worker, tuple(tries), planned.output, first_ns, planned.phase
         return Outcome._make((*head, *_told(answer), None, *tail))
 
     def _cut_off(self) -> Iterator[Outcome]:
@@ -215,14 +197,14 @@ class Replay:
         for key, (planned, _) in self._running.items():
             sent_ns = self._sent.get(key)
             error = NOT_SENT if sent_ns is None else CUT_OFF
-            told: dict[str, Any] = {"due_ns": planned.due_ns, "sent_ns": sent_ns, "phase": planned.phase}
-            yield Outcome(planned.call, planned.copy, endpoint=self._name, error=error, **told)
+            head = planned.call, planned.copy, planned.due_ns, sent_ns
+            yield Outcome(*head, endpoint=self.name, error=error, phase=planned.phase)
 
     def _rest(self) -> Iterator[Outcome]:
         """The calls that were planned, where a number was."""
-        rest: Iterator[tuple[Call, int]] = iter(()) if self._until_ns is not None else self._schedule.rest()
-        for call, copy in rest:
-            yield Outcome(call, copy, endpoint=self._name, error=NOT_SENT)
+        if self.until_ns is None:
+            for call, copy in self.schedule.rest():
+                yield Outcome(call, copy, endpoint=self.name, error=NOT_SENT)
 
 
 async def run_replay(run: Replay, endpoint: Endpoint, watch: Watch | None = None) -> bool:

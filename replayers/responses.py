@@ -63,7 +63,7 @@ class Reader(sse.Reader):
         elif kind in ("response.completed", "response.incomplete", "response.failed"):
             self._take(part(event, "response"))
         elif kind == "error":
-            self.heard.fault = fault(event if "error" in event else {"error": event})
+            self.heard.fault = fault(event)
 
     def take_whole(self, body: dict[str, Any]) -> None:
         """The whole of it."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -156,8 +155,6 @@ def known_words(tokenizer: str | None) -> Sequence[bytes]:
         from tokenizers import Tokenizer  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise InputError("--tokenizer needs the package tokenizers: pip install 'keepwarm[tokenizer]'") from error
-    if not Path(tokenizer).is_file():
-        raise InputError(f"{tokenizer}: no such file, expected a tokenizer.json")
     try:
         made = Tokenizer.from_file(tokenizer)
     except Exception as error:
@@ -200,8 +197,8 @@ def identify(address: Address, *, timeout_s: float = 5.0) -> dict[str, Any]:
     if all(faults[:2]):
         raise InputError(f"{where}: is no endpoint: GET /v1/models gave {faults[1]}, GET /health {faults[0]}")
     health, models, version = map(_json, answers)
-    listed = models.get("data")
-    served = [model for model in listed if string(part({"": model}, "").get("id"))] if isinstance(listed, list) else []
+    listed = models["data"] if isinstance(models.get("data"), list) else []
+    served = [model for model in listed if isinstance(model, dict) and string(model.get("id"))]
     ours, cache = string(health.get("server")), part(health, "cache")
     first = served[0] if served else {}
     server = ours or _maker(first, version)
@@ -250,8 +247,7 @@ def _unusable(response: httpx.Response) -> str | None:
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        value = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) and response.is_success else {}
+    with suppress(orjson.JSONDecodeError):
+        if response.is_success and isinstance(value := orjson.loads(response.content), dict):
+            return value
+    return {}

@@ -63,17 +63,13 @@ class PromptText:
         need = WORD * count - 1
         if need == len(self._first):
             return self._first
-        text = self._texts.get(ident)
-        if text is None or len(text) < need:
+        text = self._texts.pop(ident, b"")
+        if len(text) < need:
+            self._held -= len(text)
             seed = self._salt + ident.to_bytes(32, "big", signed=True)
-            text = words(seed, count, self._columns, self._gap)
-            text = self._first + text[len(self._first) :]
-            self._hold(ident, text)
-        self._texts.move_to_end(ident)
-        return text if len(text) == need else text[:need]
-
-    def _hold(self, ident: int, text: bytes) -> None:
-        self._held += len(text) - len(self._texts.get(ident, b""))
+            text = self._first + words(seed, count, self._columns, self._gap)[len(self._first) :]
+            self._held += len(text)
+            while self._held > self._limit and self._texts:
+                self._held -= len(self._texts.popitem(last=False)[1])
         self._texts[ident] = text
-        while self._held > self._limit and len(self._texts) > 1:
-            self._held -= len(self._texts.popitem(last=False)[1])
+        return text if len(text) == need else text[:need]

@@ -9,7 +9,7 @@ node's ``held``, in the cache's own slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from keepwarm.replayers.endpoint import Piece
@@ -44,11 +44,8 @@ class Node:
 
     def pieces(self) -> list[Piece]:
         """The pieces of its run; the first begins at its ``offset``, and tells its tokens from its own begin."""
-        made, at = [], self.start - self.offset
-        for ident, end, kind in zip(self.idents, self.ends, self.kinds, strict=True):
-            made.append(Piece(ident, end - at, kind))
-            at = end
-        return made
+        tokens = (end - begin for begin, end in pairwise((self.start - self.offset, *self.ends)))
+        return list(map(Piece, self.idents, tokens, self.kinds))
 
 
 class Keeper(Protocol):

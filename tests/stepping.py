@@ -147,7 +147,7 @@ class Stepping:
         assert call.lease is not None
         if call.decoding and call.job.answer:
             whole = self.cache.tree.extend(call.job.prompt, call.job.answer)
-            self.cache.answered(call.lease, whole, call.lease.room)
+            self.cache.keep(call.lease, whole)
         self.cache.release(call.lease, now)
         self.running.remove(call)
         call.decoding, call.lease = False, None

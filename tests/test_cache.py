@@ -98,7 +98,7 @@ class Both:
                 len(self.pool.cached.get(key, ())) < 2 for key in held.keys[node.end // self.cache.block :]
             )
             if has_room and known:
-                self.cache.answered(lease, self.tree.extend(node, answer), upto)
+                self.cache.keep(lease, self.tree.extend(node, answer))
         computed = len(held.tokens) - bool(said)
         self.passed.update(held.keys if computed > len(held.keys) * self.cache.block else held.keys[:-1])
         self.pool.end(held)

@@ -60,12 +60,11 @@ def replayed(sessions: list[list[Call]], script: Script, **options: Any) -> tupl
     clock, outcomes = RunClock(), []
     endpoint = Scripted(clock, script)
     how = {name: options.pop(name) for name in ("retries", "idle_cap_ns", "until_ns") if name in options}
-    caps = options.pop("caps", None)
+    caps = Caps(**options.pop("caps", {}))
     schedule = scheduled(sessions, **{"at_once": 8, **options})
 
     async def run() -> bool:
-        made = None if caps is None else Caps(**caps)
-        told = {"clock": clock, "name": "scripted", "caps": made, "retries": 0, **how}
+        told = {"clock": clock, "name": "scripted", "caps": caps, "retries": 0, **how}
         return await run_replay(Replay(schedule, endpoint, outcomes.append, **told), endpoint)
 
     whole = asyncio.run(run())

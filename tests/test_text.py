@@ -75,6 +75,13 @@ def test_forgotten_text_comes_back_the_same() -> None:
     assert [small.fragment(ident, 150) for ident in range(5)] == first
 
 
+def test_a_text_that_grows_past_the_limit_is_kept_and_the_others_are_not() -> None:
+    """The text used longest ago is asked for at more words than there is room for beside the others."""
+    small, roomy = PromptText(limit_bytes=1000), PromptText()
+    asked = [(1, 100), (2, 90), (1, 150), (2, 90), (1, 100), (3, 120), (1, 199)]
+    assert [small.fragment(*each) for each in asked] == [roomy.fragment(*each) for each in asked]
+
+
 def test_a_text_is_its_own_json() -> None:
     """Nothing of a text is escaped in JSON, and a list of ids in brackets is a list of numbers."""
     text = PromptText().fragment(9, 300)
