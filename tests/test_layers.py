@@ -52,8 +52,8 @@ def offences(layer: str, source: str) -> set[str]:
     return bad
 
 
-OVERDRAWN = 12_580
-"""To be brought back to 12,000."""
+BUDGET = 12_000
+"""Lines of code of the whole product."""
 
 
 def code_lines(source: str) -> int:
@@ -75,7 +75,7 @@ def test_the_product_is_small_enough_to_read() -> None:
     above 350 lines of any kind.
     """
     files = [file for layer in LAYERS for file in (ROOT / layer).rglob("*.py")]
-    assert sum(code_lines(file.read_text()) for file in files) <= OVERDRAWN
+    assert sum(code_lines(file.read_text()) for file in files) <= BUDGET
     assert [file.name for file in files if file.read_text().count("\n") > 350] == []
 
 
