@@ -70,8 +70,8 @@ def code_lines(source: str) -> int:
 
 
 def test_the_product_is_small_enough_to_read() -> None:
-    """Within its budget, which is of lines of code (by ``wc``, blank lines and docstrings too, it is more): what comes in
-    takes something else's place. No file is above 350 lines of any kind.
+    """Within its budget, which is of lines of code (by ``wc``, blank lines and docstrings too, it is more): what comes
+    in takes something else's place. No file is above 350 lines of any kind.
     """
     files = [file for layer in LAYERS for file in (ROOT / layer).rglob("*.py")]
     assert sum(code_lines(file.read_text()) for file in files) <= BUDGET
