@@ -10,6 +10,7 @@ import orjson
 
 from keepwarm.harness.options import options, tell
 from keepwarm.harness.progress import progress
+from keepwarm.harness.run_commands import BUNDLED
 from keepwarm.reports.calibrate import calibrate as fitted
 from keepwarm.reports.frame import load
 from keepwarm.reports.gate import check
@@ -24,7 +25,6 @@ from keepwarm.reports.summary import summarise
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.shipped import shipped
 
-BUNDLED = Path(__file__).with_name("demo.parquet")
 POOR = 0.2
 """A median error above which a model is none."""
 

@@ -27,6 +27,7 @@ from keepwarm.traces.model import Outcome
 AHEAD = 10_000
 """Calls that are made ready before a replay begins, because many sessions may begin at once."""
 MOST_FILES = 1 << 16
+"""For so many at most the kernel's table of open files is made large beforehand."""
 Counts = Counter[tuple[str | None, str | None]]
 
 

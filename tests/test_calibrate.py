@@ -14,7 +14,7 @@ from replays import scheduled
 from keepwarm.harness.cli import main
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.cluster import Cluster
-from keepwarm.replayers.engine import Engine
+from keepwarm.replayers.engine import MAX_BATCHED, Engine
 from keepwarm.replayers.job import SECOND
 from keepwarm.replayers.prompts import in_tree
 from keepwarm.replayers.router import Router
@@ -220,3 +220,10 @@ def test_what_is_no_run_is_told(capsys: pytest.CaptureFixture[str], trace: str, 
     (Path(run) / "run.json").unlink()
     code, _, err = keepwarm(capsys, "calibrate", run)
     assert code == 2 and "run.json" in err and err.count("\n") == 1
+
+
+def test_a_fit_is_for_the_tokens_that_the_engine_computes_in_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nobody says how many: the option's default, which stands as data, is the engine's."""
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--help"])
+    assert f"[default: {MAX_BATCHED}; 1<=x" in " ".join(capsys.readouterr().out.split())
