@@ -13,10 +13,8 @@ from replay_costs import bar
 from replay_traces import Shape, calls, write
 
 from keepwarm.replayers import run as runs
-from keepwarm.traces import schema
 from keepwarm.traces.journal import OUTCOMES
-from keepwarm.traces.sink import ParquetSink
-from keepwarm.traces.store import read_outcome_table
+from keepwarm.traces.store import ROWS_PER_BATCH, read_outcome_table, write_batches
 
 NAMES = ("session", "agent", "call")
 TOKENS = 8
@@ -36,13 +34,10 @@ def multiply(run: Path, out: Path, rows: int) -> int:
     out.mkdir()
     table, bounds = read_outcome_table(str(run / OUTCOMES)), pq.read_table(run / runs.BOUNDS)
     times: int = -(-rows // table.num_rows)
-    with (
-        ParquetSink(str(out / OUTCOMES), schema.OUTCOMES, schema.OUTCOMES_KEY) as sink,
-        pq.ParquetWriter(out / runs.BOUNDS, bounds.schema, compression="zstd") as beside,
-    ):
+    tables = (renamed(table, number).combine_chunks() for number in range(times))
+    write_batches(str(out / OUTCOMES), (batch for each in tables for batch in each.to_batches(ROWS_PER_BATCH)))
+    with pq.ParquetWriter(out / runs.BOUNDS, bounds.schema, compression="zstd") as beside:
         for number in range(times):
-            for batch in renamed(table, number).combine_chunks().to_batches():
-                sink.write(batch)
             beside.write_table(renamed(bounds, number))
     shutil.copy(run / runs.ABOUT, out / runs.ABOUT)
     return times * int(table.num_rows)
@@ -51,7 +46,7 @@ def multiply(run: Path, out: Path, rows: int) -> int:
 def report(client: Client, rows: int) -> list[str]:
     """`keepwarm report` on so many rows with the times of eight tokens each."""
     client.server.pace(0, 0.001)
-    trace = write(client.machine.scratch / "rows.parquet", calls(Shape(200, 40, output=TOKENS)))
+    trace = write(client.machine.scratch / "rows.parquet", calls(Shape(2_000, 40, output=TOKENS)))
     _, small = client.replay(trace, "--sessions", "64")
     run = client.machine.scratch / "many"
     made = multiply(small, run, rows)

@@ -16,7 +16,7 @@ from keepwarm.replayers.run import BOUNDS, under_way
 from keepwarm.replayers.tokens import Costs
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, KEPT, OUTCOMES, completed_but, written
-from keepwarm.traces.store import ROWS_PER_GROUP, read_trace_table, write_batches
+from keepwarm.traces.store import ROWS_PER_BATCH, read_trace_table, write_batches
 
 FREE = ("processes", "ray")
 """Options that may be others when a run goes on."""
@@ -67,7 +67,7 @@ def keep(run: Path, resumed: Resumed) -> None:
     rows = resumed.rows
     keys = zip(rows.column("session").to_pylist(), rows.column("copy").to_pylist(), strict=True)
     kept = rows.filter(pa.array([key in resumed.over for key in keys], pa.bool_()))
-    write_batches(str(run / KEPT), completed_but(kept, frozenset()).to_batches(ROWS_PER_GROUP))
+    write_batches(str(run / KEPT), completed_but(kept, frozenset()).to_batches(ROWS_PER_BATCH))
     for name in (OUTCOMES, JOURNAL, BOUNDS, "latency.hlog"):
         (run / name).unlink(missing_ok=True)
     for shard in run.glob("shard-*"):

@@ -33,7 +33,7 @@ from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import KEPT, OUTCOMES, completed_but, written
 from keepwarm.traces.model import NOT_ANSWERED, Outcome
 from keepwarm.traces.place import first_line
-from keepwarm.traces.store import ROWS_PER_GROUP, read_outcome_table, write_batches
+from keepwarm.traces.store import ROWS_PER_BATCH, read_outcome_table, write_batches
 
 RAY_S = 5.0
 LEAD_NS = 200_000_000
@@ -208,8 +208,8 @@ def gather(path: Path, planned: Planned, model: str, came: list[Came | None]) ->
             failed = found.filter(pc.is_valid(found.column("error"))).select(["session", "copy"]).to_pylist()
             broken = {(row["session"], row["copy"]) for row in failed} | {(o.call.session, o.copy) for o in missing}
             yield from (found if mine.window else completed_but(found, broken)).to_batches()
-            for at in range(0, len(missing), ROWS_PER_GROUP):
-                yield outcomes_to_batch(missing[at : at + ROWS_PER_GROUP])
+            for at in range(0, len(missing), ROWS_PER_BATCH):
+                yield outcomes_to_batch(missing[at : at + ROWS_PER_BATCH])
             errors = Counts(zip(*(found.column(name).to_pylist() for name in ("phase", "error")), strict=True))
             whole += Came(errors + Counts({(None, LOST): len(missing)}), True, [], lost=1)
 

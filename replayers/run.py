@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, KEPT, OUTCOMES
+from keepwarm.traces.sink import ParquetSink
 from keepwarm.traces.store import Meta
 
 ABOUT = "run.json"
 BOUNDS = "bounds.parquet"
 LOCK = ".under-way"
 
-BOUNDS_AT_ONCE = 1 << 16
+BOUNDS_AT_ONCE = 4096
 
 BOUNDS_SCHEMA = pa.schema({"call": pa.string(), "copy": pa.int32(), "bound": pa.string(), "cache_read": pa.int64()})
 
@@ -127,9 +127,8 @@ def write_about(path: Path, about: dict[str, Any]) -> None:
 
 def write_bounds(path: Path, bounds: Iterable[Bound]) -> None:
     """Write a run's bounds, some in memory at a time."""
-    rows, part = iter(bounds), path / (BOUNDS + ".part")
-    with pq.ParquetWriter(part, BOUNDS_SCHEMA, compression="zstd") as writer:
+    rows = iter(bounds)
+    with ParquetSink(str(path / BOUNDS), BOUNDS_SCHEMA, b"keepwarm.bounds") as sink:
         while chunk := list(islice(rows, BOUNDS_AT_ONCE)):
             columns = zip(zip(*chunk, strict=True), BOUNDS_SCHEMA.types, strict=True)
-            writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=BOUNDS_SCHEMA))
-    part.replace(path / BOUNDS)
+            sink.write(pa.record_batch([pa.array(*column) for column in columns], schema=BOUNDS_SCHEMA))

@@ -55,27 +55,19 @@ class Loaded(NamedTuple):
     bounds: pl.LazyFrame | None
     every: pl.LazyFrame
 
-    @property
-    def rows(self) -> pl.DataFrame:
-        """All rows, in memory."""
-        return collect(self.scan)
-
     def told(self, name: str) -> dict[str, Any]:
         """One of the objects in what it says of itself, empty where there is none."""
         return self.about.get(name) or {}
 
 
-Rows = pl.DataFrame | pl.LazyFrame
-
-
-def collect(rows: Rows) -> pl.DataFrame:
+def collect(rows: pl.LazyFrame) -> pl.DataFrame:
     """What a query gives, worked out on few rows at a time."""
-    return rows.lazy().collect(engine="streaming")
+    return rows.collect(engine="streaming")
 
 
-def each(rows: Rows, asked: dict[str, pl.Expr]) -> dict[str, Any]:
+def each(rows: pl.LazyFrame, asked: dict[str, pl.Expr]) -> dict[str, Any]:
     """What single figures of some rows are, one after the other: the sorted values of all might fill memory."""
-    return {name: collect(rows.lazy().select(figure)).item() for name, figure in asked.items()}
+    return {name: collect(rows.select(figure)).item() for name, figure in asked.items()}
 
 
 def _exists(path: str) -> bool:

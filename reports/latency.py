@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import polars as pl
 from hdrh.histogram import HdrHistogram
 
-from keepwarm.reports.frame import Loaded, Rows, collect
+from keepwarm.reports.frame import Loaded, collect
 from keepwarm.reports.metrics import CELL, GROUPS, ORDERED, TIMES, VALUES
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.place import first_line, locate
@@ -21,12 +21,14 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9)
 ENDED = pl.col("error").is_null()
 NAMES = (*TIMES, "itl")
 LONGEST_US = 2**40
+MASKS = pl.lit(pl.Series([-(2 ** max(53 - zeros, 0)) for zeros in range(64)]))
+"""What is kept of a number with so many leading zeros: its first eleven digits."""
 STEPS = 10**8
 
 
-def times(rows: Rows, name: str, **beside: pl.Expr) -> pl.LazyFrame:
+def times(rows: pl.LazyFrame, name: str, **beside: pl.Expr) -> pl.LazyFrame:
     """Every measured value of a time as column ``ns``, with what is asked for beside it."""
-    ended = rows.lazy().filter(ENDED)
+    ended = rows.filter(ENDED)
     if name != "itl":
         return ended.select(**beside, ns=TIMES[name]).drop_nulls("ns")
     tokens = ended.filter(pl.col("token_ns").list.len() > 1).select("token_ns", **beside).with_row_index("number")
@@ -49,8 +51,7 @@ STATISTICS = {**{name: value / 1e9 for name, value in RANKED.items()}, "calls": 
 def lowest_us(ns: pl.Expr) -> pl.Expr:
     """The least microseconds that a histogram of three significant digits does not tell from these nanoseconds."""
     us = (ns // 1000).clip(1, LONGEST_US)
-    shift = (53 - us.bitwise_leading_zeros().cast(pl.Int64)).clip(0)
-    return us - us % pl.lit(2, pl.Int64).pow(shift)
+    return us & MASKS.gather(us.bitwise_leading_zeros())
 
 
 class Counts(NamedTuple):
@@ -73,11 +74,11 @@ def added(table: pl.DataFrame, cells: pl.DataFrame, group: str) -> pl.DataFrame:
     return values.group_by("value", "ns").agg(pl.col("len").sum())
 
 
-def counts_of(rows: Rows) -> Counts:
+def counts_of(rows: pl.LazyFrame) -> Counts:
     """The times of some rows, counted."""
-    cells = collect(rows.lazy().group_by(cell=CELL).agg(pl.col(*GROUPS.values()).first())).select("cell", **VALUES)
+    cells = collect(rows.group_by(cell=CELL).agg(pl.col(*GROUPS.values()).first())).select("cell", **VALUES)
     between = _counted(times(rows, "itl", cell=CELL), cells)
-    calls = collect(rows.lazy().filter(ENDED).select(cell=CELL, **TIMES)).lazy()
+    calls = collect(rows.filter(ENDED).select(cell=CELL, **TIMES)).lazy()
     tables = {name: _counted(calls.select("cell", ns=name).drop_nulls("ns"), cells) for name in TIMES}
     return Counts(cells, tables | {"itl": between})
 

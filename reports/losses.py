@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded, Rows, collect, each, first_of, recorded_side, time_scale
+from keepwarm.reports.frame import Loaded, collect, each, first_of, recorded_side, time_scale
 from keepwarm.reports.metrics import AGENT, LAG, REPORTED, WARM, Links, spread, with_previous
 
 LOSS = 0.5
@@ -75,14 +75,14 @@ def table(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     return rows.sort("tokens_lost", "cause", descending=[True, False]).to_dicts()
 
 
-def compare_recorded(rows: Rows) -> dict[str, Any] | None:
+def compare_recorded(rows: pl.LazyFrame) -> dict[str, Any] | None:
     """A run's cache reads beside the recorded ones of the same calls; None where no call has both.
 
     Rates are over the calls that have both. ``explained`` groups run minus recorded by what the recording shows.
     """
     both = REPORTED & pl.col("rec_cache_read").is_not_null() & (pl.col("rec_prompt") > 0) & (pl.col("prompt") > 0)
     difference = pl.col("cache_read") - pl.col("rec_cache_read")
-    measured = rows.lazy().with_columns(both=both, difference=difference, run_prompt="prompt", run_read="cache_read")
+    measured = rows.with_columns(both=both, difference=difference, run_prompt="prompt", run_read="cache_read")
     if not collect(measured.select(both.any())).item():
         return None
     linked = collect(with_previous(recorded_side(measured)).filter("both").select(BESIDE, cause=explanation()))

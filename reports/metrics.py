@@ -4,11 +4,11 @@ Rates are fractions. A rate is taken over the calls that reported what it needs;
 """
 
 from math import fsum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import polars as pl
 
-from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, Rows, collect, each, first_of, time_scale
+from keepwarm.reports.frame import GAP_NAMES, TURN_NAMES, USAGE, Loaded, collect, each, first_of, time_scale
 
 READ, PROMPT, UNCACHED, WRITTEN = (pl.col(name) for name in ("cache_read", "prompt", "uncached", "written"))
 CALLS, AGENT = pl.col("calls"), pl.col("agent_no")
@@ -92,7 +92,7 @@ OVER = {
 """Which calls some of the rates are taken over."""
 
 
-def alike(rows: Rows, *keys: str) -> pl.DataFrame:
+def alike(rows: pl.LazyFrame, *keys: str) -> pl.DataFrame:
     """Calls that are of the same groups and tell the same kinds of tokens as one: their tokens added up, and how many
     ``calls`` they are. Figures over these are those over the calls, and these are few.
     """
@@ -100,20 +100,20 @@ def alike(rows: Rows, *keys: str) -> pl.DataFrame:
     first = pl.col("turn", "write_source", *GROUPS.values()).first()
     sums = (total(name).alias(name) for name in TOKENS)
     kind = pl.struct(CELL, "write_source", *known).hash().alias("kind")
-    found = rows.lazy().with_columns(kind, cell=CELL).group_by("kind", *keys)
+    found = rows.with_columns(kind, cell=CELL).group_by("kind", *keys)
     return collect(found.agg(first, *sums, pl.col("cell").first(), pl.col("rec_output_est").sum(), calls=pl.len()))
 
 
-def of(rows: Rows) -> dict[str, Any]:
+def of(rows: pl.LazyFrame) -> dict[str, Any]:
     """The figures of some rows, by name."""
-    agents = collect(rows.lazy().select(**AGENTS)).row(0, named=True)
+    agents = collect(rows.select(**AGENTS)).row(0, named=True)
     return agents | alike(rows).select(**FIGURES).row(0, named=True)
 
 
-def grouped(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
+def grouped(rows: pl.LazyFrame) -> dict[str, dict[str, dict[str, Any]]]:
     """The figures by each group and its values, most calls first, buckets in their own order; under ``all`` of all."""
     calls = alike(rows)
-    agents = collect(rows.lazy().select("session_no", "agent_no", cell=CELL).unique())
+    agents = collect(rows.select("session_no", "agent_no", cell=CELL).unique())
     found = {}
     for group, value in VALUES.items():
         table = calls.group_by(value.alias("value")).agg(**FIGURES)
@@ -124,10 +124,7 @@ def grouped(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-RowsKind = TypeVar("RowsKind", pl.DataFrame, pl.LazyFrame)
-
-
-def with_previous(rows: RowsKind) -> RowsKind:
+def with_previous(rows: pl.LazyFrame) -> pl.LazyFrame:
     """Rows, an agent's in a row, with what the call before left: prompt, unread remainder, end, TTL, model, plan.
 
     ``retention`` is the share of the previous prompt that was read; null on an agent's first call.
@@ -141,9 +138,9 @@ def with_previous(rows: RowsKind) -> RowsKind:
     held = pl.min_horizontal("cache_read", "prev_prompt")
     known = pl.col("cache_read").is_not_null() & (pl.col("prev_prompt") > 0)
     # One number of 64 bits is sorted by in a third of the time that two columns take.
-    agents = collect(rows.lazy().select("agent_no").unique()).with_row_index("number")
+    agents = collect(rows.select("agent_no").unique()).with_row_index("number")
     place = pl.col("number").cast(pl.Int64) * 2**32 + pl.col("turn")
-    rows = rows.join(type(rows)(agents), on="agent_no").with_columns(place=place).sort("place")
+    rows = rows.join(agents.lazy(), on="agent_no").with_columns(place=place).sort("place")
     linked = rows.with_columns(
         *(left(name, AGENT, pl.col(name)) for name in ("uncached", "done_ns", "model", "planned_prompt")),
         *(left(name, by.forward_fill(), pl.col(name).forward_fill()) for name, by in carried.items()),
@@ -166,8 +163,7 @@ def spread(values: pl.Expr, *percents: float, **beside: pl.Expr) -> pl.Expr:
     """Nearest-rank percentiles of values, by name, and what stands beside them; null where there are none. 100 is
     ``max``.
     """
-    known = values.drop_nulls().sort()
-    named = {"max" if p == 100 else f"p{p:g}": known.quantile(p / 100, "equiprobable") for p in percents}
+    named = {"max" if p == 100 else f"p{p:g}": values.quantile(p / 100, "equiprobable") for p in percents}
     return pl.struct(value.alias(name) for name, value in (named | beside).items())
 
 
@@ -185,15 +181,17 @@ WHOLE = {
     "hit_rate": FIGURES["hit_rate"],
     "warm_hit_range": spread(_WARM_RATES, 5, 50, 95, inside_85_97=_INSIDE, calls=_WARM_RATES.len()),
     "cold_write_share": _ratio(pl.when(~WARM).then(WRITTEN).otherwise(0), WRITTEN),
+    "early_ttft": TIMES["ttft"].filter(pl.col("turn_bucket") == "2-5").quantile(0.5, "equiprobable"),
+    "late_ttft": TIMES["ttft"].filter(pl.col("turn_bucket") == "50+").quantile(0.5, "equiprobable"),
 }
 """Figures of a whole run: how the hit rates of single warm calls spread, and the share of them inside 85-97 %; tokens
-written by agents' first calls over all that were written.
+written by agents' first calls over all that were written; the median TTFT of early and late turns.
 """
 
 
-def hit_rate_macro(rows: Rows) -> float | None:
+def hit_rate_macro(rows: pl.LazyFrame) -> float | None:
     """Mean over agents of each agent's own hit rate."""
-    agents = rows.lazy().filter(REPORTED).group_by("agent_no").agg(rate=_ratio(READ, PROMPT))
+    agents = rows.filter(REPORTED).group_by("agent_no").agg(rate=_ratio(READ, PROMPT))
     rates = collect(agents.select("rate").drop_nulls()).to_series()
     return fsum(rates) / len(rates) if len(rates) else None
 
@@ -249,10 +247,7 @@ def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
     """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
     rates, told = achievable(loaded), each(loaded.scan, WHOLE)
     hit, predicted = told["hit_rate"], rates.pop("predicted", None)
-    ttft = dict(
-        collect(loaded.scan.group_by("turn_bucket").agg(TIMES["ttft"].quantile(0.5, "equiprobable"))).iter_rows()
-    )
-    late, early = ttft.get("50+"), ttft.get("2-5")
+    late, early = told["late_ttft"], told["early_ttft"]
     return {
         "predicted_hit_rate": predicted,
         "warm_hit_range": told["warm_hit_range"],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from keepwarm.reports.frame import Loaded, Rows, collect, first_of
+from keepwarm.reports.frame import Loaded, collect, first_of
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.shipped import shipped
 
@@ -87,9 +87,9 @@ def price_of(prices: Prices, model: str | None) -> dict[str, Any] | None:
 Table = dict[str | None, dict[str, Any]]
 
 
-def _table(rows: Rows, prices: Prices) -> Table:
+def _table(rows: pl.LazyFrame, prices: Prices) -> Table:
     """The prices of each model in some rows, none where it is not listed."""
-    models = collect(rows.lazy().select("model").unique()).to_series().sort()
+    models = collect(rows.select("model").unique()).to_series().sort()
     return {model: price_of(prices, model) or {} for model in models}
 
 
@@ -117,6 +117,8 @@ def unpriced(rows: pl.LazyFrame, table: Table) -> dict[str, int]:
     """Calls without a known cost by what is missing, most first: ``model`` is not in the table; ``usage`` was not told;
     a column of tokens (``cache_write_other``) has no price in its model's row. A call may count under several.
     """
+    if not any(table.values()):  # as where an endpoint is one's own: no need to look at more of very many calls
+        return {"model": collect(rows.select(pl.col("cost").null_count())).item()}
     known = pl.col("model").is_in([model for model, row in table.items() if row]).fill_null(False)
     told = ~pl.any_horizontal(tokens.is_null() for tokens in token_parts().values())
     missing = {"model": ~known, "usage": known & ~told}
@@ -197,9 +199,10 @@ def _gpu_cost(loaded: Loaded, done: int, prices: Prices) -> dict[str, Any]:
     cluster = loaded.told("cluster")
     real = loaded.about.get("mode") != "simulate" or bool({"hardware", "times"} & set(cluster))
     price = cluster.get("gpu_hour_usd") if prices.gpu_hour_usd is None else prices.gpu_hour_usd
-    wall = collect(loaded.scan.select((pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12)).item()
-    if price is None or wall is None or loaded.kind != "run" or not real:
+    wall = (pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12
+    told = price is not None and loaded.kind == "run" and real
+    if not told or (hours := collect(loaded.scan.select(wall)).item()) is None:
         return dict.fromkeys(("gpu_hours", "gpu_money", "gpu_cost_per_completed_task"))
-    hours = wall * (prices.gpus or cluster.get("gpus") or 1)
+    hours *= prices.gpus or cluster.get("gpus") or 1
     task = hours * price / done if done else None
     return {"gpu_hours": hours, "gpu_money": hours * price, "gpu_cost_per_completed_task": task}

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from keepwarm.reports import metrics
-from keepwarm.reports.frame import load_recording
+from keepwarm.reports.frame import collect, load_recording
 from keepwarm.reports.summary import figures
 from keepwarm.traces.store import read_trace_table
 
@@ -15,8 +15,7 @@ TOP_TOOLS = 10
 def inspect_summary(path: str) -> dict[str, Any]:
     """What is in a trace and how warm its recording was: the figures of a report that need no replay, JSON-ready."""
     loaded = load_recording(path)
-    rows = loaded.rows
-    linked = metrics.with_previous(rows)
+    rows, linked = collect(loaded.scan), collect(metrics.with_previous(loaded.scan))
     return {
         **figures(loaded),
         "breaks": breaks(linked),

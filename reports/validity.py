@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from keepwarm.reports.frame import PARTS, Loaded, Rows, collect, each
+from keepwarm.reports.frame import PARTS, Loaded, collect, each
 from keepwarm.reports.metrics import REPORTED, SECOND, TIMES, Links, spread
 
 COVERAGE = 0.99
@@ -76,11 +76,11 @@ def fidelity(name: str) -> pl.Expr:
     return spread(((pl.col(name) - planned).abs() / planned).filter(ANSWERED & (planned > 0)), 50, 95, 100)
 
 
-def drain_tail(rows: Rows) -> float | None:
+def drain_tail(rows: pl.LazyFrame) -> float | None:
     """Share of calls due after the last session had started: measured under a load that only falls."""
     due = pl.col("due_ns")
-    last_start = collect(rows.lazy().group_by("session_no").agg(due.min())).select(due.max()).item()
-    share: float | None = collect(rows.lazy().select((due > pl.lit(last_start, pl.Int64)).mean())).item()
+    last_start = collect(rows.group_by("session_no").agg(due.min())).select(due.max()).item()
+    share: float | None = collect(rows.select((due > pl.lit(last_start, pl.Int64)).mean())).item()
     return share
 
 
@@ -134,16 +134,16 @@ def checks_of_run(loaded: Loaded, links: Links) -> list[dict[str, Any]]:
     ]
 
 
-def failures(rows: Rows) -> list[dict[str, Any]]:
+def failures(rows: pl.LazyFrame) -> list[dict[str, Any]]:
     """Failed and skipped calls by error and status, most calls first; their sum is that of both checks' calls."""
-    failed = rows.lazy().filter(FAILED_CALL | SKIPPED.fill_null(False)).group_by("error", "status").agg(calls=pl.len())
+    failed = rows.filter(FAILED_CALL | SKIPPED.fill_null(False)).group_by("error", "status").agg(calls=pl.len())
     return collect(failed).sort("calls", "error", "status", descending=[True, False, False]).to_dicts()
 
 
-def checks_of_recording(rows: Rows) -> list[dict[str, Any]]:
+def checks_of_recording(rows: pl.LazyFrame) -> list[dict[str, Any]]:
     """The checks of a recording: its calls tell their tokens, and the disjoint parts add up to the prompt."""
     parts = pl.sum_horizontal(pl.col(name).fill_null(0) for name in PARTS)
-    told = rows.lazy().select(
+    told = rows.select(
         REPORTED.filter(pl.col("error").is_null()).mean(),
         add_up=(parts == pl.col("prompt")).filter(REPORTED & pl.col("uncached").is_not_null()).mean(),
     )

@@ -151,7 +151,7 @@ def beside(recorded: list[dict[str, Any]], measured: list[int], tmp_path: Path) 
         outcomes.append(Outcome(planned, due_ns=0, sent_ns=0, done_ns=0, prompt=size, cache_read=read))
     write_outcomes(str(tmp_path / "outcomes.parquet"), outcomes)
     (tmp_path / "run.json").write_bytes(b"{}")
-    found = compare_recorded(load(str(tmp_path)).rows)
+    found = compare_recorded(load(str(tmp_path)).scan)
     assert found is not None
     return found
 
@@ -209,4 +209,4 @@ def test_the_explanations_add_up_to_the_whole_difference(tmp_path: Path) -> None
 def test_nothing_is_compared_where_nothing_was_recorded(tmp_path: Path) -> None:
     """A trace without recorded reads has no recording to stand beside."""
     lost(tmp_path)
-    assert compare_recorded(load(str(tmp_path)).rows) is None
+    assert compare_recorded(load(str(tmp_path)).scan) is None

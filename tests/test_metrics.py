@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from keepwarm.harness.cli import main
 from keepwarm.reports import losses, metrics
-from keepwarm.reports.frame import Loaded, load
+from keepwarm.reports.frame import Loaded, collect, load
 from keepwarm.reports.prices import cost, load_prices
 from keepwarm.reports.requirement import KINDS
 from keepwarm.reports.validity import checks_of_recording, checks_of_run
@@ -84,7 +84,7 @@ def whole(loaded: Loaded) -> dict[str, Any]:
 
 def test_rates_are_token_sums_over_token_sums(tmp_path: Path) -> None:
     """Every rate is a sum over a sum: 3,597 of 7,500 read, 3,497 of 6,000 after the first calls, 3,898 written."""
-    found = metrics.of(run(tmp_path, TWO_AGENTS).rows)
+    found = metrics.of(run(tmp_path, TWO_AGENTS).scan)
     assert (found["sessions"], found["agents"], found["subagents"], found["calls"]) == (1, 2, 1, 5)
     assert (found["prompt"], found["uncached"], found["cache_read"], found["cache_write_5m"]) == (7500, 5, 3597, 3898)
     assert found["hit_rate"] == 3597 / 7500
@@ -96,7 +96,7 @@ def test_rates_are_token_sums_over_token_sums(tmp_path: Path) -> None:
 
 def test_figures_of_a_group_are_those_of_its_calls(tmp_path: Path) -> None:
     """By role, the sub-agent's 599 of 1,500 stand apart from the main agent's 2,998 of 6,000."""
-    by_role = metrics.grouped(run(tmp_path, TWO_AGENTS).rows)["role"]
+    by_role = metrics.grouped(run(tmp_path, TWO_AGENTS).scan)["role"]
     assert by_role["subagent"]["hit_rate"] == 599 / 1500
     assert by_role["subagent"]["warm_hit_rate"] == 499 / 1000
     assert by_role["main"]["hit_rate"] == 2998 / 6000
@@ -105,7 +105,7 @@ def test_figures_of_a_group_are_those_of_its_calls(tmp_path: Path) -> None:
 
 def test_a_call_without_a_cache_report_is_counted_and_in_no_rate(tmp_path: Path) -> None:
     """Missing is not zero: the silent call is counted, and its prompt is no denominator."""
-    rows = run(tmp_path, [outcome("m", 0, 1000, 0), outcome("m", 1, 2000, 900), outcome("m", 2, 9999, None)]).rows
+    rows = run(tmp_path, [outcome("m", 0, 1000, 0), outcome("m", 1, 2000, 900), outcome("m", 2, 9999, None)]).scan
     found = metrics.of(rows)
     assert found["calls_without_cache_report"] == 1
     assert (found["hit_rate"], found["warm_hit_rate"]) == (900 / 3000, 900 / 2000)
@@ -115,7 +115,7 @@ def test_a_call_without_a_cache_report_is_counted_and_in_no_rate(tmp_path: Path)
 
 def test_nothing_reported_is_null_not_zero(tmp_path: Path) -> None:
     """Where no call reports what it read there is no hit rate and no ratio."""
-    found = metrics.of(run(tmp_path, [outcome("m", 0, 100, None), outcome("m", 1, 200, None)]).rows)
+    found = metrics.of(run(tmp_path, [outcome("m", 0, 100, None), outcome("m", 1, 200, None)]).scan)
     assert found["hit_rate"] is None
     assert found["warm_hit_rate"] is None
     assert found["read_write_ratio"] is None
@@ -125,11 +125,11 @@ def test_nothing_reported_is_null_not_zero(tmp_path: Path) -> None:
 def test_inferred_writes_are_what_was_not_read_and_say_so(tmp_path: Path) -> None:
     """An endpoint that reports no writes has prompt - read for them, labelled inferred; with others, mixed."""
     silent = {"write_source": "inferred", "cache_write_5m": None}
-    told = metrics.of(run(tmp_path, [outcome("m", 0, 100, 0, **silent), outcome("m", 1, 200, 90, **silent)]).rows)
+    told = metrics.of(run(tmp_path, [outcome("m", 0, 100, 0, **silent), outcome("m", 1, 200, 90, **silent)]).scan)
     assert told["write_source"] == "inferred"
     assert told["written"] == 100 + 110
     assert told["read_write_ratio"] == 90 / 210
-    mixed = metrics.of(run(tmp_path, [outcome("m", 0, 100, 0, **silent), outcome("m", 1, 200, 90)]).rows)
+    mixed = metrics.of(run(tmp_path, [outcome("m", 0, 100, 0, **silent), outcome("m", 1, 200, 90)]).scan)
     assert mixed["write_source"] == "mixed"
     assert mixed["written"] == 100 + 109
 
@@ -155,8 +155,8 @@ def test_the_share_of_warm_calls_inside_the_published_range(tmp_path: Path) -> N
 def test_retention_passes_over_a_failed_call(tmp_path: Path) -> None:
     """A call that failed left nothing and took nothing: the next one is held to the prompt before it."""
     failed = outcome("m", 1, None, None, error="overloaded", status=529)
-    linked = metrics.with_previous(run(tmp_path, [outcome("m", 0, 1000, 0), failed, outcome("m", 2, 1500, 400)]).rows)
-    assert linked["retention"].to_list() == [None, None, 0.4]
+    loaded = run(tmp_path, [outcome("m", 0, 1000, 0), failed, outcome("m", 2, 1500, 400)])
+    assert collect(metrics.with_previous(loaded.scan))["retention"].to_list() == [None, None, 0.4]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_turn_and_gap_buckets(tmp_path: Path) -> None:
         outcome("m", turn, 100, 50, gap_ns=None if gap is None else int(gap * SECOND))
         for turn, gap in zip(turns, gaps, strict=True)
     ]
-    rows = run(tmp_path, calls).rows
+    rows = run(tmp_path, calls).scan
     by_turn = {name: row["calls"] for name, row in metrics.grouped(rows)["turn"].items()}
     assert list(by_turn.items()) == [("0", 1), ("1", 1), ("2-5", 2), ("6-19", 1), ("20-49", 2), ("50+", 1)]
     by_gap = {name: row["calls"] for name, row in metrics.grouped(rows)["gap"].items()}
@@ -238,9 +238,9 @@ def test_the_same_agent_in_two_copies_is_two_agents(tmp_path: Path) -> None:
     """A repeated trace has each session once a copy; no prefix is carried from one copy to the next."""
     calls = [outcome("m", turn, 1000, 100 * turn, copy=copy) for copy in (0, 1) for turn in (0, 1)]
     loaded = run(tmp_path, calls)
-    found = metrics.of(loaded.rows)
+    found = metrics.of(loaded.scan)
     assert (found["sessions"], found["agents"]) == (2, 2)
-    assert metrics.with_previous(loaded.rows)["retention"].to_list() == [None, 0.1, None, 0.1]
+    assert collect(metrics.with_previous(loaded.scan))["retention"].to_list() == [None, 0.1, None, 0.1]
 
 
 USAGE = st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
@@ -263,7 +263,7 @@ def test_rates_agree_with_plain_sums(tmp_path_factory: pytest.TempPathFactory, c
         outcomes.append(
             outcome(role, turn, prompt, read, role=role)._replace(cache_write_5m=written, uncached=rest),
         )
-    rows = run(tmp_path_factory.mktemp("run"), outcomes).rows
+    rows = run(tmp_path_factory.mktemp("run"), outcomes).scan
     by_role = metrics.grouped(rows)["role"]
     for name, found in (("all", metrics.of(rows)), *by_role.items()):
         told = [(turn, usage) for role, turn, usage in calls if usage and name in ("all", role)]
@@ -282,7 +282,7 @@ def test_a_recording_reads_as_its_own_outcome(tmp_path: Path) -> None:
     with TraceWriter(str(tmp_path / "t.parquet"), producer="tests", version="0", tokens="exact") as writer:
         writer.add(first)
         writer.add(second)
-    rows = load(str(tmp_path / "t.parquet")).rows
+    rows = collect(load(str(tmp_path / "t.parquet")).scan)
     assert rows["due_ns"].to_list() == rows["sent_ns"].to_list() == [7 * SECOND, 17 * SECOND]
     assert rows["done_ns"].to_list() == [12 * SECOND, 19 * SECOND]
     assert rows["cache_read"].to_list() == rows["rec_cache_read"].to_list() == [400, 400]
@@ -296,7 +296,7 @@ def test_real_sessions_have_the_rates_two_other_programs_found(tmp_path: Path) -
     with pytest.raises(SystemExit) as stop:
         main(["import", "claude-code", str(DATA), "-o", str(tmp_path / "t.parquet")])
     assert not stop.value.code
-    rows = load(str(tmp_path / "t.parquet")).rows
+    rows = load(str(tmp_path / "t.parquet")).scan
     found = {"all": metrics.of(rows), **metrics.grouped(rows)["role"]}
     assert (found["all"]["sessions"], found["all"]["calls"], found["all"]["subagents"]) == (63, 3760, 28)
     expected = {"all": (96.19, 96.70, 25.4), "main": (96.52, 96.92, 27.9), "subagent": (91.58, 93.56, 11.0)}
@@ -310,7 +310,7 @@ def test_docs_name_every_figure_check_and_cause(tmp_path: Path) -> None:
     """docs/figures.md has in code font every figure, requirement, check and cause of a loss."""
     loaded = run(tmp_path / "r", TWO_AGENTS)
     links = losses.links_of(loaded)
-    checks = [*checks_of_run(loaded, links), *checks_of_recording(loaded.rows)]
+    checks = [*checks_of_run(loaded, links), *checks_of_recording(loaded.scan)]
     names = {
         *metrics.AGENTS,
         *metrics.FIGURES,

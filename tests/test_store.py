@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepwarm.harness.cli import main
-from keepwarm.traces import schema, store
+from keepwarm.traces import schema, sink, store
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import (
     TRIGGERS,
@@ -112,7 +112,7 @@ def write(path: Path | str, calls: list[Call]) -> str:
 def test_a_trace_read_back_is_equal(tmp_path_factory: pytest.TempPathFactory, calls: list[Call], group: int) -> None:
     """Any calls, whatever is unknown in them, come back equal, over any number of row groups, by path and by URI."""
     path = tmp_path_factory.mktemp("trace") / "t.parquet"
-    with mock.patch.object(store, "ROWS_PER_GROUP", group):
+    with mock.patch.object(store, "ROWS_PER_BATCH", group), mock.patch.object(sink, "BYTES_PER_GROUP", 1):
         digest = write(path, calls)
         assert list(store.read_calls(str(path))) == calls
     assert list(store.read_calls(path.as_uri())) == calls

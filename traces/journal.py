@@ -17,7 +17,7 @@ from keepwarm.traces import schema
 from keepwarm.traces.columns import outcome_row, rows_to_batch
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import Outcome
-from keepwarm.traces.store import ROWS_PER_GROUP, read_outcome_table, write_batches
+from keepwarm.traces.store import ROWS_PER_BATCH, read_outcome_table, write_batches
 
 JOURNAL = "outcomes.jsonl"
 OUTCOMES = "outcomes.parquet"
@@ -74,7 +74,7 @@ class Journal:
 def complete(run: Path, failed: Set[tuple[str, int]]) -> None:
     """Write into a run's outcomes that these sessions (name, copy) were not completed, and all others were."""
     table = completed_but(read_outcome_table(str(run / OUTCOMES)), failed)
-    write_batches(str(run / OUTCOMES), table.to_batches(ROWS_PER_GROUP))
+    write_batches(str(run / OUTCOMES), table.to_batches(ROWS_PER_BATCH))
 
 
 def completed_but(rows: pa.Table, failed: Set[tuple[str, int]]) -> pa.Table:
@@ -106,10 +106,10 @@ def written(run: Path) -> pa.Table:
 def _batches(run: Path, whole: Mapping[tuple[str, int], bool | None]) -> Iterator[pa.RecordBatch]:
     """The rows, some in memory at a time; sessions that are in ``whole`` with their completion."""
     if (run / KEPT).exists():
-        yield from read_outcome_table(str(run / KEPT)).to_batches(ROWS_PER_GROUP)
+        yield from read_outcome_table(str(run / KEPT)).to_batches(ROWS_PER_BATCH)
     rows = _rows(run)
     names = next(rows, [])
-    while chunk := list(islice(rows, ROWS_PER_GROUP)):
+    while chunk := list(islice(rows, ROWS_PER_BATCH)):
         for row in chunk:
             row[ATTEMPTS] = list(map(tuple, row[ATTEMPTS]))
             if whole:

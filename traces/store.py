@@ -24,10 +24,11 @@ from keepwarm.traces.model import TRIGGERS, Call, Outcome
 from keepwarm.traces.place import first_line, locate
 from keepwarm.traces.sink import ParquetSink, is_whole, leaves
 
-ROWS_PER_GROUP = 8192
+ROWS_PER_BATCH = 4096
+"""Rows that become columns, or are read from them, together."""
 ROWS_AT_ONCE = 256
 """Rows that become calls together."""
-BATCHES = ROWS_PER_GROUP // ROWS_AT_ONCE
+BATCHES = ROWS_PER_BATCH // ROWS_AT_ONCE
 
 
 class Meta(NamedTuple):
@@ -53,7 +54,6 @@ class TraceWriter:
         self._sink.meta |= {"producer": producer, "producer_version": version, "tokens": tokens, "notes": notes}
         self._sink.meta["created"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._buffer: list[Call] = []
-        self._batches: list[pa.RecordBatch] = []
         self._hash = hashlib.blake2b(digest_size=16)
         self._last: Order | None = None
         self.calls = 0
@@ -62,7 +62,7 @@ class TraceWriter:
     def add(self, call: Call) -> None:
         """Append a call. ValueError, by the end, if it does not follow the last one in trace order."""
         self._buffer.append(call)
-        if len(self._buffer) >= ROWS_PER_GROUP:
+        if len(self._buffer) >= ROWS_PER_BATCH:
             self._pack()
 
     def _pack(self) -> None:
@@ -76,15 +76,8 @@ class TraceWriter:
             raise ValueError(f"call {packed.first[3]} does not follow {self._last[3]} in trace order")
         self._last = packed.last
         self._hash.update(packed.content)
-        self._batches.append(packed.batch)
+        self._sink.write(packed.batch)
         self.calls += packed.batch.num_rows
-        if sum(batch.num_rows for batch in self._batches) >= ROWS_PER_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._batches:
-            self._sink.write(pa.concat_batches(self._batches))
-            self._batches.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -95,14 +88,13 @@ class TraceWriter:
             return
         with self._sink:
             self._pack()
-            self._flush()
             self.digest = self._sink.meta["digest"] = self._hash.hexdigest()
 
 
 def write_outcomes(path: str, outcomes: Iterable[Outcome]) -> None:
-    """Write a run's outcomes, a row group in memory at a time."""
+    """Write a run's outcomes, few in memory at a time."""
     rest = iter(outcomes)
-    write_batches(path, map(outcomes_to_batch, iter(lambda: list(islice(rest, ROWS_PER_GROUP)), [])))
+    write_batches(path, map(outcomes_to_batch, iter(lambda: list(islice(rest, ROWS_PER_BATCH)), [])))
 
 
 def write_batches(path: str, batches: Iterable[pa.RecordBatch]) -> None:
@@ -235,7 +227,7 @@ def _cast(path: str, column: Any, field: pa.Field, first_row: int) -> Any:
 
 
 def read_calls(path: str) -> Iterator[Call]:
-    """The calls of a trace, file by file in each file's order, a row group's worth in memory at a time."""
+    """The calls of a trace, file by file in each file's order, few in memory at a time."""
     for name in trace_files(path):
         yield from _file_calls(name)
 
@@ -246,7 +238,7 @@ def _file_calls(name: str, at_once: int = ROWS_AT_ONCE) -> Iterator[Call]:
             yield from batch_to_calls(batch.slice(at, at_once))
 
 
-def _batches(name: str, columns: pa.Schema, rows_at_once: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
+def _batches(name: str, columns: pa.Schema, rows_at_once: int = ROWS_PER_BATCH) -> Iterator[pa.RecordBatch]:
     """So many rows of a trace file at a time; what columns there are beyond these is not looked at."""
     with _opened(name, schema.TRACE_KEY, "trace") as (file, meta):
         rows = 0
