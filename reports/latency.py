@@ -21,7 +21,7 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9)
 ENDED = pl.col("error").is_null()
 NAMES = (*TIMES, "itl")
 LONGEST_US = 2**40
-MASKS = pl.lit(pl.Series([-(2 ** max(53 - zeros, 0)) for zeros in range(64)]))
+MASKS = pl.lit(pl.Series([-(2 ** max(53 - zeros, 0)) for zeros in range(65)]))
 """What is kept of a number with so many leading zeros: its first eleven digits."""
 STEPS = 10**8
 
@@ -31,9 +31,9 @@ def times(rows: pl.LazyFrame, name: str, **beside: pl.Expr) -> pl.LazyFrame:
     ended = rows.filter(ENDED)
     if name != "itl":
         return ended.select(**beside, ns=TIMES[name]).drop_nulls("ns")
-    tokens = ended.filter(pl.col("token_ns").list.len() > 1).select("token_ns", **beside).with_row_index("number")
+    tokens = ended.select("token_ns", **beside).with_row_index("number").explode("token_ns")
     same = pl.col("number") == pl.col("number").shift(1)
-    return tokens.explode("token_ns").select(*beside, ns=pl.when(same).then(pl.col("token_ns").diff())).drop_nulls("ns")
+    return tokens.select(*beside, ns=pl.when(same).then(pl.col("token_ns").diff())).drop_nulls("ns")
 
 
 def ranked(percent: float) -> pl.Expr:
@@ -50,7 +50,7 @@ STATISTICS = {**{name: value / 1e9 for name, value in RANKED.items()}, "calls": 
 
 def lowest_us(ns: pl.Expr) -> pl.Expr:
     """The least microseconds that a histogram of three significant digits does not tell from these nanoseconds."""
-    us = (ns // 1000).clip(1, LONGEST_US)
+    us = ns // 1000
     return us & MASKS.gather(us.bitwise_leading_zeros())
 
 
@@ -111,7 +111,8 @@ def grouped(counts: Counts, group: str) -> dict[str, dict[str, Any]]:
 def histogram_of(table: pl.DataFrame) -> HdrHistogram:
     """Counted times, in microseconds, as a histogram of three significant digits."""
     histogram = HdrHistogram(1, LONGEST_US, 3)
-    for us, count in table.group_by(us=lowest_us(pl.col("ns"))).agg(pl.col("len").sum()).sort("us").iter_rows():
+    counts = table.group_by(us=lowest_us(pl.col("ns")).clip(1, LONGEST_US)).agg(pl.col("len").sum())
+    for us, count in counts.sort("us").iter_rows():
         histogram.record_value(us, count)
     return histogram
 
