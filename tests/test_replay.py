@@ -26,7 +26,7 @@ from keepwarm.replayers.clock import RunClock
 from keepwarm.replayers.endpoint import Answer, Request
 from keepwarm.replayers.replay import Replay, run_replay
 from keepwarm.replayers.times import ServiceTimes
-from keepwarm.reports.frame import load
+from keepwarm.reports.frame import collect, load
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.journal import JOURNAL, Journal, read_journal
 from keepwarm.traces.model import After, Call, Outcome, Segment
@@ -531,9 +531,9 @@ def test_a_journal_reads_like_the_outcomes_it_becomes(tmp_path: Path) -> None:
     for name in ("s0", "s1"):
         journal.add(outcome(name))
     wait_for_rows(tmp_path)
-    under_way = load(str(tmp_path)).rows
+    under_way = collect(load(str(tmp_path)).scan)
     journal.close()
-    ended = load(str(tmp_path)).rows
+    ended = collect(load(str(tmp_path)).scan)
     assert under_way.drop("completed").equals(ended.drop("completed"))
     assert under_way["completed"].to_list() == [None, None]
     assert ended["completed"].to_list() == [True, True]
