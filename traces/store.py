@@ -28,7 +28,6 @@ ROWS_PER_BATCH = 4096
 """Rows that become columns, or are read from them, together."""
 ROWS_AT_ONCE = 256
 """Rows that become calls together."""
-BATCHES = ROWS_PER_BATCH // ROWS_AT_ONCE
 
 
 class Meta(NamedTuple):
@@ -233,7 +232,7 @@ def read_calls(path: str) -> Iterator[Call]:
 
 
 def _file_calls(name: str, at_once: int = ROWS_AT_ONCE) -> Iterator[Call]:
-    for batch in _batches(name, schema.TRACE, at_once * BATCHES):
+    for batch in _batches(name, schema.TRACE, at_once * ROWS_PER_BATCH // ROWS_AT_ONCE):
         for at in range(0, batch.num_rows, at_once):
             yield from batch_to_calls(batch.slice(at, at_once))
 
