@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepwarm.harness.cli import main
+from keepwarm.replayers.run import BOUNDS, Bound, write_bounds
 from keepwarm.traces import schema, sink, store
 from keepwarm.traces.errors import InputError
 from keepwarm.traces.model import (
@@ -108,16 +109,45 @@ def write(path: Path | str, calls: list[Call]) -> str:
 
 
 @settings(deadline=None, max_examples=60)
-@given(CALLS, st.integers(1, 4))
-def test_a_trace_read_back_is_equal(tmp_path_factory: pytest.TempPathFactory, calls: list[Call], group: int) -> None:
-    """Any calls, whatever is unknown in them, come back equal, over any number of row groups, by path and by URI."""
+@given(CALLS, st.integers(1, 4), st.sampled_from([1, sink.BYTES_PER_GROUP]))
+def test_a_trace_read_back_is_equal(
+    tmp_path_factory: pytest.TempPathFactory, calls: list[Call], batch: int, size: int
+) -> None:
+    """Any calls, whatever is unknown in them, come back equal, over any number of row groups, by path and by URI. A
+    group has as many batches as its size allows.
+    """
     path = tmp_path_factory.mktemp("trace") / "t.parquet"
-    with mock.patch.object(store, "ROWS_PER_BATCH", group), mock.patch.object(sink, "BYTES_PER_GROUP", 1):
+    with mock.patch.object(store, "ROWS_PER_BATCH", batch), mock.patch.object(sink, "BYTES_PER_GROUP", size):
         digest = write(path, calls)
         assert list(store.read_calls(str(path))) == calls
     assert list(store.read_calls(path.as_uri())) == calls
     assert store.read_meta(str(path)).digest == digest
-    assert pq.ParquetFile(path).num_row_groups == -(-len(calls) // group)
+    assert pq.ParquetFile(path).num_row_groups == (-(-len(calls) // batch) if size == 1 else min(len(calls), 1))
+
+
+def test_bounds_carry_the_checksum_too(tmp_path: Path) -> None:
+    """Any other byte among the pages is seen, and a failed write leaves nothing."""
+    path = tmp_path / BOUNDS
+    write_bounds(tmp_path, [Bound("c", 0, "endless", 5)])
+    assert sink.is_whole(str(path))
+    data = bytearray(path.read_bytes())
+    data[20] ^= 1
+    path.write_bytes(data)
+    assert sink.is_whole(str(path)) is False
+    path.unlink()
+    with pytest.raises(ZeroDivisionError):
+        write_bounds(tmp_path, (Bound("c", 0, "endless", 1 // n) for n in (1, 0)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_columns_are_laid_down_as_the_docs_say(tmp_path: Path) -> None:
+    """Times as differences, other flat columns with a dictionary, lists plain."""
+    write(tmp_path / "t.parquet", [plain(number) for number in range(100)])
+    group = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
+    columns = {c.path_in_schema: set(c.encodings) for c in (group.column(i) for i in range(group.num_columns))}
+    assert "DELTA_BINARY_PACKED" in columns["start_ns"]
+    assert "RLE_DICTIONARY" in columns["call"]
+    assert columns["append.list.element.tokens"] <= {"PLAIN", "RLE"}
 
 
 @settings(deadline=None, max_examples=20)
