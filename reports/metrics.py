@@ -177,15 +177,20 @@ _INSIDE = _WARM_RATES.is_between(*PUBLISHED_RANGE).mean()
 LAG = spread(pl.coalesce("first_sent_ns", "sent_ns") - pl.col("due_ns"), 50, 99, 100)
 """How late calls were sent, for the first time, after they were due, in nanoseconds."""
 
+
+def _ttft(bucket: str) -> pl.Expr:
+    return TIMES["ttft"].filter(pl.col("turn_bucket") == bucket).quantile(0.5, "equiprobable")
+
+
 WHOLE = {
     "hit_rate": FIGURES["hit_rate"],
     "warm_hit_range": spread(_WARM_RATES, 5, 50, 95, inside_85_97=_INSIDE, calls=_WARM_RATES.len()),
     "cold_write_share": _ratio(pl.when(~WARM).then(WRITTEN).otherwise(0), WRITTEN),
-    "early_ttft": TIMES["ttft"].filter(pl.col("turn_bucket") == "2-5").quantile(0.5, "equiprobable"),
-    "late_ttft": TIMES["ttft"].filter(pl.col("turn_bucket") == "50+").quantile(0.5, "equiprobable"),
+    "turn_drift": pl.when(_ttft("2-5") > 0).then(_ttft("50+") / _ttft("2-5")),
 }
 """Figures of a whole run: how the hit rates of single warm calls spread, and the share of them inside 85-97 %; tokens
-written by agents' first calls over all that were written; the median TTFT of early and late turns.
+written by agents' first calls over all that were written; the median TTFT of late turns over that of early ones, which
+says whether those still feel fast.
 """
 
 
@@ -244,19 +249,16 @@ def task_time(loaded: Loaded) -> dict[str, Any]:
 
 
 def whole(loaded: Loaded, links: Links) -> dict[str, Any]:
-    """The figures that are given for a whole run only; ``turn_drift`` says whether the later turns still feel fast."""
+    """The figures that are given for a whole run only."""
     rates, told = achievable(loaded), each(loaded.scan, WHOLE)
     hit, predicted = told["hit_rate"], rates.pop("predicted", None)
-    late, early = told["late_ttft"], told["early_ttft"]
     return {
+        **told,
         "predicted_hit_rate": predicted,
-        "warm_hit_range": told["warm_hit_range"],
         "hit_rate_macro": hit_rate_macro(loaded.scan),
         "retention": links.retention,
-        "cold_write_share": told["cold_write_share"],
         "achievable_hit_rate": rates or None,
         "efficiency": {b: hit / rate for b, rate in rates.items() if hit is not None and rate} or None,
-        "turn_drift": late / early if late is not None and early else None,
         **task_time(loaded),
         "schedule_lag": in_seconds(links.lag) if loaded.kind == "run" else None,
     }

@@ -200,8 +200,7 @@ def _gpu_cost(loaded: Loaded, done: int, prices: Prices) -> dict[str, Any]:
     real = loaded.about.get("mode") != "simulate" or bool({"hardware", "times"} & set(cluster))
     price = cluster.get("gpu_hour_usd") if prices.gpu_hour_usd is None else prices.gpu_hour_usd
     wall = (pl.col("done_ns").max() - pl.col("due_ns").min()) / 3.6e12
-    told = price is not None and loaded.kind == "run" and real
-    if not told or (hours := collect(loaded.scan.select(wall)).item()) is None:
+    if price is None or loaded.kind != "run" or not real or (hours := collect(loaded.scan.select(wall)).item()) is None:
         return dict.fromkeys(("gpu_hours", "gpu_money", "gpu_cost_per_completed_task"))
     hours *= prices.gpus or cluster.get("gpus") or 1
     task = hours * price / done if done else None

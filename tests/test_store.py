@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,23 @@ def test_bounds_carry_the_checksum_too(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ZeroDivisionError):
         write_bounds(tmp_path, (Bound("c", 0, "endless", 1 // n) for n in (1, 0)))
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from keepwarm.replayers.run import Bound, write_bounds
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+write_bounds(Path(sys.argv[1]), (Bound(str(n * 7919 % 10007), 0, "endless", n) for n in range(10007)))
+"""
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_nothing(tmp_path: Path) -> None:
+    """The last rows are written when the file is closed: that they cannot be leaves no part of it either."""
+    ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    assert "OSError" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """A Parquet file in the making: row groups as they come, its metadata at the end, nothing left where it fails."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
@@ -104,14 +105,16 @@ class ParquetSink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush()
-            self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
-        self._writer.close()
-        self._sink.close()
-        if kind is not None:
-            self._fs.delete_file(self._part)
-            return
-        if isinstance(self._fs, pafs.LocalFileSystem):
-            seal(self._part)
+        with ExitStack() as undo:
+            undo.callback(self._fs.delete_file, self._part)
+            if kind is None:
+                self._flush()
+                self._writer.add_key_value_metadata({self._key: orjson.dumps(self.meta | {"rows": self.rows})})
+            self._writer.close()
+            self._sink.close()
+            if kind is not None:
+                return
+            if isinstance(self._fs, pafs.LocalFileSystem):
+                seal(self._part)
+            undo.pop_all()
         self._fs.move(self._part, self._inner)
