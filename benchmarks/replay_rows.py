@@ -14,6 +14,7 @@ from replay_traces import Shape, calls, write
 
 from keepwarm.replayers import run as runs
 from keepwarm.traces.journal import OUTCOMES
+from keepwarm.traces.sink import ParquetSink
 from keepwarm.traces.store import ROWS_PER_BATCH, read_outcome_table, write_batches
 
 NAMES = ("session", "agent", "call")
@@ -36,9 +37,10 @@ def multiply(run: Path, out: Path, rows: int) -> int:
     times: int = -(-rows // table.num_rows)
     tables = (renamed(table, number).combine_chunks() for number in range(times))
     write_batches(str(out / OUTCOMES), (batch for each in tables for batch in each.to_batches(ROWS_PER_BATCH)))
-    with pq.ParquetWriter(out / runs.BOUNDS, bounds.schema, compression="zstd") as beside:
+    with ParquetSink(str(out / runs.BOUNDS), runs.BOUNDS_SCHEMA, b"keepwarm.bounds") as beside:
         for number in range(times):
-            beside.write_table(renamed(bounds, number))
+            for batch in renamed(bounds, number).combine_chunks().to_batches():
+                beside.write(batch)
     shutil.copy(run / runs.ABOUT, out / runs.ABOUT)
     return times * int(table.num_rows)
 

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line. What a user did wrong, or a disk refused, is told on stderr, exit code 2; an interrupt is
     130; a reader that went away is 141, as if the signal had ended the program.
     """
-    gc.set_threshold(10_000)  # a trace is millions of objects that live: to look at them so often takes a quarter more
+    gc.set_threshold(10_000)  # each 700, its default, a large trace's living objects are looked at in vain
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal's encoding has not

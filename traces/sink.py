@@ -20,7 +20,7 @@ Parquet looks.
 """
 SUM_SIZE = len(MARK) + 4
 BYTES_PER_GROUP = 2**24
-"""Of columns in memory: those of many small row groups are slow to read."""
+"""What a row group's columns take in memory, at least, but for the last one's: many small groups are slow to read."""
 
 
 def leaves(fields: Any, above: str = "") -> list[str]:
@@ -89,7 +89,7 @@ class ParquetSink:
         self._writer = pq.ParquetWriter(self._sink, columns, **parquet_options(columns))
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows; those of a row group, ``BYTES_PER_GROUP`` of them, are written together."""
+        """Append rows; as many as take ``BYTES_PER_GROUP`` are written together, as a row group."""
         self._group.append(batch)
         self._size += batch.nbytes
         self.rows += batch.num_rows
