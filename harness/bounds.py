@@ -20,9 +20,7 @@ from keepwarm.replayers.simulate import simulate
 from keepwarm.replayers.times import ServiceTimes
 from keepwarm.replayers.tree import PromptTree
 from keepwarm.traces.journal import OUTCOMES
-from keepwarm.traces.store import read_outcome_table
-
-AT_ONCE = 4096
+from keepwarm.traces.store import ROWS_PER_BATCH, read_outcome_table
 
 
 def bound(path: Path, planned: Planned, server: dict[str, Any] | None, *, live: bool) -> None:
@@ -51,7 +49,8 @@ def _told(path: Path, planned: Planned, cluster: Cluster, name: str, *, live: bo
     table = _sent(path)
     sessions = table.group_by(["session", "copy"]).aggregate([([], "count_all")])
     calls = {(one, copy): count for one, copy, count in zip(*(c.to_pylist() for c in sessions.columns), strict=True)}
-    rows = (Row(*row) for part in table.to_batches(AT_ONCE) for row in zip(*(c.to_pylist() for c in part), strict=True))
+    parts = table.to_batches(ROWS_PER_BATCH)
+    rows = (Row(*row) for part in parts for row in zip(*(c.to_pylist() for c in part), strict=True))
     sent = Sent(rows, calls, planned.sessions_of_run(), in_tree(cluster.tree))
     with progress("predicting", table.num_rows) as tell:
         for done, (outcome, bounds) in enumerate(simulate(sent, cluster, live=live), 1):

@@ -14,7 +14,7 @@ TOLD = shipped("keepwarm.traces", "breaks.toml")
 def common(old: Sequence[Piece], new: Sequence[Piece]) -> int:
     """How many pieces two prompts begin with alike."""
     for at, (one, other) in enumerate(zip(old, new, strict=False)):
-        if one.hash != other.hash or one.kind != other.kind:
+        if one is not other and (one.hash != other.hash or one.kind != other.kind):
             return at
     return min(len(old), len(new))
 
