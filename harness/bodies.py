@@ -31,7 +31,7 @@ SUMMARISES = (
 )
 """What Claude Code, Codex and OpenCode say in the request that compacts a conversation."""
 
-KNOWN_BYTES, MOST_KNOWN = 1 << 14, 1 << 12
+KNOWN_BYTES, MOST_KNOWN = 1 << 14, 1 << 11
 """Blocks up to that size are remembered, up to that number: each call says again all that was said before."""
 
 _OFFER, _KNOWN = b'"tools":', b'"tools":0'

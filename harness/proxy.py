@@ -85,15 +85,15 @@ class Client(asyncio.BufferedProtocol):
         return BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(BUFFER[:nbytes])
+        data = BUFFER[:nbytes]  # a view: the parser takes copies of what it hands on
         if self._raw:
-            self._tunnel(data)
+            self._tunnel(bytes(data))
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._raw = True
-            self._tunnel(data[upgrade.args[0] :])
+            self._tunnel(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError:
             self._malformed()
         else:
