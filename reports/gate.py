@@ -10,13 +10,13 @@ from keepwarm.reports import latency, metrics
 from keepwarm.reports.frame import USAGE, Loaded, clock_told, collect, time_scale
 from keepwarm.reports.losses import links_of
 from keepwarm.reports.prices import Prices, completion, cost
-from keepwarm.reports.requirement import KINDS, RATES, WHOLE, Requirement, parse, percent
+from keepwarm.reports.requirement import KINDS, WHOLE, Requirement, parse, percent
 from keepwarm.reports.validity import validity
 from keepwarm.traces.errors import InputError
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt, "==": eq}
-ON_CACHE = {*RATES, "read_write_ratio", "hit_rate_macro", "cold_write_share", "warm_hit_range", "retention", "written"}
-ON_CACHE |= {"achievable_hit_rate", "efficiency", "cost_per_completed_task", *USAGE} - {"prompt", "output"}
+ON_CACHE = {name for name, kind in KINDS.items() if kind == "rate"} | {"read_write_ratio", "cost_per_completed_task"}
+ON_CACHE |= {"written", *USAGE} - {"prompt", "output"}
 """Figures that depend on what a TTL left in the cache."""
 
 ESTIMATED = 0.2

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepwarm.harness.cli import main
+from keepwarm.replayers.run import Bound, write_bounds
 from keepwarm.reports.gate import OPERATORS, judge
 from keepwarm.reports.requirement import parse
 from keepwarm.traces.errors import InputError
@@ -88,6 +89,20 @@ def test_a_figure_that_was_not_measured_fails(tmp_path: Path, capsys: pytest.Cap
     assert code == 1
     assert lines[0].startswith("FAIL")
     assert "not measured" in lines[0]
+
+
+def test_bounds_that_were_stored_can_be_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the simulated cluster would have read, and an endless cache: 720 and 891 of 1,000 tokens a later call."""
+    path = run(tmp_path / "r")
+    reads = {"predicted": 720, "endless": 891}
+    bounds = [Bound(f"main{turn}", 0, name, read if turn else 0) for turn in range(10) for name, read in reads.items()]
+    write_bounds(tmp_path / "r", bounds)
+    asked = requiring("predicted_hit_rate >= 64.8%", "predicted_hit_rate > 64.8%", "achievable_hit_rate.endless <= 81%")
+    code, lines = gate(capsys, path, *asked)
+    assert code == 1
+    assert lines[0] == "PASS predicted_hit_rate 64.8 % >= 64.8 %"
+    assert lines[1].startswith("FAIL predicted_hit_rate 64.8 % > 64.8 %")
+    assert lines[2] == "PASS achievable_hit_rate.endless 80.19 % <= 81 %"
 
 
 def test_selectors_choose_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
