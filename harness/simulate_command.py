@@ -14,6 +14,7 @@ from keepwarm.harness.run_commands import finish, run_directory
 from keepwarm.harness.simulated import about_cache, about_cluster, cluster_options, make_cluster
 from keepwarm.harness.sweep import grid, sweep
 from keepwarm.replayers import run as runs
+from keepwarm.replayers.arrivals import Law
 from keepwarm.replayers.prompts import in_tree
 from keepwarm.replayers.rules import AS_RECORDED, RULES
 from keepwarm.replayers.run import Bound
@@ -45,37 +46,41 @@ def simulate(
     points = grid(axes, options, {str(p.name): p for p in simulate.params if p.name in options.keys() - {"bounds"}})
     planned = plan_of(trace, options)
     for _, point in points:
-        _check_marks(planned, point)
+        _check_point(planned, point)
     if axes:
         sweep(trace, points, output, force=force, as_json=as_json)
         return
     if options["background_workers"] and "background" not in planned.flows:
         click.echo(f"{trace}: no call is known to be background: its workers stay idle (see import --flow)", err=True)
     with run_directory(output, "simulate", force=force) as path:
-        with progress("simulating", planned.calls) as tell:
+        with progress("simulating", planned.planned_calls) as tell:
             failed = simulate_to(planned, path, tell=tell, **options)
         if output is None:
             finish(path, output, "", as_json=as_json)
     if output is not None:
-        finish(output, output, f"{planned.calls:,} calls simulated", as_json=as_json)
-    if planned.calls and failed == planned.calls:
+        finish(output, output, f"{planned.planned_calls:,} calls simulated", as_json=as_json)
+    if planned.calls and failed == planned.planned_calls:
         raise SystemExit(3)
 
 
 def plan_of(trace: str, options: dict[str, Any]) -> Planned:
     """The trace as the options would have it replayed."""
     places = options["sessions"]
-    return Planned(trace, gap_cap=options["gap_cap"], at_once=places, law=None if places else "recorded")
+    law = options["arrivals"] or (None if places else "recorded")
+    load = {name: options[name] for name in ("gap_cap", "repeat", "seed")}
+    return Planned(trace, at_once=places, law=law, **load)
 
 
-def _check_marks(planned: Planned, options: dict[str, Any]) -> None:
-    """Rules that only marks drive need some."""
+def _check_point(planned: Planned, options: dict[str, Any]) -> None:
+    """Rules that only marks drive need some, and a law of arrivals is one."""
     rules = RULES.get(options["rules"] or "")
     if not planned.marked and (options["cache_ttl"] == AS_RECORDED or (rules is not None and rules.ttl_s is None)):
         raise InputError(
             f"{planned.trace}: no call has breakpoints, so it has no TTLs as recorded: give --cache-ttl a duration "
             "and engine rules, or rules that need no marks"
         )
+    if options["arrivals"] not in (None, "recorded"):
+        Law.read(options["arrivals"])
 
 
 def simulate_to(planned: Planned, path: Path, *, tell: Told, bounds: tuple[str, ...], **options: Any) -> int:

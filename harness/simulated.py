@@ -8,7 +8,7 @@ import click
 
 from keepwarm.harness.options import NO_TTL, TYPES, Type, cache_ttl, with_options
 from keepwarm.replayers.cache import NEVER, BlockCache
-from keepwarm.replayers.cluster import Cluster, Link, Worker
+from keepwarm.replayers.cluster import Cluster, Worker
 from keepwarm.replayers.engine import MAX_BATCHED, MAX_SEQS, Engine
 from keepwarm.replayers.hardware import GPUS, HARDWARE, Hardware
 from keepwarm.replayers.marked import MarkedCache
@@ -62,11 +62,11 @@ def make_cluster(*, bounds: Iterable[str] = (), **options: Any) -> Cluster:
     machine = _hardware(told)
     more: dict[str, Any] = {}
     if decoders:
-        more["handover"] = Link(told.get("transfer_tps") or (machine and machine.handover_tps) or 1e6)
+        more["handover"] = told.get("transfer_tps") or (machine and machine.handover_tps) or 1e6
     if "host_capacity" in told:
-        more["tier"] = Link(told.get("host_tps") or (machine and machine.host_tps) or 5e5)
+        more["tier"] = told.get("host_tps") or (machine and machine.host_tps) or 5e5
     if "peer_tps" in told:
-        more["peers"] = Link(told["peer_tps"])
+        more["peers"] = told["peer_tps"]
     if "router_view" in told:
         ttl_ns = round(told["router_view"] * SECOND)
         more["guesses"] = [BlockCache(tree, block=_block(told), ttl_ns=ttl_ns) for _ in pool]

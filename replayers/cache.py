@@ -35,7 +35,6 @@ class BlockCache:
         self.counts_use = False
         self.in_use = 0
         """Those of them that running calls hold, each once; only where ``counts_use``, from before the first call."""
-        self.evicted = 0
         self.tree = tree
         self._slot = tree.join(self)
         self._root = tree.root.held[self._slot] = Held(tree.root, None, 0)
@@ -308,7 +307,6 @@ class BlockCache:
                 self._rest(above)
                 break
             held = above
-        self.evicted += freed
         return freed
 
     def _drop(self, held: Held) -> Held:

@@ -7,7 +7,6 @@ one chosen where that is faster than computing it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import NamedTuple
 
 from keepwarm.replayers.cache import BlockCache
 from keepwarm.replayers.engine import Engine
@@ -17,17 +16,6 @@ from keepwarm.replayers.router import Router, View
 from keepwarm.replayers.tree import Node, PromptTree
 
 Worker = Engine | Plain
-
-
-class Link(NamedTuple):
-    """What moving a prefix takes: ``latency_s``, and its tokens at so many a second."""
-
-    tokens_per_s: float
-    latency_s: float = 0.0
-
-    def moving_ns(self, tokens: int) -> int:
-        """The time that so many tokens take."""
-        return round((self.latency_s + tokens / self.tokens_per_s) * SECOND)
 
 
 class Member:
@@ -63,7 +51,8 @@ class Member:
 @dataclass(eq=False)
 class Cluster:
     """``workers`` answer calls; of two pools, ``decoders`` generate what workers computed. ``peers``, ``tier`` and
-    ``handover`` are the links between workers, to the host tier and from pool to pool; None where nothing is moved.
+    ``handover`` are how many tokens a second move between workers, from the host tier and from pool to pool, None where
+    none do.
     Background calls have the last ``background`` workers for themselves. ``shadows`` are caches of the same tree that
     see the same calls at the same times, to tell what could have been read. ``guesses`` are the router's caches, one a
     worker, where it does not know theirs. Background workers are fewer than workers, and decoders need a ``handover``.
@@ -74,9 +63,9 @@ class Cluster:
     router: Router
     _: KW_ONLY
     decoders: Sequence[Worker] = ()
-    peers: Link | None = None
-    tier: Link | None = None
-    handover: Link | None = None
+    peers: float | None = None
+    tier: float | None = None
+    handover: float | None = None
     background: int = 0
     guesses: Sequence[BlockCache] = ()
     shadows: Mapping[str, Keeping] = field(default_factory=dict)
@@ -159,9 +148,9 @@ class Cluster:
         own = chosen.cached(node)
         sources = [(self.tier, chosen.host(node))]
         sources += [(self.peers, each.cached(node)) for each in self._pool if each is not chosen]
-        for link, has in sources:
-            if link is not None and has > own:
-                moving_ns = link.moving_ns(has - own)
+        for rate, has in sources:
+            if rate is not None and has > own:
+                moving_ns = round((has - own) / rate * SECOND)
                 saved = chosen.worker.times.prefill_ns(has - own) - moving_ns
                 if saved > best:
                     best, upto, took_ns = saved, has, moving_ns
@@ -208,7 +197,7 @@ class Cluster:
         views = [each.view(job.prompt) for each in self._decoding]
         chosen = self._decoding[self._decode_router.choose(job, views, range(len(self._decoding)))]
         outer.where = chosen
-        moving_ns = self.handover.moving_ns(job.prompt.end - chosen.cached(job.prompt))
+        moving_ns = round((job.prompt.end - chosen.cached(job.prompt)) / self.handover * SECOND)
         chosen.worker.submit(outer, event.at_ns, load_upto=job.prompt.end, load_ns=moving_ns, generated=1)
 
     def _unseen(self, running: Running, now_ns: int) -> None:

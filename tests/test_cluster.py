@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepwarm.replayers.cache import BlockCache
-from keepwarm.replayers.cluster import Cluster, Link
+from keepwarm.replayers.cluster import Cluster
 from keepwarm.replayers.endpoint import Piece
 from keepwarm.replayers.engine import Engine
 from keepwarm.replayers.job import SECOND, Event, Job, Running, account
@@ -48,7 +48,7 @@ def made(
         options["guesses"] = [BlockCache(tree, block=16) for _ in range(workers)]
     if decoders:
         options["decoders"] = answering
-        options.setdefault("handover", Link(1e6, 0.1))
+        options.setdefault("handover", 1e4)
     return Cluster(tree, pool, Router(router, block=16, seed=seed), **options)
 
 
@@ -148,19 +148,19 @@ def test_background_calls_have_workers_for_themselves() -> None:
 
 
 def test_a_prompt_is_computed_in_one_pool_and_answered_in_another() -> None:
-    """1,000 tokens: 1.01 s to compute, 0.1 s and 1 ms to move, so its first token is out at 1.111 s, and 10 more take
+    """1,000 tokens: 1.01 s to compute, 0.1 s to move, so its first token is out at 1.11 s, and 10 more take
     10 ms each; the next turn computes 112 and moves what the decoder has not: the 10 answered but one, and 93 new.
     """
-    cluster = made(1, decoders=1, handover=Link(1e6, 0.1))
+    cluster = made(1, decoders=1, handover=1e4)
     answer = (piece(2, 11),)
     first = ask(cluster, 0, piece(1, 1000), output=11, answer=answer)
     events = rest(cluster)
     assert [(event.kind, event.running) for event in events] == [("first_token", first), ("done", first)]
-    assert (first.first_token_ns, first.done_ns) == (1_111_000_000, 1_211_000_000)
+    assert (first.first_token_ns, first.done_ns) == (1_110_000_000, 1_210_000_000)
     second = ask(cluster, 5, piece(1, 1000), *answer, piece(3, 93), output=1)
     assert reads(cluster, second) == [992]
     computed, missing = 1104 - 992, 1104 - 1008
-    assert second.first_token_ns == 5 * SECOND + 10_000_000 + computed * 1_000_000 + 100_000_000 + missing * 1000
+    assert second.first_token_ns == 5 * SECOND + 10_000_000 + computed * 1_000_000 + missing * 100_000
 
 
 def moving(cluster: Cluster, **_: Any) -> Running:
@@ -173,13 +173,9 @@ def moving(cluster: Cluster, **_: Any) -> Running:
 
 
 def test_a_prefix_is_moved_from_a_peer_where_that_is_faster() -> None:
-    """800 tokens take 0.8 s to compute: at 0.1 s and 1 ms they are moved; at 0.9 s they are computed."""
-    for link, loaded, took_ms in (
-        (Link(8e5, 0.1), 800, 101 + 10 + 100),
-        (Link(8e5, 0.9), 0, 10 + 900),
-        (None, 0, 10 + 900),
-    ):
-        second = moving(made(2, peers=link))
+    """800 tokens take 0.8 s to compute: in 0.1 s they are moved; in 0.9 s they are not, but computed."""
+    for rate, loaded, took_ms in ((8000.0, 800, 100 + 10 + 100), (890.0, 0, 10 + 900), (None, 0, 10 + 900)):
+        second = moving(made(2, peers=rate))
         assert (second.read, second.loaded) == (loaded, loaded)
         assert second.first_token_ns == 10 * SECOND + took_ms * 1_000_000
 
@@ -188,8 +184,8 @@ def test_a_host_tier_brings_back_what_was_evicted() -> None:
     """64 blocks: a second prompt of 60 evicts all but 4 of the first's 50; a tier has them all, and brings 46 of them
     where that is faster than computing them.
     """
-    for host, link, told in ((1000, Link(1e5, 0.01), (800, 736)), (1000, Link(500), (64, 0)), (None, None, (64, 0))):
-        cluster = made(1, capacity=64, host=host, tier=link)
+    for host, rate, told in ((1000, 5e4, (800, 736)), (1000, 500.0, (64, 0)), (None, None, (64, 0))):
+        cluster = made(1, capacity=64, host=host, tier=rate)
         ask(cluster, 0, piece(1, 800))
         ask(cluster, 10, piece(2, 960))
         again = ask(cluster, 20, piece(1, 800), piece(3, 100))
@@ -289,8 +285,8 @@ SHAPES = st.fixed_dictionaries(
         "guess": st.booleans(),
         "max_seqs": st.integers(1, 4),
         "max_batched": st.integers(8, 200),
-        "peers": st.just(Link(1e6)),
-        "tier": st.just(Link(1e6)),
+        "peers": st.just(1e6),
+        "tier": st.just(1e6),
     },
 )
 

@@ -53,6 +53,29 @@ def test_the_load_and_the_machine_are_axes_too(capsys: pytest.CaptureFixture[str
     assert 0 < float(six[cost]) < float(one[cost])
 
 
+def test_the_faster_sessions_arrive_the_less_of_them_a_cache_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Five copies of the trace, one session a minute or each second, in blocks for a few of them."""
+    options = ("--repeat", "5", "--capacity", "4000", "--sweep", "arrivals=constant:1/m,constant:1/s", "--json")
+    slow, fast = json.loads(keepwarm(capsys, "simulate", DEMO, *options)[1])
+    assert (slow["arrivals"], fast["arrivals"]) == ("constant:1/m", "constant:1/s")
+    assert 0 < fast["hit_rate"] < slow["hit_rate"]
+
+
+def test_a_law_of_arrivals_is_that_of_a_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sessions of three copies are first due a minute apart; their prompts differ, so no copy reads another's."""
+    run = tmp_path / "run"
+    load = ("--arrivals", "constant:1/m", "--repeat", 3)
+    code, out, _ = keepwarm(capsys, "simulate", DEMO, *load, "-o", run)
+    rows = pl.read_parquet(run / "outcomes.parquet")
+    begun = rows.group_by("session", "copy").agg(pl.col("due_ns").min()).sort("due_ns")
+    once = json.loads(keepwarm(capsys, "simulate", DEMO, "--json")[1])
+    assert (code, out.split(": ")[1].split(";")[0]) == (0, f"{3 * once['calls']} calls simulated")
+    assert begun["due_ns"].diff().drop_nulls().unique().to_list() == [60_000_000_000]
+    assert begun["copy"].to_list() == [copy for copy in range(3) for _ in range(once["sessions"])]
+    about = json.loads((run / "run.json").read_bytes())
+    assert (about["planned_calls"], about["options"]["arrivals"]) == (3 * once["calls"], "constant:1/m")
+
+
 def test_a_point_whose_calls_do_not_fit_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     """No figure is made up where no call was answered."""
     code, out, _ = keepwarm(capsys, "simulate", DEMO, "--max-seqs", 4, "--sweep", "capacity=0,90000", "--json")
@@ -75,6 +98,7 @@ def test_a_point_whose_calls_do_not_fit_is_a_row(capsys: pytest.CaptureFixture[s
         (["--sweep", "rules=openai", "--capacity", "5"], "--rules openai and --capacity cannot both be given"),
         (["--sweep", "workers=1,2", "--background-workers", "1"], "fewer than --workers"),
         (["--sweep", "capacity=1", "--bound", "ttl_5s"], "cannot both be given"),
+        (["--sweep", "arrivals=poisson:1/s,often"], "--arrivals 'often': expected poisson:RATE/s"),
         (["--sweep", "capacity=1", "-o", "/nowhere/at/all"], "cannot be written there"),
     ],
 )
