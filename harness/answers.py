@@ -5,6 +5,7 @@ They are the replayers' own readers, which also keep what was said until the ans
 
 import zlib
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -134,7 +135,7 @@ class Answer:
         self.error: str | None = None
         self._dialect = dialect
         self._encoding = encoding.strip().lower()
-        self._events = Events() if kind.startswith("text/event-stream") and status < 300 else None
+        self._events = Events() if kind.lower().startswith("text/event-stream") and status < 300 else None
         self._kept: list[tuple[int, bytes]] = []
         self._most = self._room = most
         zipped = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(self._encoding)
@@ -159,7 +160,8 @@ class Answer:
                         one = self._zipped.decompress(one, max(1, self._room))
                         self._room -= len(one)
                     for event in events.feed(one):
-                        self.reader.event(event, at_ns)
+                        with suppress(Exception):  # one that cannot be read is not the end of the others
+                            self.reader.event(event, at_ns)
                 except Exception:  # whatever is wrong with it, it passes by
                     self.error = self.error or "other"
 
@@ -182,8 +184,8 @@ class Answer:
         heard = self.reader.heard
         if self.status >= 300 or heard.fault:
             self.error = failure(self.status, *(heard.fault or ("", "")))
-        elif self._events is not None and not heard.finished:
-            self.error = self.error or "reset"
+        elif self._events is not None:
+            self.error = None if heard.finished else self.error or "reset"
 
     def usage(self) -> tuple[Usage | None, dict[str, Any]]:
         """The account, and what else it tells, in trace columns."""

@@ -178,7 +178,8 @@ def _made(identity: Identity, kind: str, name: str, content: bytes, keep_text: b
     hash_ = identity.hash(content)
     shape = identity.hash(content.translate(_DIGITS)) if kind in ("system", "user") else hash_
     weight = PIECE_TOKENS["image"] if name in _PICTURES else len(content) * _WEIGHTS[kind] + PIECE_TOKENS.get(name, 0)
-    text = content.partition(b"\0")[2].decode("utf-8", "replace") if keep_text else None
+    told = content[content.find(b"\0") + 1 :].replace(b"text\0", b"") if keep_text else b""
+    text = told.replace(b"\0", b"\n").decode("utf-8", "replace") if keep_text else None
     return Piece(kind, hash_, shape, weight, text)
 
 

@@ -1,6 +1,6 @@
 """What a run's calls could have read at most, and what the simulated engine reads: of the run as it went."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,14 @@ def bound(path: Path, planned: Planned, server: dict[str, Any] | None, *, live: 
     """
     tree = PromptTree()
     endless = KeepBlocks(BlockCache(tree, block=1), answers=live, at_once=True)
+    name, every, shadows, router = "endless", [endless], {}, Router("round_robin", block=1)
     if server and server.get("block"):
         size = {"block": server["block"], "capacity": server.get("blocks")}
         every = [KeepBlocks(BlockCache(tree, **size), answers=live) for _ in range(server.get("workers") or 1)]
         kind = "kv_aware" if "router_cached_tokens" in server["counters"] else "round_robin"
-        router = Router(kind, block=size["block"])
-        name, cluster = "predicted", Cluster(tree, _workers(every), router, shadows={"endless": endless})
-    else:
-        name, cluster = "endless", Cluster(tree, _workers([endless]), Router("round_robin", block=1))
+        name, shadows, router = "predicted", {"endless": endless}, Router(kind, block=size["block"])
+    cluster = Cluster(tree, [Plain(each, times=ServiceTimes()) for each in every], router, shadows=shadows)
     write_bounds(path, _told(path, planned, cluster, name, live=live))
-
-
-def _workers(every: Sequence[KeepBlocks]) -> list[Plain]:
-    return [Plain(keeping, times=ServiceTimes()) for keeping in every]
 
 
 def _told(path: Path, planned: Planned, cluster: Cluster, name: str, *, live: bool) -> Iterator[Bound]:

@@ -160,7 +160,7 @@ class Client(asyncio.BufferedProtocol):
             exchange.refused = refusal(401, "Unauthorized", f"expected a token: {TOKEN}", "authentication_error")
         elif chosen is None:
             exchange.refused = refusal(404, "Not Found", "no upstream for this path", "not_found_error")
-        elif upgrade and dialect == "responses":
+        elif dialect == "responses" and "websocket" in headers.get("upgrade", "").lower():
             exchange.refused = refusal(426, "Upgrade Required", "calls are recorded over HTTP, not WebSocket")
         else:
             exchange.route = chosen

@@ -75,6 +75,8 @@ def record(
         tls = trusting(ca_file) or httpx.create_ssl_context()
         salt = salt_from_file(salt_file) if salt_file else new_salt()
         recorder = Recorder(journal, salt, keep_text=keep_text, flow=flow)
+        if salt_file and recorder.journal.salt != salt:
+            raise InputError(f"{journal}: begun with another salt than {salt_file} has: close it first, with -o alone")
         proxy = Proxy(routes, recorder, token=token, tls=tls)
         code = _recorded(proxy, address, command, bases)
     with closing(recorder or RecordJournal(journal, new_salt())):
@@ -146,7 +148,7 @@ def _token(name: str | None, host: str) -> str | None:
 async def _serve(proxy: Proxy, host: str, port: int, command: tuple[str, ...], bases: dict[str, str]) -> int:
     """Serve until a signal, or the command's end; the exit code."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    if any(one.port == port and one.host in (host, "localhost") for one in proxy.routes):
+    if any(one.port == port and (one.host == host or {one.host, host} <= {*LOOPBACK}) for one in proxy.routes):
         raise InputError(f"upstream {host}:{port}: is this recorder itself")
     try:
         server = await loop.create_server(proxy.client, host, port, backlog=1024)

@@ -19,7 +19,7 @@ from keepwarm.traces.steps import Piece
 from keepwarm.traces.threads import Placed, Threads
 
 INLINE_BYTES = 1 << 18
-"""Larger requests are taken apart beside the event loop, so that no other stream waits for it."""
+"""Larger requests, and compressed ones, are taken apart beside the event loop, so that no other stream waits for it."""
 GATHER_S, GATHERED = 0.2, 16
 """What comes within this time, up to this number, is done together: each alone finds nothing in the processor's caches.
 """
@@ -140,7 +140,7 @@ class Passing:
     def asked(self) -> None:
         """The request is whole."""
         body, self._body = b"".join(self._body), []
-        if self._size <= INLINE_BYTES:
+        if self._size <= INLINE_BYTES and "content-encoding" not in self._headers:
             self._place(self._take(body))
             return
         self._taking = self._recorder.beside.submit(self._take, body)

@@ -237,6 +237,39 @@ def test_retries_are_folded_into_the_call_they_lead_to(dialect: str, tmp_path: P
 
 
 @EVERY
+def test_what_a_failed_try_brought_is_not_lost(dialect: str, tmp_path: Path) -> None:
+    """The request with a tool's result is refused and sent again: the result came with the first try, and that is what
+    the tool's time, the gap and the edge are of.
+    """
+    use, result = Use("u1", "Bash", {"command": "ls"}), Result("u1", "a" * 300)
+    body = request(dialect, [user("Hello."), assistant(use), user(result)])
+    replies = says(dialect, Said((use,), Tokens(500, 40))), refuses(529), says(dialect, Said(tokens=Tokens(900, 9)))
+    with recording(tmp_path, scripted(*replies)) as made:
+        made.ask(dialect, request(dialect, [user("Hello.")]))
+        for _ in range(2):
+            time.sleep(PAUSE_S)
+            made.ask(dialect, body)
+    first, second = made.calls
+    (tool,) = first.tools
+    assert second.retries == 1
+    assert (tool.start_ns or 0) + (tool.duration_ns or 0) == second.start_ns == second.attempts[0].sent_ns
+    assert [tool.result_tokens] == [segment.tokens for segment in second.append if segment.kind == "tool_result"]
+    assert (second.gap_kind, second.gap_ns) == ("tool", second.start_ns - first.end_ns)
+    assert [(edge.call, edge.kind) for edge in second.after] == [(first.call, "tool")]
+
+
+@EVERY
+@pytest.mark.parametrize("together", [True, False], ids=["one write", "a write each"])
+def test_an_event_that_cannot_be_read_is_not_the_end_of_an_answer(dialect: str, together: bool, tmp_path: Path) -> None:
+    """Half an emoji, which the parser refuses: the client took the answer as good, and its account is told."""
+    pieces = events(dialect, Said(tokens=Tokens(150, 9)))
+    pieces = [*pieces[:1], b'data: {"said": "\\ud83d"}\n\n', *pieces[1:]]
+    reply = Reply([b"".join(pieces)] if together else pieces, headers={"content-type": "Text/Event-Stream"})
+    call = one(tmp_path, dialect, reply, stream=True)
+    assert (call.status, call.error, call.prompt, call.output) == (200, None, 150, 9)
+
+
+@EVERY
 @STREAMED
 def test_tools_are_told_with_their_results(dialect: str, stream: bool, tmp_path: Path) -> None:
     """Two tools asked for in one answer: their names, when asked, how long until the next request brought the results,

@@ -11,6 +11,8 @@ import pytest
 from wire import CALL, STREAM, Stage, asking, chunk, events, post, receive, refused, rst, settle, staged, streamed
 
 from keepwarm.harness import recorder
+from keepwarm.traces.recorded import close_journal
+from keepwarm.traces.store import read_calls
 
 MB = 1 << 20
 BIG = asking(text="x" * (4 * MB))
@@ -127,6 +129,28 @@ def test_a_client_that_leaves_is_known_at_the_upstream(stage: Stage, seen: int, 
 
     stage.run(play())
     assert errors(stage) == [error]
+
+
+def test_a_client_that_leaves_and_asks_the_same_again_has_made_one_call(stage: Stage, tmp_path: Path) -> None:
+    """As SDKs do when they have waited too long: what was asked in the cold is no second, warm call."""
+
+    async def play() -> None:
+        line = await stage.line()
+        await line.ask(asking())
+        await line.got()
+        line.client.close()
+        await line.left()
+        again = await stage.line()
+        await again.ask(asking())
+        await again.got()
+        await again.tell(streamed())
+        assert await again.heard(len(streamed())) == streamed()
+
+    stage.run(play())
+    assert errors(stage) == ["cancelled", None]
+    close_journal(stage.journal, str(tmp_path / "t.parquet"), version="0")
+    (call,) = read_calls(str(tmp_path / "t.parquet"))
+    assert (call.turn, call.retries, [tried.error for tried in call.attempts]) == (0, 1, ["cancelled", None])
 
 
 def test_a_client_that_leaves_before_it_has_asked_leaves_no_call(stage: Stage) -> None:

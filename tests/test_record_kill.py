@@ -163,6 +163,19 @@ def test_a_record_that_was_cut_is_none(tmp_path: Path, cut: int) -> None:
     assert missing(second, found, identity) == []
 
 
+def test_a_journal_keeps_its_salt(tmp_path: Path) -> None:
+    """To go on with it under another one is refused: an import with that would agree with nothing."""
+    out, salt = tmp_path / "t.parquet", tmp_path / "salt"
+    with answering(upstream) as port:
+        options: list[object] = ["--upstream", f"http://127.0.0.1:{port}", "-o", out]
+        seen = kill_under_load(options, Random(1), "salted")
+        told = closed(*options, "--salt-file", salt)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert "another salt" in told.stderr
+    assert closed("-o", out).returncode == 0
+    assert len(list(read_calls(str(out)))) >= len(seen)
+
+
 def test_an_empty_journal_is_closed_and_gone_on_with(tmp_path: Path) -> None:
     """Killed before it wrote its first line."""
     out = tmp_path / "t.parquet"

@@ -115,6 +115,20 @@ def test_responses_over_a_websocket_are_refused(stage: Stage) -> None:
     stage.run(play())
 
 
+def test_responses_with_another_upgrade_pass(stage: Stage) -> None:
+    """Java's client offers HTTP/2 with each request: it is no WebSocket, and the upstream says what it thinks of it."""
+
+    async def play() -> None:
+        line = await stage.line()
+        offer = asking("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AA")
+        await line.ask(offer.replace(b"/v1/messages", b"/v1/responses"))
+        assert (await line.got()).target == b"/v1/responses"
+        await line.tell(streamed("resp_h2c"))
+        assert await line.heard(len(streamed("resp_h2c"))) == streamed("resp_h2c")
+
+    stage.run(play())
+
+
 @pytest.mark.parametrize("framing", ["", "content-length: 12\r\n", "connection: keep-alive\r\n"])
 def test_head_leaves_the_connection_open(stage: Stage, framing: str) -> None:
     """Claude Code begins with HEAD /: its connection is for the calls that follow, whatever the answer's head tells."""

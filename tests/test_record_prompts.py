@@ -44,7 +44,8 @@ def broken(folder: Path, dialect: str, *prompts: dict[str, Any]) -> PrefixBreak 
     if broke is not None:
         ends = [0, *accumulate(segment.tokens for segment in held)]
         assert broke.at == second.keep == min(ends[broke.position], second.prompt or 0)
-        assert broke.tokens == held[broke.position].tokens
+        differs = second.append[0] if broke.change == "added" else held[broke.position]
+        assert (broke.kind, broke.tokens) == (differs.kind, differs.tokens)
         assert broke.kind == held[broke.position].kind or broke.change == "added"
     else:
         assert second.keep == first.prompt

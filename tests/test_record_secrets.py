@@ -304,6 +304,8 @@ def test_text_is_kept_in_its_column_only(tmp_path: Path) -> None:
     texts = "\n".join(segment.text or "" for call in calls for segment in call.append)
     assert [words for words in TEXT.values() if words not in texts] == [TEXT["agent"]]
     assert TOOL in texts
+    assert "\0" not in texts
+    assert all(segment.text for call in calls for segment in call.append if segment.kind in ("tools", "tool_result"))
     named = [value for value in NAMED if value != ANSWERED["text"]]
     never = {form for value in [*named, QUERY, PREFIX, TEXT["agent"], "toolu_quokka0060"] for form in forms(value)}
     for name, data in written(tmp_path / "kept").items():

@@ -13,6 +13,29 @@ from dialects import DIALECTS, Said, Tokens, Turn, assistant, request, user
 from recording import Asked, Reply, Talk, recording, says
 from wire import PATIENCE_S, Stage, asking, staged, streamed
 
+from keepwarm.harness.bodies import piece
+from keepwarm.traces.identity import Identity
+from keepwarm.traces.records import AnswerRecord
+from keepwarm.traces.threads import MOST_THREADS, Placed, Threads, Who
+
+
+def test_of_very_many_conversations_the_oldest_is_forgotten() -> None:
+    """Each of one message. The first is no longer known when it goes on, the last is."""
+    threads, identity = Threads(Identity(b"x" * 32).name), Identity(b"y" * 32)
+
+    def place(*said: str) -> Placed:
+        kinds = ("user", "answer", "user")
+        pieces = [piece(identity, kind, text) for kind, text in zip(kinds, said, strict=False)]
+        placed = threads.place(Who(), pieces)
+        threads.answered(placed.thread, AnswerRecord(0, 0, status=200))
+        return placed
+
+    begun = [place(f"ask {number}") for number in range(MOST_THREADS + 100)]
+    assert len({placed.thread for placed in begun}) == len(begun)
+    assert place("ask 0", "word", "go on").session not in {placed.session for placed in begun}
+    last = begun[-1]
+    assert place(f"ask {len(begun) - 1}", "word", "go on")[:4] == (last.thread, last.thread, 1, last.session)
+
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("at_once", [False, True])

@@ -147,15 +147,18 @@ import resource, signal, sys
 from pathlib import Path
 from keepwarm.replayers.run import Bound, write_bounds
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 write_bounds(Path(sys.argv[1]), (Bound(str(n * 7919 % 10007), 0, "endless", n) for n in range(10007)))
 """
 
 
-def test_a_disk_that_is_full_at_the_end_leaves_nothing(tmp_path: Path) -> None:
-    """The last rows are written when the file is closed: that they cannot be leaves no part of it either."""
-    ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
-    assert "OSError" in ran.stderr
+@pytest.mark.parametrize(("room", "said"), [(2000, "OSError"), (0, "bounds.parquet: cannot be written")])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, room: int, said: str) -> None:
+    """The last rows are written when the file is closed: that they cannot be leaves no part of it, nor does a file that
+    cannot be begun.
+    """
+    ran = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), str(room)], capture_output=True, text=True)
+    assert said in ran.stderr
     assert not list(tmp_path.iterdir())
 
 

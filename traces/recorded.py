@@ -14,7 +14,7 @@ from keepwarm.traces.sessions import SessionBuilder
 from keepwarm.traces.steps import OWN_FILE, Asked, Input, Step, Stream, Wire
 from keepwarm.traces.store import TraceWriter
 
-RETRIED = ("overloaded", "rate_limit", "timeout", "reset", "other")
+RETRIED = ("overloaded", "rate_limit", "timeout", "reset", "other", "cancelled")
 """Failures after which a client asks the same again."""
 
 
@@ -65,7 +65,7 @@ class _Agent:
             version="",
             start_ns=attempts[0].sent_ns,
             end_ns=answer.end_ns,
-            inputs=[given for given in record.inputs if given.hash not in known],
+            inputs=[given for given in tries[0][0].inputs if given.hash not in known],  # again, nothing is new
             reset="compaction" if self.summary else None,
             retries=len(attempts) - 1,
             weight=sum(piece.weight for piece in answer.said),

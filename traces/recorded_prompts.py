@@ -50,7 +50,7 @@ class RecordedPrompt:
         parent, switched = self._parent(step)
         at = common(parent.pieces, pieces) if parent else 0
         growth, sizes = self._grown(step, parent.sizes[:at] if parent else [], pieces[at:])
-        broke = _broken(parent, pieces, at, growth.keep) if parent and not switched else None
+        broke = _broken(parent, pieces, sizes, at, growth.keep) if parent and not switched else None
         cause = "model_switch" if switched else _cause(step, broke)
         self._tell_answer(step, wire)
         marks = _marks(step, wire, sizes)
@@ -103,13 +103,13 @@ class RecordedPrompt:
         self._answers |= {block.hash: (size, step.id) for block, size in zip(blocks, sizes, strict=True)}
 
 
-def _broken(before: _Seen, pieces: Sequence[Piece], at: int, keep: int) -> PrefixBreak | None:
+def _broken(before: _Seen, pieces: Sequence[Piece], sizes: Sequence[int], at: int, keep: int) -> PrefixBreak | None:
     """Where and how a prompt leaves the one that it grows from, if it does."""
     if at >= len(before.pieces):
         return None
     how = change(before.pieces, pieces, at)
-    kind = (pieces if how == "added" else before.pieces)[at].kind
-    return PrefixBreak(keep, at, kind, before.sizes[at], how)
+    pieces, sizes = (pieces, sizes) if how == "added" else (before.pieces, before.sizes)
+    return PrefixBreak(keep, at, pieces[at].kind, sizes[at], how)
 
 
 def _cause(step: Step, broke: PrefixBreak | None) -> str | None:

@@ -1,6 +1,6 @@
 """A Parquet file in the making: row groups as they come, its metadata at the end, nothing left where it fails."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
@@ -84,9 +84,11 @@ class ParquetSink:
             raise InputError(f"{path}: is a directory, expected the name of a file to write")
         try:
             self._sink = self._fs.open_output_stream(self._part)
+            self._writer = pq.ParquetWriter(self._sink, columns, **parquet_options(columns))
         except OSError as error:
+            with suppress(OSError):
+                self._fs.delete_file(self._part)
             raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
-        self._writer = pq.ParquetWriter(self._sink, columns, **parquet_options(columns))
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows; as many as take ``BYTES_PER_GROUP`` are written together, as a row group."""

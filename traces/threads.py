@@ -158,8 +158,9 @@ class Threads:
             _, old = self._threads.popitem(last=False)
             for named in (self._own, self._beside):
                 named.pop((old.session, old.agent), None)
-            for begun in self._begun.values():
-                begun[:] = [kept for kept in begun if kept is not old]
+            first = next((piece.hash for piece in _said(old.pieces)), 0)
+            if begun := [kept for kept in self._begun.pop(first, ()) if kept is not old]:
+                self._begun[first] = begun
 
     def _named(self, who: Who, pieces: Sequence[Piece]) -> _Found:
         """The thread of an agent that said who it is, and the one its prompt grows from."""
