@@ -50,6 +50,7 @@ class Planned:
         self.shard = (0, 1)
         self.over: frozenset[tuple[str, int]] = frozenset()
         self._from_ns = 0
+        self._few: list[list[Call]] | None = None
         table = read_trace_table(trace, ["session", "flow", "breakpoints"])
         self.calls = table.num_rows
         self.sessions = len(table.column("session").unique())
@@ -81,8 +82,13 @@ class Planned:
         self._come |= {"time": time, "shared": _shared(self.trace)}
 
     def _read(self) -> Iterable[list[Call]]:
-        sessions = read_sessions(self.trace, at_once=AT_ONCE)
-        return sessions if self._scale is None else scaled(sessions, self._scale)
+        if self._few is not None:
+            return self._few
+        sessions: Iterable[list[Call]] = read_sessions(self.trace, at_once=AT_ONCE)
+        sessions = sessions if self._scale is None else scaled(sessions, self._scale)
+        if self.calls <= AT_ONCE:  # to open a file again takes longer than to play it, and copies may be thousands
+            self._few = sessions = list(sessions)
+        return sessions
 
     def sessions_of_run(self) -> Iterator[Arrival]:
         """All its sessions as they come, those that are over included."""

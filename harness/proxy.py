@@ -20,10 +20,9 @@ from typing import Any
 
 import httptools
 
-from keepwarm.harness.exchange import BUFFER, TOKEN, Exchange, head, refusal
 from keepwarm.harness.recorder import Recorder, dialect_of
 from keepwarm.harness.routes import Route, choose
-from keepwarm.harness.upstream import Upstream
+from keepwarm.harness.upstream import BUFFER, TOKEN, Exchange, Upstream, head, refusal
 
 WAITING_BYTES = 1 << 20
 """So much of what a client sends waits for its upstream; then the client has to wait."""

@@ -2,7 +2,6 @@
 
 import secrets
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,22 @@ from keepwarm.harness.resumed import Resumed, keep, same
 from keepwarm.harness.sending import Came, Sending, send_all
 from keepwarm.replayers import run as runs
 from keepwarm.replayers.address import shown_url
-from keepwarm.replayers.caps import CAPS, Cap
+from keepwarm.replayers.caps import CAPS
 from keepwarm.replayers.times import SECOND
 from keepwarm.traces.errors import InputError
 
 
 def replay_to(
-    path: Path,
-    planned: Planned,
-    asking: Asking,
-    *,
-    start: str,
-    salt: str | None,
-    assistant: str,
-    hints: str,
-    caps: dict[str, tuple[Cap, ...]],
-    max_retries: int,
-    idle_cap: float | None,
-    timeout: float,
-    no_stream: bool,
-    metrics: Sequence[str],
-    processes: int,
-    ray: str | None,
-    ca: str | None,
-    resumed: Resumed | None,
+    path: Path, planned: Planned, asking: Asking, *, start: str, salt: str | None, resumed: Resumed | None, **how: Any
 ) -> Came:
-    """Replay into a run's directory, or go on with one that was ``resumed``, and say what came of it.
+    """Replay into a run's directory, or go on with one that was ``resumed``, and say what came of it. ``how`` are the
+    command's options of how to send, by their names, and its ``caps``.
 
     What can be said beforehand is written first: a run that is killed can be reported from its journal.
     """
-    if assistant == "live" and asking.dialect == "completions":
+    live, caps, idle_cap = how["assistant"] == "live", how["caps"], how["idle_cap"]
+    stream, timeout_s, ray = not how["no_stream"], how["timeout"], how["ray"]
+    if live and asking.dialect == "completions":
         raise InputError("--assistant live: the completions dialect sends token ids, and gets text: use another")
     planned.check()
     run_salt = (salt or secrets.token_hex(4)) if start in ("salt", "cache-salt") else ""
@@ -53,13 +38,12 @@ def replay_to(
     started = runs.now()
     about = _about_endpoint(planned, asking, start, run_salt, repeated=salt is not None)
     about["options"] = planned.options | {option: list(caps.get(name, ())) or None for name, option in CAPS.items()}
-    about["options"] |= {"max_retries": max_retries, "idle_cap_s": idle_cap, "timeout_s": timeout}
-    about["options"] |= {"stream": not no_stream, "assistant": assistant, "hints": hints}
-    about["options"] |= {"processes": processes, "ray": ray is not None}
+    about["options"] |= {name: how[name] for name in ("max_retries", "assistant", "hints", "processes")}
+    about["options"] |= {"idle_cap_s": idle_cap, "timeout_s": timeout_s, "stream": stream, "ray": ray is not None}
     about["fidelity"] = {"match": "bytes" if asking.frozen else "tokens", "costs": asking.costs.told()}
     if resumed is None:
         make_cold(asking, start)
-        before = read_counters(asking.address, metrics, must=True)
+        before = read_counters(asking.address, how["metrics"], must=True)
     else:
         same(resumed, about)
         keep(path, resumed)
@@ -67,16 +51,16 @@ def replay_to(
         about["resumed"] = [*(resumed.about.get("resumed") or ()), runs.now()]
     about["counters"] = {"before": before, "after": None}
     runs.write_about(path, planned.about("replay", started, ended=None, interrupted=True, **about))
-    endpoint = {"stream": not no_stream, "timeout_s": timeout, "salt": run_salt if start == "salt" else ""}
-    endpoint |= {"cache_salt": run_salt if start == "cache-salt" else None, "live": assistant == "live", "hints": hints}
+    endpoint = {"stream": stream, "timeout_s": timeout_s, "salt": run_salt if start == "salt" else ""}
+    endpoint |= {"cache_salt": run_salt if start == "cache-salt" else None, "live": live, "hints": how["hints"]}
     idle_ns = None if idle_cap is None else round(idle_cap * SECOND)
-    sending = Sending(endpoint, caps, max_retries, idle_ns, resumed.last_ns if resumed else 0)
-    came = _send(path, planned, asking, sending, processes, ray, ca)
-    about["counters"]["after"] = read_counters(asking.address, metrics)
+    sending = Sending(endpoint, caps, how["max_retries"], idle_ns, resumed.last_ns if resumed else 0)
+    came = _send(path, planned, asking, sending, how["processes"], ray, how["ca"])
+    about["counters"]["after"] = read_counters(asking.address, how["metrics"])
     about |= _after(came, about["clock"], resumed.about if resumed else {"clock": {"skipped_s": 0.0}})
     about |= {"planned_calls": came.measured()} if planned.window else {}
     runs.write_about(path, planned.about("replay", started, ended=runs.now(), **about))
-    bound(path, planned, before or about["counters"]["after"], live=assistant == "live")
+    bound(path, planned, before or about["counters"]["after"], live=live)
     return came
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -40,7 +41,7 @@ def run_directory(output: Path | None, mode: str, *, force: bool) -> Iterator[Pa
 def finish(path: Path, output: Path | None, what: str, *, as_json: bool = False) -> None:
     """Say what came of the run and where it is, or report it while it lasts."""
     if output is not None:
-        click.echo(f"{output}: {what}; see it with: keepwarm report {output}", err=as_json)
+        click.echo(f"{output}: {what}; see it with: keepwarm report {quote(str(output))}", err=as_json)
     if output is None or as_json:
         from keepwarm.harness.report_commands import report
 
@@ -64,8 +65,7 @@ def replay(trace: str, url: str, output: Path | None, force: bool, **given: Any)
         given["sessions"] = SESSIONS
     _check_load(given, output is not None or force)
     take = given.pop
-    names = ("speed", "gap_cap", "repeat", "duration", "warm_up", "seed")
-    load = {name: take(name) for name in names}
+    load = {name: take(name) for name in ("speed", "gap_cap", "repeat", "duration", "warm_up", "seed")}
     planned = Planned(trace, at_once=take("sessions"), scale=take("scale_tokens"), law=take("arrivals"), **load)
     given["caps"] = {name: told for name, option in CAPS.items() if (told := take(option))}
     like, match = take("like"), take("match")
@@ -96,7 +96,8 @@ def _check_load(options: dict[str, Any], placed: bool) -> None:
     several = options["processes"] > 1 or "ray" in given
     most = min([options["sessions"] or 1 << 40, *(cap[1] for name in CAPS.values() for cap in options[name])])
     wrong = {
-        "--warm-up must be shorter than --duration": 0 < options["warm_up"] >= (options["duration"] or 0),
+        "--timeout and --duration must be above 0": 0 in (options["timeout"], options["duration"]),
+        "--warm-up needs a --duration that is longer": 0 < options["warm_up"] >= (options["duration"] or 0),
         "--resume goes on in its own RUN: without -o and --force": "resume" in given and placed,
         "--resume and --duration cannot both be given": {"resume", "duration"} <= given,
         "--idle-cap is for one process: others do not know whether all are idle": several and "idle_cap" in given,

@@ -18,8 +18,9 @@ from keepwarm.harness.planned import Planned
 from keepwarm.harness.progress import progress
 from keepwarm.replayers.caps import Cap, Caps
 from keepwarm.replayers.clock import RunClock
+from keepwarm.replayers.plan import Schedule
 from keepwarm.replayers.prompts import as_pieces
-from keepwarm.replayers.replay import Replay, run_replay
+from keepwarm.replayers.replay import Prompt, Replay, run_replay
 from keepwarm.replayers.watch import Watch
 from keepwarm.traces.journal import Journal
 from keepwarm.traces.model import Outcome
@@ -94,16 +95,17 @@ def send_all(
     asking: Asking,
     sending: Sending,
     *,
+    ready: Schedule[Prompt] | None = None,
     at_ns: int | None = None,
     begun: Callable[[Replay], None] | None = None,
 ) -> Came:
-    """Send a plan's calls, their outcomes into a run's directory as they come. For a shard ``at_ns`` is the time of day
-    that is the run's zero, and ``begun`` is told what can be stopped.
+    """Send a plan's calls, their outcomes into a run's directory as they come. For a shard ``ready`` is its schedule,
+    ``at_ns`` the time of day that is the run's zero, and ``begun`` is told what can be stopped.
     """
     clock, counts = RunClock(), Counts()
     endpoint = asking.endpoint(clock=clock, **sending.endpoint)
     shown = nullcontext(lambda done, of: None) if at_ns else progress("replaying", planned.planned_calls)
-    schedule, watch = planned.schedule(as_pieces, ahead=AHEAD), Watch()
+    schedule, watch = ready or made_ready(planned, sending), Watch()
     with closing(Journal(path, partial=schedule.partial)) as journal, shown as told:
 
         def emit(outcome: Outcome) -> None:
@@ -125,11 +127,17 @@ def send_all(
         )
         if begun is not None:
             begun(replay)
-        schedule.next_due(sending.from_ns)  # the first sessions are read before the clock runs
         with _undisturbed():
             clock.start((0 if at_ns is None else at_ns - time_ns()) - sending.from_ns)
             whole = asyncio.run(run_replay(replay, endpoint, watch))
-    return Came(counts, not whole, [watch.told], replay.skipped_ns)
+    return Came(counts, not whole, [watch.told | {"cap_wait_max_s": replay.held_ns / 1e9}], replay.skipped_ns)
+
+
+def made_ready(planned: Planned, sending: Sending) -> Schedule[Prompt]:
+    """A plan's schedule, its first sessions read: that is for before the clock runs."""
+    schedule = planned.schedule(as_pieces, ahead=AHEAD)
+    schedule.next_due(sending.from_ns)
+    return schedule
 
 
 @contextmanager

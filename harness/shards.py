@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from keepwarm.harness.asking import Asking
 from keepwarm.harness.planned import Planned
-from keepwarm.harness.sending import Came, Counts, Sending, send_all
+from keepwarm.harness.sending import Came, Counts, Sending, made_ready, send_all
 from keepwarm.replayers.address import trusting
 from keepwarm.replayers.replay import Replay
 from keepwarm.replayers.run import under_way
@@ -46,7 +46,8 @@ class Shard:
 
     def __init__(self, planned: Planned, asking: Asking, sending: Sending, ca: str | None) -> None:
         address = asking.address._replace(tls=trusting(ca))
-        self._planned, self._asking, self._sending = planned, asking._replace(address=address), sending
+        self._what = planned, asking._replace(address=address), sending
+        self._ready = made_ready(planned, sending)
         self._replay: Replay | None = None
         self._stopped = False
 
@@ -54,7 +55,7 @@ class Shard:
         """Send its calls from this time of day on, the outcomes into a directory."""
         path.mkdir(parents=True, exist_ok=True)
         with under_way(path):
-            return send_all(path, self._planned, self._asking, self._sending, at_ns=at_ns, begun=self._begun)
+            return send_all(path, *self._what, ready=self._ready, at_ns=at_ns, begun=self._begun)
 
     def stop(self) -> None:
         """Interrupt it, while it runs in another thread or before."""

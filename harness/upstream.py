@@ -1,4 +1,6 @@
-"""The side of the upstream: what it sends goes to the client as it is, whatever it is, while a parser looks on."""
+"""The side of the upstream: what it is asked, an exchange each, and its answers, which go to the client as they are,
+while a parser looks on.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,65 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 import httptools
+import orjson
 
-from keepwarm.harness.exchange import BUFFER
-from keepwarm.harness.recorder import WALL_NS
+from keepwarm.harness.recorder import WALL_NS, Passing
 from keepwarm.harness.routes import Route
 
 if TYPE_CHECKING:
-    from keepwarm.harness.exchange import Exchange
     from keepwarm.harness.proxy import Client
 
 CONNECT_S = 30.0
 UNREAD_BYTES = 1 << 15
 """So much of an answer waits to be read: all at once costs less than piece by piece."""
+TOKEN = "x-keepwarm-token"
+BUFFER = memoryview(bytearray(1 << 18))
+"""Where each connection in turn reads what has come: a new one each time costs more than what stands in it."""
+
+
+class Exchange:
+    """A request on its way, and what waits to be written of it while there is nowhere to write. ``hasty`` where its
+    client waits for a word before it sends the rest.
+    """
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.trailers: list[tuple[bytes, bytes]] = []
+        self.method = ""
+        self.chunked = self.hasty = self.whole = self.answered = False
+        self.waiting: list[bytes] = []
+        self.route: Route | None = None
+        self.upstream: Upstream | None = None
+        self.passing: Passing | None = None
+        self.refused: bytes | None = None
+
+    def ended(self, error: str) -> None:
+        """It ended before its answer did. What was asked is known as far as it came, unless the client left it."""
+        passing, self.passing = self.passing, None
+        if passing is not None:
+            if not self.whole and error != "cancelled":
+                passing.asked()
+            passing.ended(error)
+
+
+def refusal(status: int, reason: str, told: str, kind: str = "api_error") -> bytes:
+    """An answer of the proxy's own."""
+    body = orjson.dumps({"type": "error", "error": {"type": kind, "message": f"keepwarm record: {told}"}})
+    head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body
+
+
+def head(exchange: Exchange, version: str, chosen: Route, path: str) -> bytes:
+    """The request's head as the upstream gets it."""
+    target = chosen.path + path[len(chosen.prefix) :]
+    slash = "" if target.startswith("/") else "/"
+    lines = [f"{exchange.method} {slash}{target} HTTP/{version}".encode("latin-1")]
+    for name, value in exchange.headers:
+        lower = name.lower()
+        if lower != TOKEN.encode():
+            lines.append(b"%b: %b" % (name, chosen.netloc.encode() if lower == b"host" else value))
+    return b"\r\n".join((*lines, b"", b""))
 
 
 class Upstream(asyncio.BufferedProtocol):

@@ -108,7 +108,7 @@ def _wait_s(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
     """How long a server wants to be left alone, where it says so, in a number or as the time when that is over."""
     told = {name.lower(): value for name, value in headers}
     milliseconds, after = told.get(b"retry-after-ms"), told.get(b"retry-after", b"").decode("latin-1")
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         try:
             seconds = float(milliseconds) / 1000 if milliseconds else float(after)
         except ValueError:

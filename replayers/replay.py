@@ -36,7 +36,7 @@ class Replay:
     again up to ``retries`` times. Where nothing runs and nothing is due for longer than ``idle_cap_ns``, the clock
     skips what is above that. From ``until_ns`` on calls are sent only as long as one that was due before is not over,
     so that those end under the load they began under. It begins at ``from_ns``. What an endpoint keeps of a session is
-    let go when that is over.
+    let go when that is over. ``skipped_ns`` is what was skipped, ``held_ns`` the longest that a call waited for caps.
     """
 
     schedule: Schedule[Prompt]
@@ -60,7 +60,7 @@ class Replay:
         self._task: asyncio.Task[Any] | None = None
         self._alarm_ns: int | None = None
         self._stopped = False
-        self.skipped_ns = 0
+        self.skipped_ns = self.held_ns = 0
 
     def stop(self) -> None:
         """Interrupt it, from another thread or before it runs."""
@@ -130,6 +130,7 @@ class Replay:
             return False
         self.clock.skip(ns - self.idle_cap_ns)
         self.skipped_ns += ns - self.idle_cap_ns
+        self._alarm_ns = None  # it was set for a clock that had not skipped
         return True
 
     def _wait(self, due_ns: int | None, now_ns: int) -> None:
@@ -140,9 +141,10 @@ class Replay:
             self._alarm.set(self._alarm_ns - now_ns)
 
     async def _send(self, planned: Planned[Prompt]) -> None:
-        call, session = planned.call, planned.session
+        call, session, begun_ns = planned.call, planned.session, self.clock()
         await self.caps.enter(call)
         await self.caps.admit(call)
+        self.held_ns = max(self.held_ns, self.clock() - begun_ns)
         if session in self._failed:  # while it waited
             outcome = self._skipped(call, planned)._replace(due_ns=planned.due_ns)
         else:

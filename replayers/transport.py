@@ -140,11 +140,11 @@ class _Reading:
 
     def fail(self, error: OSError | None) -> None:
         """The connection is at its end; that is the answer's too where it said no length."""
+        self.keep = False
         if self.over.done():
             return
         told = {name.lower() for name, _ in self.headers}
         until_eof = self.status and not told & {b"content-length", b"transfer-encoding"}
-        self.keep = False
         if error is None and until_eof:
             self.over.set_result(None)
         else:
@@ -155,6 +155,8 @@ class _Reading:
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if self.over.done():
+            raise ValueError("more than one answer")
         if status >= 200:
             self.status, self.keep = status, self._parser.should_keep_alive()
             self._listener.begin(status, self.headers, self.at_ns)

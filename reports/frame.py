@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from keepwarm.reports.about import read_about
+from keepwarm.traces import journal
 from keepwarm.traces.errors import InputError
-from keepwarm.traces.journal import JOURNAL, OUTCOMES, read_journal
 from keepwarm.traces.place import first_line, locate
 from keepwarm.traces.schema import OUTCOMES as OUTCOME_SCHEMA
 from keepwarm.traces.store import check_outcomes, read_meta, read_outcome_table, read_trace_table
@@ -78,15 +78,16 @@ def _exists(path: str) -> bool:
 def load(path: str) -> Loaded:
     """A run directory, or a trace (file or directory), as outcome rows; InputError if it is neither.
 
-    Of a run that was killed, or is under way, the rows are those in its journal.
+    Of a run that was killed, or is under way, the rows are those in its journal, or in those of its shards.
     """
     path = path.rstrip("/")
-    if _exists(f"{path}/{OUTCOMES}"):
-        rows = _scan(f"{path}/{OUTCOMES}")
-    elif _exists(f"{path}/{JOURNAL}"):
-        rows = pl.LazyFrame(read_journal(Path(path)).select(RUN_COLUMNS))
+    if _exists(f"{path}/{journal.OUTCOMES}"):
+        rows = _scan(f"{path}/{journal.OUTCOMES}")
     elif _exists(f"{path}/run.json"):
-        raise InputError(f"{path}: run.json is there but {OUTCOMES} is not: the run wrote no outcomes")
+        found = journal.written(Path(path)).select(RUN_COLUMNS)
+        if not found.num_rows:
+            raise InputError(f"{path}: run.json is there but {journal.OUTCOMES} is not: the run wrote no outcomes")
+        rows = pl.LazyFrame(found)
     else:
         return load_recording(path)
     about = read_about(f"{path}/run.json")

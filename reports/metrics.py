@@ -229,17 +229,19 @@ def achievable(loaded: Loaded) -> dict[str, float]:
 
 
 def task_time(loaded: Loaded) -> dict[str, Any]:
-    """Wall seconds of sessions whose every call ended, and ``stretch``: that over the recorded session's.
+    """Wall seconds of sessions whose every call ended (in a bounded run: that ran whole in the time that was measured),
+    and ``stretch``: that over the recorded session's.
 
     Stretch is None where gaps were cut or divided on a clock the endpoint does not share: the recorded session is then
     not the same plan.
     """
+    options, scale = loaded.told("options"), time_scale(loaded)
+    inside = pl.col("completed").is_not_null() | (options.get("duration_s") is None)
     sessions = loaded.scan.group_by("session_no").agg(
         wall=(pl.col("done_ns").max() - pl.col("due_ns").min()),
         recorded=(pl.col("rec_end_ns").max() - pl.col("rec_start_ns").min()),
-        whole=pl.col("done_ns").is_not_null().all(),
+        whole=(pl.col("done_ns").is_not_null() & inside).all(),
     )
-    options, scale = loaded.told("options"), time_scale(loaded)
     same_plan = options.get("gap_cap_s") is None and (options.get("speed") or 1.0) in (1.0, scale)
     stretch = (pl.col("wall") * scale / pl.col("recorded")).filter(pl.col("recorded") > 0)
     stretched = (stretch.len() > 0) & (same_plan and loaded.kind == "run")

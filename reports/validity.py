@@ -85,9 +85,13 @@ def drain_tail(rows: pl.LazyFrame) -> float | None:
 
 
 def _client_checks(loaded: Loaded, lag_ns: float | None, latency_ns: float | None) -> Iterator[dict[str, Any]]:
-    """How late calls were sent, where no cap made them wait, and whether the client itself was at its limits."""
+    """How late calls were sent, where no cap made them wait, nor their session for its place, and whether the client
+    itself was at its limits.
+    """
     clients, limit = loaded.about.get("client") or (), max(LAG_S, LAG_OF_LATENCY * ((latency_ns or 0.0) / SECOND))
-    capped = any(loaded.told("options").get(name) for name in CAPS)
+    options, waits = loaded.told("options"), [client.get("cap_wait_max_s", limit) for client in clients]
+    capped = any(options.get(name) for name in CAPS) and max(waits, default=limit) >= limit
+    capped |= bool(options.get("arrivals") and options.get("sessions"))
     lag = None if lag_ns is None else lag_ns / SECOND
     yield _check("schedule_lag.p99", lag, None if capped else limit, unit="s")
     loops = [client["loop_lag_p99_s"] for client in clients if client["loop_lag_p99_s"] is not None]
