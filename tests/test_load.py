@@ -220,6 +220,17 @@ def test_no_time_is_skipped_while_a_call_runs() -> None:
     assert by_name(outcomes)["s1"].sent_ns >= 200 * MS  # type: ignore[operator]
 
 
+def test_a_skip_brings_forward_what_was_waited_for_already() -> None:
+    """A session is due in a minute while a call still runs; that ends, the minute is skipped, and the call is on time
+    by the run's own clock, not a minute late by it.
+    """
+    come = [Arrival(chain("s", 1), 0, 0), Arrival(chain("t", 1), 0, 60_000 * MS)]
+    outcomes, replay = loaded(come, slow("s0/0", long_s=0.1), idle_cap_ns=10 * MS)
+    late = by_name(outcomes)["t0"]
+    assert (late.sent_ns or 0) - (late.due_ns or 0) < 30_000 * MS
+    assert replay.skipped_ns > 30_000 * MS
+
+
 def test_a_gap_within_the_idle_cap_is_waited_whole() -> None:
     """50 ms at a cap of a minute."""
     begun = time.monotonic()
@@ -270,6 +281,41 @@ def test_a_report_of_a_bounded_run_is_of_what_was_measured(bounded: Path, capsys
     told = orjson.loads(keepwarm_(capsys, "report", str(bounded), "--json")[1])
     assert told["calls"] == about(bounded)["planned_calls"]
     assert not [reason for reason in told["because"] if "coverage" in reason]
+
+
+def test_task_times_of_a_bounded_run_are_of_whole_sessions(bounded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of which some calls are outside what was measured, before it or after it, are no tasks."""
+    told = orjson.loads(keepwarm_(capsys, "report", str(bounded), "--json")[1])
+    sessions = defaultdict(list)
+    for row in read_outcome_table(str(bounded / "outcomes.parquet")).to_pylist():
+        sessions[row["session"], row["copy"]].append(row)
+    inside = [rows for rows in sessions.values() if len(rows) == 6 and {row["phase"] for row in rows} == {"measured"}]
+    took = [max(row["done_ns"] for row in rows) - min(row["due_ns"] for row in rows) for rows in inside]
+    assert told["task_time"]["max"] == max(took) / 1e9
+    assert told["task_time"]["p50"] == sorted(took)[(len(took) - 1) // 2] / 1e9
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_time_is_not_begun_before_all_are_ready(
+    processes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trace of one call for a second: thousands of its copies are read ahead, and no time goes by on that."""
+    path, run = write(tmp_path / "t.parquet", chain("s", 1)), tmp_path / "run"
+    with served() as url:
+        command = ("replay", path, "--endpoint", url, "-o", str(run), "--processes", processes)
+        assert keepwarm_(capsys, *command, "--duration", "1s", "--warm-up", "500ms")[0] == 0
+    rows = read_outcome_table(str(run / "outcomes.parquet")).to_pylist()
+    assert min(row["sent_ns"] for row in rows if row["sent_ns"] is not None) < 500 * MS
+    assert {"warmup", "measured"} <= {row["phase"] for row in rows}
+
+
+@pytest.mark.parametrize("option", ["--duration", "--timeout"])
+def test_no_time_at_all_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing can be measured in it."""
+    path = write(tmp_path / "t.parquet", chain("s", 1))
+    code, out, err = keepwarm_(capsys, "replay", path, "--endpoint", "http://127.0.0.1:9", option, "0")
+    assert (code, out) == (2, "")
+    assert "must be above 0" in err
 
 
 def test_a_run_says_how_much_time_it_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

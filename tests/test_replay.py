@@ -521,7 +521,7 @@ def test_a_run_without_any_outcome_is_one_line(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / JOURNAL).write_bytes(b"")
     code, out, err = keepwarm_(capsys, "report", str(tmp_path))
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "outcomes.jsonl: holds no outcome" in err
+    assert "the run wrote no outcomes" in err
 
 
 def test_a_journal_reads_like_the_outcomes_it_becomes(tmp_path: Path) -> None:

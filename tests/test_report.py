@@ -197,6 +197,25 @@ def test_a_lag_is_judged_by_the_latencies_too(tmp_path: Path) -> None:
     assert checked(run(tmp_path / "slow", slow))["valid"] is True
 
 
+@pytest.mark.parametrize(
+    ("options", "waited_s", "valid"),
+    [
+        ({"max_rate": [[None, 5]]}, 1.0, True),
+        ({"max_rate": [[None, 5]]}, 0.001, False),
+        ({}, 1.0, False),
+        ({"arrivals": "poisson:1/s", "sessions": 4}, 0.0, True),
+        ({"arrivals": "poisson:1/s", "sessions": None}, 0.0, False),
+    ],
+)
+def test_a_lag_that_was_asked_for_is_not_judged(
+    tmp_path: Path, options: dict[str, Any], waited_s: float, valid: bool
+) -> None:
+    """60 ms late is a fault of the client, unless a call waited longer than that for a cap, or sessions for a place."""
+    client = {"wall_s": 1.0, "cpu_s": 0.1, "loop_lag_p99_s": 0.0, "loop_lag_max_s": 0.0, "cap_wait_max_s": waited_s}
+    late = [outcome(turn, service_ms=100, lag_ms=60) for turn in range(3)]
+    assert checked(run(tmp_path, late, options=options, client=[client]))["valid"] is valid
+
+
 def test_a_run_that_answered_nothing_is_not_valid_and_has_no_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

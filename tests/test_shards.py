@@ -241,8 +241,8 @@ def test_an_interrupt_of_the_command_alone_ends_it(tmp_path: Path) -> None:
     assert process.returncode == 130
 
 
-def test_no_shard_outlives_the_command(tmp_path: Path) -> None:
-    """kill -9 of the command: its shards stop sending soon."""
+def test_no_shard_outlives_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """kill -9 of the command: its shards stop sending soon, and what they wrote is reported."""
     trace, run = long_trace(tmp_path / "t.parquet", 4000 * MS), tmp_path / "run"
     with served(0.02) as url, under_way(trace, url, run, (("--processes", "2"), None)) as (process, found):
         process.kill()
@@ -252,6 +252,8 @@ def test_no_shard_outlives_the_command(tmp_path: Path) -> None:
             if left:
                 time.sleep(0.1)
     assert left == []
+    code, out, _ = keepwarm_(capsys, "report", str(run), "--json")
+    assert (code, orjson.loads(out)["calls"]) == (0, written(run).num_rows)
 
 
 def test_shards_keep_to_a_cap_that_is_smaller_than_they_are_many(

@@ -82,6 +82,7 @@ def refused(status: int, headers: dict[str, str]) -> Answer:
         (429, {"retry-after": PAST}, None),
         (429, {"retry-after": "Sat, 99 Nov 2026"}, None),
         (429, {"retry-after": "-1"}, None),
+        (429, {"retry-after": "Fri, 01 Jan 99999999999999999999 00:00:00 GMT"}, None),
         (429, {"retry-after": "nan"}, None),
         (500, {"retry-after": "inf"}, None),
         (400, {"retry-after": "7"}, None),
@@ -123,6 +124,21 @@ def test_a_long_body_arrives_whole_where_its_server_reads_slowly() -> None:
     assert [answer.error for answer in answers] == [None, None]
     assert len(seen[0]) > 9_000_000
     assert seen[:2] == seen[2:]
+
+
+def test_what_comes_behind_an_answer_is_not_its() -> None:
+    """A server that sends a second answer with the first: the call has the first, and the next another connection."""
+    calls = []
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(await received(reader))
+        writer.write(WHOLE + b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno")
+        if len(calls) == 1:
+            assert await reader.read() == b""
+
+    answers = asked(twice, *[request(Piece(1, 9, "user"))] * 2)
+    assert [(answer.error, answer.status, answer.prompt) for answer in answers] == [(None, 200, 9)] * 2
+    assert len(calls) == 2
 
 
 def test_a_call_on_a_connection_that_was_closed_meanwhile_is_not_lost() -> None:
