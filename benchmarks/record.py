@@ -238,7 +238,7 @@ def bars(found: dict[str, Figures]) -> list[str]:
         lines.append(f"  note staggered, the dearest there can be: {median(ours.cpu_ms[size]):.4g} ms")
     for peer, times in (("mitmproxy", 8), ("litellm", 50)):
         if peer in found:
-            ratio = median(ours.per_core) / median(found[peer].per_core)
+            ratio = median(a / b for a, b in zip(ours.per_core, found[peer].per_core, strict=True))  # round by round
             lines.append(bar(f"requests/s a core over {peer}'s", ratio, ">=", times, "x"))
         else:
             lines.append(f"  ?    requests/s a core over {peer}'s: not measured here")
