@@ -174,7 +174,8 @@ class Answer:
             body = decoded(b"".join(data for _, data in self._kept), self._encoding, self._most)
             if self._events is not None:
                 for event in self._events.feed(body):  # it could not be read as it came: all of it came at first
-                    self.reader.event(event, self._kept[0][0])
+                    with suppress(Exception):
+                        self.reader.event(event, self._kept[0][0])
             elif self.status < 300:
                 self.reader.whole(body)
             elif body:

@@ -65,10 +65,9 @@ def simulate(
 
 def plan_of(trace: str, options: dict[str, Any]) -> Planned:
     """The trace as the options would have it replayed."""
-    places = options["sessions"]
-    law = options["arrivals"] or (None if places else "recorded")
+    law = options["arrivals"] or (None if options["sessions"] else "recorded")
     load = {name: options[name] for name in ("gap_cap", "repeat", "seed")}
-    return Planned(trace, at_once=places, law=law, **load)
+    return Planned(trace, at_once=options["sessions"], law=law, **load)
 
 
 def _check_point(planned: Planned, options: dict[str, Any]) -> None:

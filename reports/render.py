@@ -158,9 +158,8 @@ def what(report: dict[str, Any]) -> str:
     cache = about.get("cache") or {}
     if cache.get("state_at_start"):
         told[-1] += ","
-        told.append(
-            f"cache {cache['state_at_start']} at the start" + (f" ({cache['how']})" if cache.get("how") else "")
-        )
+        how = f" ({cache['how']})" if cache.get("how") else ""
+        told.append(f"cache {cache['state_at_start']} at the start{how}")
     return f"{size}; {' '.join(told)}"
 
 

@@ -89,11 +89,11 @@ def _client_checks(loaded: Loaded, lag_ns: float | None, latency_ns: float | Non
     itself was at its limits.
     """
     clients, limit = loaded.about.get("client") or (), max(LAG_S, LAG_OF_LATENCY * ((latency_ns or 0.0) / SECOND))
-    options, waits = loaded.told("options"), [client.get("cap_wait_max_s", limit) for client in clients]
-    capped = any(options.get(name) for name in CAPS) and max(waits, default=limit) >= limit
+    lag, options = (lag_ns or 0.0) / SECOND, loaded.told("options")
+    waits = [client.get("cap_wait_max_s", lag) for client in clients]  # runs of before do not tell
+    capped = any(options.get(name) for name in CAPS) and max(waits, default=lag) + limit >= lag
     capped |= bool(options.get("arrivals") and options.get("sessions"))
-    lag = None if lag_ns is None else lag_ns / SECOND
-    yield _check("schedule_lag.p99", lag, None if capped else limit, unit="s")
+    yield _check("schedule_lag.p99", None if lag_ns is None else lag, None if capped else limit, unit="s")
     loops = [client["loop_lag_p99_s"] for client in clients if client["loop_lag_p99_s"] is not None]
     cores = [client["cpu_s"] / client["wall_s"] for client in clients if client["wall_s"] >= LEAST_S]
     if loops:

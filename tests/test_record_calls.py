@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from dialects import DIALECTS, PATHS, Result, Said, Tokens, Use, assistant, events, request, user, whole
 from recording import Asked, Recording, Reply, Script, recording, refuses, says
@@ -259,13 +260,16 @@ def test_what_a_failed_try_brought_is_not_lost(dialect: str, tmp_path: Path) -> 
 
 
 @EVERY
-@pytest.mark.parametrize("together", [True, False], ids=["one write", "a write each"])
-def test_an_event_that_cannot_be_read_is_not_the_end_of_an_answer(dialect: str, together: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["a write each", "one write", "br"])
+def test_an_event_that_cannot_be_read_is_not_the_end_of_an_answer(dialect: str, how: str, tmp_path: Path) -> None:
     """Half an emoji, which the parser refuses: the client took the answer as good, and its account is told."""
     pieces = events(dialect, Said(tokens=Tokens(150, 9)))
     pieces = [*pieces[:1], b'data: {"said": "\\ud83d"}\n\n', *pieces[1:]]
-    reply = Reply([b"".join(pieces)] if together else pieces, headers={"content-type": "Text/Event-Stream"})
-    call = one(tmp_path, dialect, reply, stream=True)
+    pieces = pieces if how == "a write each" else [b"".join(pieces)]
+    headers = {"content-type": "Text/Event-Stream"}
+    if how == "br":
+        pieces, headers = [pa.compress(pieces[0], codec="brotli", asbytes=True)], headers | {"content-encoding": how}
+    call = one(tmp_path, dialect, Reply(pieces, headers=headers), stream=True)
     assert (call.status, call.error, call.prompt, call.output) == (200, None, 150, 9)
 
 

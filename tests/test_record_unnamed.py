@@ -23,14 +23,16 @@ def test_of_very_many_conversations_the_oldest_is_forgotten() -> None:
     """Each of one message. The first is no longer known when it goes on, the last is."""
     threads, identity = Threads(Identity(b"x" * 32).name), Identity(b"y" * 32)
 
-    def place(*said: str) -> Placed:
-        kinds = ("user", "answer", "user")
-        pieces = [piece(identity, kind, text) for kind, text in zip(kinds, said, strict=False)]
+    def place(*said: str, answer: str = "") -> Placed:
+        pieces = [piece(identity, ("user", "answer")[at % 2], text) for at, text in enumerate(said)]
         placed = threads.place(Who(), pieces)
-        threads.answered(placed.thread, AnswerRecord(0, 0, status=200))
+        threads.answered(placed.thread, AnswerRecord(0, 0, status=200, said=(piece(identity, "answer", answer),)))
         return placed
 
-    begun = [place(f"ask {number}") for number in range(MOST_THREADS + 100)]
+    long = "first", "word 1", "second", "word 2", "third", "word 3", "fourth"
+    assert place(*long[:5], answer=long[5]).thread == place(*long[2:]).thread  # its beginning slid out of the window
+    begun = [place(f"ask {number}", answer=f"answer {number}") for number in range(MOST_THREADS + 100)]
+    assert len(threads._begun) == MOST_THREADS  # nothing else shows that a forgotten one holds no memory
     assert len({placed.thread for placed in begun}) == len(begun)
     assert place("ask 0", "word", "go on").session not in {placed.session for placed in begun}
     last = begun[-1]

@@ -202,6 +202,7 @@ def test_a_lag_is_judged_by_the_latencies_too(tmp_path: Path) -> None:
     [
         ({"max_rate": [[None, 5]]}, 1.0, True),
         ({"max_rate": [[None, 5]]}, 0.001, False),
+        ({"max_rate": [[None, 5]]}, 0.009, False),
         ({}, 1.0, False),
         ({"arrivals": "poisson:1/s", "sessions": 4}, 0.0, True),
         ({"arrivals": "poisson:1/s", "sessions": None}, 0.0, False),

@@ -55,6 +55,7 @@ class _Thread:
     answer: frozenset[int] = frozenset()
     calls: int = 0
     compacted: bool = False
+    begun: int = 0
 
 
 _Found = tuple[_Thread, _Thread | None]
@@ -103,7 +104,8 @@ class Threads:
             self._sessions[thread.agent] = thread.session
             self._own[thread.session, thread.agent] = thread
         elif thread.role != "compaction" and (said := _said(thread.pieces)):
-            self._begun.setdefault(said[0].hash, []).append(thread)
+            thread.begun = said[0].hash
+            self._begun.setdefault(thread.begun, []).append(thread)
 
     def place(self, who: Who, pieces: Sequence[Piece]) -> Placed:
         """Say whose a request with these pieces is, and remember it."""
@@ -158,9 +160,8 @@ class Threads:
             _, old = self._threads.popitem(last=False)
             for named in (self._own, self._beside):
                 named.pop((old.session, old.agent), None)
-            first = next((piece.hash for piece in _said(old.pieces)), 0)
-            if begun := [kept for kept in self._begun.pop(first, ()) if kept is not old]:
-                self._begun[first] = begun
+            if begun := [kept for kept in self._begun.pop(old.begun, ()) if kept is not old]:
+                self._begun[old.begun] = begun
 
     def _named(self, who: Who, pieces: Sequence[Piece]) -> _Found:
         """The thread of an agent that said who it is, and the one its prompt grows from."""
